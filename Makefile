@@ -1,0 +1,39 @@
+# The one list of commands; CI calls the same targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install models demo test lint proto clean
+
+help:  ## what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+install: $(VENV)/.installed  ## a virtual environment with everything, in .venv
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FaceNet Serve needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --editable '.[dev]'
+	@touch $@
+
+models: install  ## the pretrained networks as verified ONNX files, in models/
+	$(BIN)/facenet-convert all --out models
+
+demo: models  ## the main job: a server and its SDK on two portraits
+	$(BIN)/python examples/demo.py --models models --out out
+
+test: models lint  ## what must hold
+	$(BIN)/python -m pytest
+
+lint: install  ## style, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+proto: install  ## the generated code, anew from face.proto
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos \
+		--grpc_python_out=protos facenet_proto/v1/face.proto
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) models out build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

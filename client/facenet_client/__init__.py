@@ -1,0 +1,78 @@
+"""The SDK of FaceNet Serve: find, embed and compare faces on a server.
+
+from facenet_client import Client
+
+with Client("127.0.0.1:50051") as client:
+    for photo in client.detect(["group.jpg"]):
+        print([face.box for face in photo.faces])
+"""
+
+from facenet_client import distances
+from facenet_client.aio import AsyncClient
+from facenet_client.client import Client
+from facenet_client.errors import (
+    AnswerTimeout,
+    CallError,
+    EmbeddingError,
+    FaceNetError,
+    ImageError,
+    ItemError,
+    NoFaceError,
+    OptionError,
+    RequestRefused,
+    ServerFault,
+    ServerItemError,
+    ServerOverloaded,
+    ServerUnavailable,
+)
+from facenet_client.types import (
+    Calibration,
+    CompareOptions,
+    Comparison,
+    Detection,
+    DetectOptions,
+    Embedding,
+    EmbedOptions,
+    Face,
+    FaceSelection,
+    ImageLike,
+    ModelInfo,
+    OperatingPoint,
+    ServerInfo,
+    Side,
+    raise_for_errors,
+)
+
+__all__ = [
+    "AnswerTimeout",
+    "AsyncClient",
+    "Calibration",
+    "CallError",
+    "Client",
+    "CompareOptions",
+    "Comparison",
+    "DetectOptions",
+    "Detection",
+    "EmbedOptions",
+    "Embedding",
+    "EmbeddingError",
+    "Face",
+    "FaceNetError",
+    "FaceSelection",
+    "ImageError",
+    "ImageLike",
+    "ItemError",
+    "ModelInfo",
+    "NoFaceError",
+    "OperatingPoint",
+    "OptionError",
+    "RequestRefused",
+    "ServerFault",
+    "ServerInfo",
+    "ServerItemError",
+    "ServerOverloaded",
+    "ServerUnavailable",
+    "Side",
+    "distances",
+    "raise_for_errors",
+]

@@ -1,0 +1,133 @@
+"""The contract's messages as the SDK's values and errors. No waiting, no connection."""
+
+import grpc
+import numpy as np
+from facenet_proto.v1 import face_pb2 as pb
+
+from facenet_client import errors
+from facenet_client.errors import CallError, ItemError
+from facenet_client.types import (
+    Calibration,
+    Comparison,
+    Detection,
+    Embedding,
+    Face,
+    ModelInfo,
+    OperatingPoint,
+    ServerInfo,
+)
+
+
+def server_info(message: pb.GetServerInfoResponse) -> ServerInfo:
+    """What the server says of itself."""
+    return ServerInfo(
+        version=message.version,
+        models=tuple(map(_model_info, message.models)),
+        default_embedder=message.default_embedder,
+        providers=tuple(message.providers),
+        image_formats=tuple(message.image_formats),
+        limits={f.name: getattr(message.limits, f.name) for f in pb.Limits.DESCRIPTOR.fields},
+    )
+
+
+def _model_info(message: pb.ModelInfo) -> ModelInfo:
+    values = {field.name: getattr(message, field.name) for field in pb.ModelInfo.DESCRIPTOR.fields}
+    values["calibration"] = _calibration(message.calibration) if message.HasField("calibration") else None
+    return ModelInfo(**values)
+
+
+def _calibration(message: pb.Calibration) -> Calibration:
+    fields = [field.name for field in pb.OperatingPoint.DESCRIPTOR.fields]
+    points = (OperatingPoint(**{name: getattr(p, name) for name in fields}) for p in message.operating_points)
+    return Calibration(message.data, tuple(points), message.probability_map)
+
+
+def detection(message: pb.Detection) -> Detection:
+    return Detection(
+        faces=tuple(map(_face, message.faces)),
+        width=message.width,
+        height=message.height,
+        exif_orientation=message.exif_orientation,
+    )
+
+
+def failed_detection(error: ItemError) -> Detection:
+    return Detection((), 0, 0, error=error)
+
+
+def _face(message: pb.Face) -> Face:
+    box, size = message.box, message.crop.size_px
+    crop = np.frombuffer(message.crop.rgb, np.uint8).reshape(size, size, 3)
+    return Face(
+        box=(box.x1, box.y1, box.x2, box.y2),
+        score=message.score,
+        landmarks=tuple((point.x, point.y) for point in message.landmarks),
+        embedding=embedding(message.embedding) if message.HasField("embedding") else None,
+        crop=crop if message.HasField("crop") else None,
+    )
+
+
+def embedding(message: pb.Embedding) -> Embedding:
+    return Embedding(np.frombuffer(message.vector, "<f4"), message.model)
+
+
+def comparison(message: pb.Comparison) -> Comparison:
+    return Comparison(
+        distance=message.distance,
+        threshold=message.threshold if message.HasField("threshold") else None,
+        same=message.same if message.HasField("same") else None,
+        probability=message.probability if message.HasField("probability") else None,
+        operating_point=message.operating_point,
+        model=message.model,
+        face_a=_face(message.face_a) if message.HasField("face_a") else None,
+        face_b=_face(message.face_b) if message.HasField("face_b") else None,
+    )
+
+
+_ITEM_ERRORS: dict[str, type[ItemError]] = {
+    "OPTION_OUT_OF_RANGE": errors.OptionError,
+    "TOO_MUCH_WORK": errors.OptionError,
+    "UNKNOWN_MODEL": errors.OptionError,
+    "UNKNOWN_OPERATING_POINT": errors.OptionError,
+    "RESPONSE_TOO_LARGE": errors.OptionError,
+    "MODEL_MISMATCH": errors.EmbeddingError,
+    "BAD_EMBEDDING": errors.EmbeddingError,
+    "NO_FACE": errors.NoFaceError,
+    "INTERNAL": errors.ServerItemError,
+    "EMPTY": errors.ImageError,
+    "UNSUPPORTED_FORMAT": errors.ImageError,
+    "TRUNCATED": errors.ImageError,
+    "CORRUPT": errors.ImageError,
+    "IMAGE_TOO_LARGE": errors.ImageError,
+    "WRONG_SIZE": errors.ImageError,
+}
+
+_CALL_ERRORS: dict[grpc.StatusCode, type[CallError]] = {
+    grpc.StatusCode.UNAVAILABLE: errors.ServerUnavailable,
+    grpc.StatusCode.CANCELLED: errors.ServerUnavailable,  # a server that stops at once cancels its calls
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.AnswerTimeout,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.ServerOverloaded,
+    grpc.StatusCode.INVALID_ARGUMENT: errors.RequestRefused,
+    grpc.StatusCode.NOT_FOUND: errors.RequestRefused,
+    grpc.StatusCode.FAILED_PRECONDITION: errors.RequestRefused,
+    grpc.StatusCode.PERMISSION_DENIED: errors.RequestRefused,
+    grpc.StatusCode.UNAUTHENTICATED: errors.RequestRefused,
+    grpc.StatusCode.UNIMPLEMENTED: errors.RequestRefused,
+}
+
+
+_BROKEN_CALL = "Internal error from Core"
+"""What grpc.aio says where it meets a lost connection in the middle of a write, before the call's own status."""
+
+
+def item_error(message: pb.ItemError) -> ItemError:
+    kind = _ITEM_ERRORS.get(message.reason, ItemError)
+    return kind(message.message, code=message.code, reason=message.reason)
+
+
+def call_error(target: str, code: grpc.StatusCode, details: str | None) -> CallError:
+    """The one place where a gRPC status becomes an error of ours."""
+    kind = _CALL_ERRORS.get(code, errors.ServerFault)
+    if code is grpc.StatusCode.INTERNAL and details == _BROKEN_CALL:
+        kind = errors.ServerUnavailable
+    return kind(f"{target}: {details or 'no details'} ({code.name})")

@@ -1,0 +1,179 @@
+"""Between the SDK's values and the contract's messages: what both clients share. No waiting, no connection.
+
+An Exchange describes one streaming method for one call's options: how an input becomes an item of a request,
+and how an item of a response becomes a result.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import grpc
+import numpy as np
+from facenet_proto.v1 import face_pb2 as pb
+
+from facenet_client import _answers, _requests, errors, types
+from facenet_client.errors import ItemError
+from facenet_client.types import Comparison, Detection, Embedding
+
+SERVICE = pb.DESCRIPTOR.services_by_name["FaceService"].full_name
+
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),  # answers are bounded by their requests and the server's limits
+    ("grpc.max_send_message_length", -1),  # messages are cut to the server's limits before they are sent
+    ("grpc.http2.bdp_probe", 0),  # bounded flow control, as on the server
+    ("grpc.http2.lookahead_bytes", 1 << 20),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+
+InputT = TypeVar("InputT")
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange(Generic[InputT, ResultT]):
+    """One streaming method with one call's options."""
+
+    method: str
+    request: Callable[[int, Sequence[Any]], Any]
+    response: type[Any]
+    to_item: Callable[[InputT], Any]
+    from_result: Callable[[Any], ResultT]
+    from_error: Callable[[ItemError], ResultT]
+
+    @property
+    def path(self) -> str:
+        """The RPC's full name."""
+        return f"/{SERVICE}/{self.method}"
+
+    def prepare(self, value: InputT) -> Any:
+        """The input as an item of a request, or the ItemError that it gets without being sent."""
+        try:
+            return self.to_item(value)
+        except ItemError as error:
+            return error
+
+
+class Chunk(NamedTuple):
+    """Inputs that travel together: the request, None where there is nothing to send, and per input the
+    ItemError that it got without being sent."""
+
+    id: int
+    request: Any
+    errors: Sequence[ItemError | None]
+
+
+def chunk(exchange: Exchange[Any, Any], number: int, prepared: Sequence[Any]) -> Chunk:
+    """Prepared inputs as one message."""
+    items = [item for item in prepared if not isinstance(item, ItemError)]
+    failed = [item if isinstance(item, ItemError) else None for item in prepared]
+    return Chunk(number, exchange.request(number, items) if items else None, failed)
+
+
+def results(exchange: Exchange[Any, ResultT], chunk: Chunk, response: Any) -> list[ResultT]:
+    """One result per input of the chunk; raises ServerFault where the response is not this chunk's."""
+    answers: Iterator[Any] = iter(())
+    if chunk.request is not None:
+        expected = sum(error is None for error in chunk.errors)
+        if response.id != chunk.id or len(response.results) != expected:
+            raise errors.ServerFault(
+                f"message {chunk.id} of {expected} items was answered by {response.id} with {len(response.results)}"
+            )
+        answers = iter(response.results)
+    return [_result(exchange, next(answers)) if error is None else exchange.from_error(error) for error in chunk.errors]
+
+
+def check_inputs(inputs: Any) -> None:
+    """Raises TypeError for one image where an iterable of images belongs."""
+    if isinstance(inputs, str | bytes | os.PathLike) or (isinstance(inputs, np.ndarray) and inputs.ndim == 3):
+        raise TypeError(f"give an iterable of images, as [image], not one {type(inputs).__name__}")
+
+
+def too_large(size: int, limit: int) -> ItemError:
+    """For an item that does not fit into a message."""
+    return errors.ImageError(
+        f"the item takes {size:,} bytes, a message at most {limit:,}: send the image encoded, shrink it, or "
+        "raise the server's max_message_mib",
+        code=grpc.StatusCode.INVALID_ARGUMENT.value[0],
+        reason="IMAGE_TOO_LARGE",
+    )
+
+
+def _result(exchange: Exchange[Any, ResultT], result: Any) -> ResultT:
+    if result.HasField("error"):
+        return exchange.from_error(_answers.item_error(result.error))
+    return exchange.from_result(result)
+
+
+# ---- the four exchanges ----
+
+
+def detect(options: Mapping[str, Any]) -> Exchange[types.ImageLike, Detection]:
+    """Images to their faces."""
+    _requests.known(options, types.DetectOptions)
+    message = _requests.detect_options(options)
+    return Exchange(
+        "Detect",
+        lambda number, items: pb.DetectRequest(id=number, images=items, options=message),
+        pb.DetectResponse,
+        lambda image: _requests.image(image, options),
+        lambda result: _answers.detection(result.detection),
+        _answers.failed_detection,
+    )
+
+
+def embed(options: Mapping[str, Any]) -> Exchange[types.ImageLike, Detection]:
+    """Images to their faces with embeddings."""
+    _requests.known(options, types.EmbedOptions)
+    message = pb.EmbedOptions(
+        detect=_requests.detect_options(options), faces=_requests.selection(options), model=options.get("model", "")
+    )
+    return Exchange(
+        "Embed",
+        lambda number, items: pb.EmbedRequest(id=number, items=items, options=message),
+        pb.EmbedResponse,
+        lambda image: pb.EmbedItem(image=_requests.image(image, options)),
+        lambda result: _answers.detection(result.detection),
+        _answers.failed_detection,
+    )
+
+
+def embed_crops(model: str) -> Exchange[types.ImageLike, Embedding]:
+    """Ready 160×160 crops to embeddings."""
+    message = pb.EmbedOptions(model=model)
+    return Exchange(
+        "Embed",
+        lambda number, items: pb.EmbedRequest(id=number, items=items, options=message),
+        pb.EmbedResponse,
+        lambda crop: pb.EmbedItem(crop=_requests.image(crop, {})),
+        lambda result: _answers.embedding(result.embedding),
+        lambda error: Embedding(np.empty(0, np.float32), "", error),
+    )
+
+
+def compare(options: Mapping[str, Any]) -> Exchange[tuple[types.Side, types.Side], Comparison]:
+    """Pairs to distances."""
+    _requests.known(options, types.CompareOptions)
+    message = pb.CompareOptions(
+        detect=_requests.detect_options(options),
+        faces=_requests.selection(options),
+        model=options.get("model", ""),
+        threshold=options.get("threshold"),
+        operating_point=options.get("operating_point", ""),
+    )
+
+    def pair(sides: tuple[types.Side, types.Side]) -> pb.Pair:
+        a, b = sides
+        return pb.Pair(a=_requests.side(a, options), b=_requests.side(b, options))
+
+    return Exchange(
+        "Compare",
+        lambda number, items: pb.CompareRequest(id=number, pairs=items, options=message),
+        pb.CompareResponse,
+        pair,
+        lambda result: _answers.comparison(result.comparison),
+        lambda error: Comparison(nan, error=error),
+    )

@@ -1,0 +1,90 @@
+"""``facenet compare``: every two of some images."""
+
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from facenet_client import Client, Comparison, Detection, NoFaceError, raise_for_errors
+from facenet_client.cli import console, matrix, options, tables
+from facenet_client.cli.answers import answers
+from facenet_client.cli.drawing import annotate
+
+
+@click.command()
+@options.PATHS
+@options.reference(margin_px=44)
+@click.option("--threshold", type=float, help="Same under this distance.  [default: the operating point's]")
+@click.option("--operating-point", help="A calibrated one that `facenet info` shows.  [default: best_accuracy]")
+@options.faces(options.ONE_FACE, "best_score")
+@options.MODEL
+@options.DRAW
+@options.AS_JSON
+@click.pass_obj
+def compare(
+    connect: Callable[[], Client],
+    /,
+    paths: Sequence[Path],
+    as_json: bool,
+    draw: Path | None,
+    threshold: float | None,
+    operating_point: str | None,
+    **given: Any,
+) -> None:
+    """Compare every two of the images, a face of each: the distance matrix, then the verdicts.
+
+    Images without a face, and unreadable ones, are named and left out.
+    """
+    files = console.image_files(paths)
+    if len(files) < 2:
+        raise click.UsageError("comparing takes two images at least")
+    with connect() as client:
+        # Each image is embedded once, however many it is compared with.
+        asked = answers(partial(client.embed_stream, **options.request(given)), files)
+        found = [detection for _, detection in console.progress(asked, len(files))]
+        asked_for = {"threshold": threshold, "operating_point": operating_point, "model": given["model"]}
+        compared = _compare(client, found, asked_for)
+    if draw is not None:
+        annotate(files, found, draw)
+    lacking = [(file, detection) for file, detection in zip(files, found, strict=True) if not detection.faces]
+    for file, detection in lacking:
+        console.note(f"{file}: {detection.error or 'no face'}; left out")
+    if as_json:
+        pairs = list(itertools.combinations(range(len(files)), 2))
+        results = [compared.get((a, b)) or _without_face(found[a], found[b]) for a, b in pairs]
+        names = [(files[a], files[b]) for a, b in pairs]
+        console.show(True, None, map(tables.comparison_record, names, results))
+    elif compared:
+        _show(files, compared)
+    sys.exit(1 if lacking else 0)
+
+
+def _show(files: Sequence[Path], compared: dict[tuple[int, int], Comparison]) -> None:
+    """The matrix of the images that have a face, then a row for each two of them."""
+    kept = sorted({number for pair in compared for number in pair})
+    place = {number: row for row, number in enumerate(kept)}
+    distances = {(place[a], place[b]): result.distance for (a, b), result in compared.items()}
+    click.echo(matrix.text([str(files[number]) for number in kept], matrix.symmetric(distances, len(kept))))
+    click.echo()
+    names = [(files[a], files[b]) for a, b in compared]
+    console.show(False, tables.comparisons(names, compared.values()), ())
+
+
+def _compare(
+    client: Client, found: Sequence[Detection], asked_for: dict[str, Any]
+) -> dict[tuple[int, int], Comparison]:
+    """Every two of the images that have a face, by their numbers."""
+    pairs = [(a, b) for a, b in itertools.combinations(range(len(found)), 2) if found[a].faces and found[b].faces]
+    limits: Any = {name: value for name, value in asked_for.items() if value is not None}
+    sides = ((found[a].faces[0], found[b].faces[0]) for a, b in pairs)
+    return dict(zip(pairs, raise_for_errors(client.compare_stream(sides, **limits)), strict=True))
+
+
+def _without_face(a: Detection, b: Detection) -> Comparison:
+    nan = float("nan")
+    missing = NoFaceError("an image without a face", code=5, reason="NO_FACE")
+    return Comparison(nan, error=a.error or b.error or missing)

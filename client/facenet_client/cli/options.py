@@ -1,0 +1,95 @@
+"""The options that commands share, and how they become the SDK's."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import click
+
+Command: TypeAlias = Callable[..., None]
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
+DRAW = click.option(
+    "--draw",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="Write pictures with boxes and landmarks: a file for one image, else a folder.",
+)
+MODEL = click.option("--model", help="The embedder.  [default: the server's]")
+PATHS = click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path))
+_THRESHOLDS = click.option(
+    "--thresholds",
+    type=(float, float, float),
+    help="What P-Net, R-Net and O-Net must score.  [default: 0.6 0.7 0.7]",
+)
+_COUNT, _PIXELS = click.IntRange(min=1), click.IntRange(min=0)
+_MIN_FACE = click.option("--min-face-px", type=_COUNT, help="Smallest face looked for, px.  [default: 20]")
+
+SELECTIONS = ("all", "largest", "best_score", "most_central")
+ONE_FACE = SELECTIONS[1:]
+
+
+def faces(choices: Sequence[str], default: str | None = None) -> Callable[[Command], Command]:
+    """``--faces``."""
+    return click.option(
+        "--faces",
+        type=click.Choice(choices),
+        default=default,
+        show_default=default is not None,
+        help="Which faces of an image count.",
+    )
+
+
+def operating_point(default: str) -> Callable[[Command], Command]:
+    """``--operating-point``."""
+    text = f"Whose threshold counts: one that `facenet info` shows.  [default: {default}, or the strictest there is]"
+    return click.option("--operating-point", help=text)
+
+
+def folder(name: str) -> Callable[[Command], Command]:
+    """An argument that is a folder that exists."""
+    return click.argument(name, type=click.Path(exists=True, file_okay=False, path_type=Path))
+
+
+def detection(command: Command) -> Command:
+    """The options of looking at images, one by one."""
+    for option in (
+        AS_JSON,
+        click.option("--no-exif", is_flag=True, help="Ignore the EXIF orientation."),
+        click.option("--margin-px", type=_PIXELS, help="Margin around a face in its crop, px.  [default: 32]"),
+        click.option("--max-faces", type=_COUNT, help="At most so many faces an image.  [default: all]"),
+        _THRESHOLDS,
+        _MIN_FACE,
+        PATHS,
+    ):
+        command = option(command)
+    return command
+
+
+def reference(margin_px: int) -> Callable[[Command], Command]:
+    """The options of the tools of davidsandberg/facenet, which know no EXIF orientation unless asked to."""
+
+    def decorate(command: Command) -> Command:
+        for option in (
+            click.option("--exif", is_flag=True, help="Apply the EXIF orientation."),
+            _THRESHOLDS,
+            _MIN_FACE,
+            click.option(
+                "--margin-px",
+                type=click.IntRange(min=0),
+                default=margin_px,
+                show_default=True,
+                help="Margin around a face in its crop, px.",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def request(given: dict[str, Any]) -> Any:
+    """What was given on the command line as the SDK's options; what was not is left to the server."""
+    options = {name: value for name, value in given.items() if value is not None}
+    upright = options.pop("exif") if "exif" in options else not options.pop("no_exif")
+    return options | {"apply_exif_orientation": upright}

@@ -1,0 +1,150 @@
+"""The synchronous client: the asynchronous one, run on an event loop in a thread of its own."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from facenet_client import _wire
+from facenet_client._stream import Stream
+from facenet_client.aio import AsyncClient
+from facenet_client.errors import CallError
+from facenet_client.types import (
+    CompareOptions,
+    Comparison,
+    Detection,
+    DetectOptions,
+    Embedding,
+    EmbedOptions,
+    ImageLike,
+    ServerInfo,
+    Side,
+)
+
+T = TypeVar("T")
+InputT = TypeVar("InputT")
+ResultT = TypeVar("ResultT")
+
+
+class Client:
+    """A connection to a FaceNet Serve server.
+
+    ``target`` is a gRPC target as "127.0.0.1:50051". ``timeout_s`` bounds the wait for each message's answer
+    (None: for ever); a stream as a whole has no deadline. Methods take any iterable, of any length, cut it
+    into messages by the server's limits, and answer in input order. What is wrong with one item sits on its
+    result's ``error``; what is wrong with the call is raised as a CallError.
+
+    Iterables are advanced in a worker thread, ahead of the results. A client may be used from several threads.
+    """
+
+    def __init__(self, target: str, *, timeout_s: float | None = 30.0) -> None:
+        self._client = AsyncClient(target, timeout_s=timeout_s)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._leaving: set[asyncio.Future[None]] = set()  # a loop alone would let its tasks be collected
+        self._lock = threading.RLock()  # between giving work to the loop and taking the loop away
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="facenet-client", daemon=True)
+        self._thread.start()
+        self._wait(self._client.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is None or self._thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+        loop.close()
+
+    async def _close(self) -> None:
+        """Close the client, and leave no other thread waiting: all that was given to this loop is a task by now."""
+        await self._client.__aexit__(None, None, None)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    def server_info(self) -> ServerInfo:
+        """The server's models, providers and limits."""
+        return self._wait(self._client.server_info())
+
+    def detect(self, images: Iterable[ImageLike], **options: Unpack[DetectOptions]) -> list[Detection]:
+        """Find the faces of each image."""
+        return list(self.detect_stream(images, **options))
+
+    def detect_stream(self, images: Iterable[ImageLike], **options: Unpack[DetectOptions]) -> Iterator[Detection]:
+        """``detect`` over unbounded input, result by result."""
+        return self._results(_wire.detect(options), images)
+
+    def embed(self, images: Iterable[ImageLike], **options: Unpack[EmbedOptions]) -> list[Detection]:
+        """Find the faces of each image and embed them: ``Face.embedding`` is set."""
+        return list(self.embed_stream(images, **options))
+
+    def embed_stream(self, images: Iterable[ImageLike], **options: Unpack[EmbedOptions]) -> Iterator[Detection]:
+        """``embed`` over unbounded input, result by result."""
+        return self._results(_wire.embed(options), images)
+
+    def embed_crops(self, crops: Iterable[ImageLike], *, model: str = "") -> list[Embedding]:
+        """Embed ready crops of 160×160 pixels, each one face."""
+        return list(self.embed_crops_stream(crops, model=model))
+
+    def embed_crops_stream(self, crops: Iterable[ImageLike], *, model: str = "") -> Iterator[Embedding]:
+        """``embed_crops`` over unbounded input, result by result."""
+        return self._results(_wire.embed_crops(model), crops)
+
+    def compare(self, pairs: Iterable[tuple[Side, Side]], **options: Unpack[CompareOptions]) -> list[Comparison]:
+        """The distance between the two faces of each pair, and whether they are the same person's."""
+        return list(self.compare_stream(pairs, **options))
+
+    def compare_stream(
+        self, pairs: Iterable[tuple[Side, Side]], **options: Unpack[CompareOptions]
+    ) -> Iterator[Comparison]:
+        """``compare`` over unbounded input, result by result."""
+        return self._results(_wire.compare(options), pairs)
+
+    def _results(self, exchange: _wire.Exchange[InputT, ResultT], inputs: Iterable[InputT]) -> Iterator[ResultT]:
+        _wire.check_inputs(inputs)
+        return self._iterate(exchange, inputs)
+
+    def _iterate(self, exchange: _wire.Exchange[InputT, ResultT], inputs: Iterable[InputT]) -> Iterator[ResultT]:
+        stream = self._wait(self._client.open_stream(exchange, inputs))
+        self._wait(stream.__aenter__())
+        try:
+            while (results := self._wait(stream.next_results())) is not None:
+                yield from results
+        finally:
+            self._end(stream)
+
+    def _end(self, stream: Stream[Any, Any]) -> None:
+        if threading.current_thread() is self._thread:  # a left generator, collected on the loop itself
+            self._leaving.add(asyncio.ensure_future(stream.__aexit__(None, None, None)))
+            return
+        with suppress(CallError):  # closing the client has ended it
+            self._wait(stream.__aexit__(None, None, None))
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the client's loop, and wait for it here."""
+        with self._lock:
+            if self._loop is None:
+                work.close()
+                if self._thread is None:
+                    raise RuntimeError("the client is not open: use it as `with Client(...)`")
+                raise CallError("the client was closed")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except CancelledError:
+            raise CallError("the client was closed") from None
+        except BaseException:
+            future.cancel()  # this thread was interrupted: no effect if the coroutine itself raised
+            raise

@@ -1,0 +1,80 @@
+"""What can go wrong, for callers of the SDK.
+
+::
+
+    FaceNetError
+    ├── ItemError            one item has no answer; it sits on that item's result, the others are answered
+    │   ├── ImageError       no usable image: unreadable, no bytes, unknown format, damaged, too large
+    │   ├── OptionError      an option is out of range, asks for too much, or names an unknown model
+    │   ├── EmbeddingError   an embedding of another model, of a wrong size, or not of unit length
+    │   ├── NoFaceError      a comparison needs a face, and the image has none
+    │   └── ServerItemError  the server failed on this item
+    └── CallError            the call as a whole failed; raised
+        ├── ServerUnavailable    no connection, or the server is shutting down
+        ├── AnswerTimeout        no answer within timeout_s (also a TimeoutError)
+        ├── ServerOverloaded     the server has no room now
+        ├── RequestRefused       the server does not accept the request
+        └── ServerFault          the server broke its promise
+
+``grpc.RpcError`` never reaches a caller.
+"""
+
+
+class FaceNetError(Exception):
+    """Base of everything the SDK raises on purpose."""
+
+
+class ItemError(FaceNetError):
+    """One item has no answer. ``code`` is a google.rpc.Code number, ``reason`` a word in capitals."""
+
+    def __init__(self, message: str, *, code: int, reason: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} [{self.reason}]"
+
+
+class ImageError(ItemError):
+    """No usable image: unreadable, no bytes, unknown format, damaged, too large, of a wrong size."""
+
+
+class OptionError(ItemError):
+    """An option is out of range, asks for too much work, or names an unknown model."""
+
+
+class EmbeddingError(ItemError):
+    """An embedding of another model, of a wrong size, or not of unit length."""
+
+
+class NoFaceError(ItemError):
+    """A comparison needs a face, and the image has none."""
+
+
+class ServerItemError(ItemError):
+    """The server failed on this item; its log tells more under the id in the message."""
+
+
+class CallError(FaceNetError):
+    """The call as a whole failed. Items whose results came before are answered."""
+
+
+class ServerUnavailable(CallError):
+    """No connection, or the server is shutting down: try again, here or elsewhere."""
+
+
+class AnswerTimeout(CallError, TimeoutError):
+    """The server took longer than ``timeout_s`` over a message."""
+
+
+class ServerOverloaded(CallError):
+    """The server has no room for the request now."""
+
+
+class RequestRefused(CallError):
+    """The server does not accept the request; sending it again changes nothing."""
+
+
+class ServerFault(CallError):
+    """The server failed, or answered what the contract does not allow."""

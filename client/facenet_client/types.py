@@ -1,0 +1,200 @@
+"""The SDK's values: what goes in, what comes out.
+
+Coordinates are pixels of the upright image (EXIF orientation applied), x to the right, y down, in exactly the
+numbers of the reference implementation, davidsandberg/facenet: its boxes count pixels from 1.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facenet_client.errors import ItemError
+
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.uint8]
+"""A path, an encoded file's bytes, or RGB pixels (height, width, 3) uint8."""
+
+FaceSelection: TypeAlias = Literal["all", "largest", "best_score", "most_central"]
+
+
+class DetectOptions(TypedDict, total=False):
+    """How faces are found. What is left out takes the server's default."""
+
+    min_face_px: int
+    """Side of the smallest face looked for, 12…1000 px (20)."""
+    thresholds: tuple[float, float, float]
+    """Probabilities that a window needs at P-Net, R-Net and O-Net, each in [0.3, 1) (0.6, 0.7, 0.7)."""
+    scale_factor: float
+    """Ratio between levels of the image pyramid, 0.5…0.9 (0.709)."""
+    max_faces: int
+    """At most this many faces, by score (all)."""
+    apply_exif_orientation: bool
+    """Turn the image upright before anything else (True)."""
+    return_crops: bool
+    """Fill ``Face.crop`` (False)."""
+    margin_px: int
+    """Margin around the box in a crop, half of it on each side, 0…1000 px of the image (32)."""
+    crop_size_px: int
+    """Side of a returned crop, 16…512 px (160)."""
+
+
+class EmbedOptions(DetectOptions, total=False):
+    """How an image becomes embeddings."""
+
+    faces: FaceSelection
+    """Which faces are embedded ("all")."""
+    model: str
+    """The embedder's name (the server's default)."""
+
+
+class CompareOptions(DetectOptions, total=False):
+    """How two sides are compared."""
+
+    faces: FaceSelection
+    """Which face of an image is compared ("best_score"); not "all"."""
+    model: str
+    """The embedder's name (the server's default)."""
+    threshold: float
+    """Same person when the distance is under this, in (0, 2] (that of the operating point)."""
+    operating_point: str
+    """One of the model's calibrated operating points, as "far_1e-3" ("best_accuracy")."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """A point on the unit sphere, and the model whose sphere it is. ``numpy.asarray`` gives the vector.
+
+    ``vector`` is (dimension,) float32 of L2 norm 1; it is empty where ``error`` says why there is none.
+    """
+
+    vector: NDArray[np.float32]
+    model: str
+    error: ItemError | None = None
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if self.error is not None:
+            raise self.error
+        return np.array(self.vector, dtype=dtype, copy=copy)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Face:
+    """One face: ``box`` (x1, y1, x2, y2) and ``landmarks`` five (x, y) in px: the eyes, the nose, the corners
+    of the mouth, left as the viewer sees it before right. ``crop`` is (size, size, 3) uint8 RGB."""
+
+    box: tuple[float, float, float, float]
+    score: float
+    landmarks: tuple[tuple[float, float], ...]
+    embedding: Embedding | None = None
+    crop: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detection:
+    """The faces of one image, by descending score. ``width`` and ``height`` are the upright image's, px;
+    ``exif_orientation`` (1…8) is the one that was applied. ``error`` says why there is no answer."""
+
+    faces: tuple[Face, ...]
+    width: int
+    height: int
+    exif_orientation: int = 1
+    error: ItemError | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """Two faces' L2 ``distance`` (0…2), whether it is under ``threshold``, and the ``probability`` that they are
+    one person's, where same and different are equally frequent.
+
+    ``operating_point`` says where the threshold comes from: a point of the model's calibration, "given", or
+    "uncalibrated"; then ``threshold`` and ``same`` are None, as is ``probability``. The faces are those compared
+    on sides that were images. Where ``error`` is set, the distance is NaN.
+    """
+
+    distance: float
+    threshold: float | None = None
+    same: bool | None = None
+    probability: float | None = None
+    operating_point: str = ""
+    model: str = ""
+    face_a: Face | None = None
+    face_b: Face | None = None
+    error: ItemError | None = None
+
+
+Side: TypeAlias = ImageLike | Embedding | Face
+"""A side of a comparison: an image, an embedding, or a face that carries one."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """A calibrated threshold on the L2 distance; see OperatingPoint in face.proto for each field."""
+
+    name: str
+    threshold: float
+    false_accept_rate: float
+    different_pairs: int
+    true_accept_rate: float
+    same_pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a model's distances mean, and the data that it was fitted on."""
+
+    data: str
+    operating_points: tuple[OperatingPoint, ...]
+    probability_map: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model the server runs; see ModelInfo in face.proto for each field. ``threshold`` is 0 and ``calibration``
+    None for a model that is uncalibrated, or no embedder."""
+
+    name: str
+    kind: str
+    source: str
+    source_sha256: str
+    onnx_sha256: str
+    preprocessing: str
+    input_size_px: int
+    dimension: int
+    threshold: float
+    parity_max_abs_diff: float
+    calibration: Calibration | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What the server runs and refuses; ``limits`` by the names of Limits in face.proto."""
+
+    version: str
+    models: tuple[ModelInfo, ...]
+    default_embedder: str
+    providers: tuple[str, ...]
+    image_formats: tuple[str, ...]
+    limits: dict[str, int] = field(default_factory=dict)
+
+
+class _Result(Protocol):
+    @property
+    def error(self) -> ItemError | None: ...
+
+
+ResultT = TypeVar("ResultT", bound=_Result)
+
+
+def raise_for_errors(results: Iterable[ResultT]) -> list[ResultT]:
+    """The results, if all of them are answers; otherwise the first ItemError is raised, with a note that
+    gives its place and how many items failed."""
+    answered = list(results)
+    failed = [(index, result.error) for index, result in enumerate(answered) if result.error is not None]
+    if failed:
+        index, error = failed[0]
+        error.add_note(f"item {index}; {len(failed)} of {len(answered)} items failed")
+        raise error
+    return answered

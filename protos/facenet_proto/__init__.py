@@ -1,0 +1,1 @@
+"""The contract of FaceNet Serve: ``v1/face.proto`` and the Python code generated from it (``make proto``)."""

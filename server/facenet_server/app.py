@@ -1,0 +1,176 @@
+"""The server's life: open the models, listen, serve, drain."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from importlib.metadata import version
+
+import cv2
+import grpc
+from facenet_proto.v1 import face_pb2 as pb
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from facenet_server import messages
+from facenet_server.batching import Batcher
+from facenet_server.config import MIB, Config
+from facenet_server.errors import StartError
+from facenet_server.images import DecodeLimits
+from facenet_server.pipeline import Embedder, Nets, Pipeline, WorkLimits
+from facenet_server.service import SERVICE, FaceService
+from facenet_server.sessions import Network, open_models
+
+_log = logging.getLogger(__name__)
+
+
+async def serve(config: Config) -> None:
+    """Run the server until SIGTERM or SIGINT, then finish what is in flight; a second signal stops at once.
+
+    Raises StartError where it cannot start.
+    """
+    _check(config)
+    threads = config.threads or usable_cores()
+    cv2.setNumThreads(1)  # images are worked on side by side instead
+    networks = await asyncio.to_thread(open_models, config.models, device=config.device, threads=threads)
+    _log_models(networks)
+    async with AsyncExitStack() as stack:
+        nets = await _share(networks, config, stack)
+        pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="compute"))
+        pipeline = Pipeline(nets, work_limits(config), pool)
+        service = FaceService(pipeline, _describe(networks, nets.default_embedder, config))
+        await _listen(service, config)
+
+
+async def _listen(service: FaceService, config: Config) -> None:
+    server, port = bind(service, config)
+    status = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    if config.reflection:
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    signals = _signals()
+    await server.start()
+    for name in ("", SERVICE):
+        await status.set(name, health_pb2.HealthCheckResponse.SERVING)
+    _log.info("listening on %s:%d", config.listen.rpartition(":")[0], port)
+    await signals.get()
+    _log.info("draining: up to %g s for what is in flight; a second signal stops at once", config.grace_s)
+    await status.enter_graceful_shutdown()
+    service.drain()
+    stopped = asyncio.ensure_future(server.stop(config.grace_s))
+    second = asyncio.ensure_future(signals.get())
+    await asyncio.wait({stopped, second}, return_when=asyncio.FIRST_COMPLETED)
+    second.cancel()
+    await server.stop(0)
+    await stopped
+    _log.info("stopped")
+
+
+def bind(service: FaceService, config: Config) -> tuple[grpc.aio.Server, int]:
+    """A server with the service on ``config.listen``, not started yet, and its port.
+
+    Raises StartError where the port is taken.
+    """
+    server = grpc.aio.server(options=_channel_options(config))
+    server.add_generic_rpc_handlers((service.handlers(),))
+    try:
+        port = server.add_insecure_port(config.listen)
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {config.listen}: is the port taken by another server?") from error
+    return server, port
+
+
+async def _share(networks: Mapping[str, Network], config: Config, stack: AsyncExitStack) -> Nets:
+    """Put the networks where callers share them: batchers, but for P-Net, which runs where its levels are."""
+    by_kind = {network.info.kind: network for network in networks.values()}
+    embedders = {
+        name: Embedder(
+            await stack.enter_async_context(Batcher(network, config.max_batch_rows)),
+            network.info.dimension,
+            network.info.calibration,
+        )
+        for name, network in networks.items()
+        if network.info.kind == "embedder"
+    }
+    default = config.default_embedder or min(embedders)
+    if default not in embedders:
+        raise StartError(f"the default embedder {default!r} is not there; there is {', '.join(embedders)}")
+    return Nets(
+        pnet=by_kind["pnet"],
+        rnet=await stack.enter_async_context(Batcher(by_kind["rnet"], config.max_batch_rows)),
+        onet=await stack.enter_async_context(Batcher(by_kind["onet"], config.max_batch_rows)),
+        embedders=embedders,
+        default_embedder=default,
+    )
+
+
+def usable_cores() -> int:
+    """The cores this process may run on, where the system tells; else all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _describe(networks: Mapping[str, Network], default: str, config: Config) -> pb.GetServerInfoResponse:
+    providers = list(dict.fromkeys(name for network in networks.values() for name in network.providers))
+    models = [network.info for network in networks.values()]
+    return messages.server_info(version("facenet-serve"), models, providers, default, config)
+
+
+def work_limits(config: Config) -> WorkLimits:
+    """What the configuration lets one image cost."""
+    pixels = config.max_image_megapixels * 1_000_000
+    return WorkLimits(
+        decode=DecodeLimits(config.formats, config.max_image_mib * MIB, pixels),
+        max_pyramid_pixels=config.max_pyramid_megapixels * 1_000_000,
+        max_candidates=config.max_candidates,
+    )
+
+
+def _channel_options(config: Config) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", config.max_message_mib * MIB),
+        ("grpc.max_send_message_length", -1),  # answers are bounded by their requests and max_crop_mib
+        ("grpc.max_concurrent_streams", config.max_streams_per_connection),
+        ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent sharer
+        # Bounded flow control: with bandwidth probing on, one unread stream can hold tens of megabytes.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", MIB),
+        # Dead peers are noticed, and callers may probe as often.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _check(config: Config) -> None:
+    known = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+    unknown = set(config.formats) - set(known)
+    if unknown:
+        raise StartError(f"unknown image formats {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+    zero = [name for name, value in asdict(config).items() if name.startswith("max_") and not value]
+    if zero:
+        raise StartError(f"{zero[0]} must be at least 1")
+    if not config.listen.rpartition(":")[2].isdigit():
+        raise StartError(f"--listen takes HOST:PORT, not {config.listen!r}")
+
+
+def _signals() -> asyncio.Queue[int]:
+    """SIGTERM and SIGINT as they come."""
+    received: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, received.put_nowait, number)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda number, _: loop.call_soon_threadsafe(received.put_nowait, number))
+    return received
+
+
+def _log_models(networks: Mapping[str, Network]) -> None:
+    for name, network in networks.items():
+        _log.info("%s (%s) on %s", name, network.info.kind, network.providers[0])

@@ -1,0 +1,33 @@
+"""Images on the way side by side, so that their crops share batches."""
+
+import asyncio
+
+
+class Company:
+    """Some images that go through the networks together: before each network they wait for each other.
+
+    A barrier whose size falls. Each image calls ``meet`` before each network that it needs, in the same order as the
+    others; whoever started it calls ``leave`` once it has ended, however it did.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._on_the_way = size
+        self._here = 0
+        self._gate = asyncio.Event()
+
+    async def meet(self) -> None:
+        """Wait until every image on the way has come to this point."""
+        self._here += 1
+        gate = self._gate
+        self._open_if_all_are_here()
+        await gate.wait()
+
+    def leave(self, count: int) -> None:
+        """So many images go no further."""
+        self._on_the_way -= count
+        self._open_if_all_are_here()
+
+    def _open_if_all_are_here(self) -> None:
+        if self._here >= self._on_the_way:
+            self._gate.set()
+            self._gate, self._here = asyncio.Event(), 0

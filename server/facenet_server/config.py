@@ -1,0 +1,53 @@
+"""The server's one configuration: read once in ``__main__``, frozen, passed down by value."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+
+
+def _option(default: Any, text: str, **details: Any) -> Any:
+    return field(default=default, metadata={"help": text, **details})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Each field is a flag (``max_batch_rows``: ``--max-batch-rows``) and an environment variable
+    (``FACENET_MAX_BATCH_ROWS``), documented by its text here."""
+
+    models: Path = _option(Path("models"), "Folder with the ONNX files and manifest.json.")
+    listen: str = _option("127.0.0.1:50051", "Address and port; port 0 takes a free one, which is logged.")
+    device: str = _option(
+        "auto",
+        "Where the networks run. auto: CUDA if it can be had, else the CPU; cuda: refuse to start without.",
+        choices=("auto", "cuda", "cpu"),
+    )
+    default_embedder: str = _option("", "Embedder for requests that name none. Empty: the first by name.")
+    reflection: bool = _option(False, "Serve gRPC reflection, so that tools can read the contract.")
+    image_formats: str = _option(
+        "JPEG,PNG,WEBP", "Encoded formats to accept; BMP, TIFF and GIF (first frame) can be added."
+    )
+    threads: int = _option(0, "Threads for computing, per network and for images. 0: one per usable core.")
+    max_batch_rows: int = _option(64, "Rows (crops) of one run of R-Net, O-Net or FaceNet.")
+    images_per_group: int = _option(
+        8, "Images of one message that go through the networks side by side: their crops share batches."
+    )
+    max_groups_per_stream: int = _option(2, "Such groups of one stream worked on at once.")
+    max_groups_in_flight: int = _option(4, "Such groups worked on at once, over all callers; others wait.")
+    max_messages_in_flight: int = _option(4, "Messages of one stream read and not yet answered.")
+    max_streams_per_connection: int = _option(100, "Streams that one connection may hold open.")
+    max_items_per_message: int = _option(64, "Images, crops or pairs of one message.")
+    max_message_mib: int = _option(16, "Size of one request message, MiB.")
+    max_image_mib: int = _option(10, "Size of one encoded image, MiB.")
+    max_image_megapixels: int = _option(25, "Height × width of one image, in millions.")
+    max_pyramid_megapixels: int = _option(25, "Pixels of one image's pyramid over all levels, in millions.")
+    max_candidates: int = _option(20_000, "Windows of one image that may pass P-Net.")
+    max_crop_mib: int = _option(64, "Crops of one response message, MiB.")
+    grace_s: float = _option(30.0, "Seconds that SIGTERM leaves for what is in flight.")
+    log_level: str = _option("info", "What is logged.", choices=("debug", "info", "warning", "error"))
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """``image_formats`` one by one, by Pillow's names."""
+        return tuple(name.strip().upper() for name in self.image_formats.split(","))

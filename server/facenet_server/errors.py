@@ -1,0 +1,61 @@
+"""What can go wrong on the way from a request to its answer, and at start.
+
+::
+
+    item ──messages──▶ options, image source ──images──▶ pixels ──mtcnn──▶ faces ──facenet──▶ answer
+          InvalidInput                        InvalidInput       InvalidInput    UnknownModel, NoFace,
+                                                                                 UnknownOperatingPoint
+
+    models folder ──sessions──▶ networks ──app──▶ a listening server
+                   StartError              StartError
+
+An ItemError spoils its own item and nothing else; ``service`` turns it into the wire's form. A ProtocolError
+ends its stream. A StartError ends the process with one line and exit code 1.
+"""
+
+
+class ItemError(Exception):
+    """An item that has no answer. ``reason`` is for programs, the message for people."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class InvalidInput(ItemError):
+    """The item or its options are not acceptable; sending it again changes nothing."""
+
+
+def shown(name: str) -> str:
+    """A caller's word as it may be told back: short, and without control characters."""
+    return repr(name if len(name) <= 64 else f"{name[:64]}…")
+
+
+class UnknownModel(ItemError):
+    """No embedder of that name is served."""
+
+    def __init__(self, name: str, served: list[str]) -> None:
+        super().__init__("UNKNOWN_MODEL", f"no embedder {shown(name)} is served; there is {', '.join(served)}")
+
+
+class UnknownOperatingPoint(ItemError):
+    """The model's calibration has no operating point of that name."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        there = f"there is {', '.join(known)}" if known else "the model is uncalibrated"
+        super().__init__("UNKNOWN_OPERATING_POINT", f"no operating point {shown(name)}; {there}")
+
+
+class NoFace(ItemError):
+    """A comparison needs a face, and the image has none."""
+
+    def __init__(self, side: str) -> None:
+        super().__init__("NO_FACE", f"no face was found on side {side}")
+
+
+class ProtocolError(Exception):
+    """What arrived is no valid message of the contract: its stream cannot go on."""
+
+
+class StartError(Exception):
+    """The server cannot start; the message says why and what to do."""

@@ -1,0 +1,160 @@
+"""From bytes to upright RGB pixels, and from pixels to windows. Pure: no waiting, no networks.
+
+Decoding is strict: a file that is damaged in any way its decoder notices is refused, and nothing is decoded
+before its header has passed the limits.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from facenet_server.boxes import Boxes
+from facenet_server.errors import InvalidInput
+
+Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
+
+Image.MAX_IMAGE_PIXELS = None  # the limit below, checked on the header, stands in for Pillow's global one
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+_BACK = {**_UPRIGHT, 6: _UPRIGHT[8], 8: _UPRIGHT[6]}  # the others are their own inverses
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An image file as it came."""
+
+    data: bytes
+    ignore_exif_orientation: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """Pixels as they came: height × width × 3 bytes."""
+
+    rgb: bytes
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLimits:
+    """What an image may be: formats by Pillow's names, bytes when encoded, height × width."""
+
+    formats: tuple[str, ...]
+    max_bytes: int
+    max_pixels: int
+
+
+class Decoded(NamedTuple):
+    """Upright pixels (H, W, 3) uint8 RGB, and the EXIF orientation (1…8) that was applied."""
+
+    pixels: Pixels
+    exif_orientation: int
+
+
+def decode(source: Encoded | Raw, limits: DecodeLimits) -> Decoded:
+    """The image's pixels. Grey becomes three equal channels, alpha is dropped, 16 bits become 8.
+
+    Raises InvalidInput: EMPTY, UNSUPPORTED_FORMAT, TRUNCATED, CORRUPT, IMAGE_TOO_LARGE, WRONG_SIZE.
+    """
+    if isinstance(source, Raw):
+        return Decoded(_view_raw(source, limits), 1)
+    if not source.data:
+        raise InvalidInput("EMPTY", "the image has no bytes")
+    if len(source.data) > limits.max_bytes:
+        raise InvalidInput(
+            "IMAGE_TOO_LARGE", f"the image has {len(source.data):,} bytes; the limit is {limits.max_bytes:,}"
+        )
+    try:
+        with Image.open(io.BytesIO(source.data), formats=limits.formats) as file:
+            _check_size(file.height, file.width, limits)
+            stored = _orientation(file)
+            image = _to_rgb(file)
+            turned = stored if file.format == "TIFF" else 1  # Pillow turns TIFFs, and only them, as it loads
+    except InvalidInput:
+        raise
+    except UnidentifiedImageError:
+        raise InvalidInput(
+            "UNSUPPORTED_FORMAT", f"not an image in an accepted format ({', '.join(limits.formats)})"
+        ) from None
+    except Exception as error:  # decoders fail in any way on damaged files
+        reason = "TRUNCATED" if "truncated" in str(error).lower() else "CORRUPT"
+        raise InvalidInput(reason, f"the image cannot be decoded: its data is {reason.lower()}") from None
+    orientation = 1 if source.ignore_exif_orientation else stored
+    if turned != orientation:
+        image = image.transpose(_UPRIGHT[orientation] if turned == 1 else _BACK[turned])
+    return Decoded(np.asarray(image), orientation)
+
+
+def cut_windows(image: Pixels, boxes: Boxes, side_px: int) -> NDArray[np.float32]:
+    """The windows of whole-pixel boxes (1-based, inclusive), resized to (N, side, side, 3) float32 in 0…255.
+
+    What lies outside the image is zero. Resized by area, and not rounded, as the reference does before R-Net
+    and O-Net.
+    """
+    windows = np.empty((len(boxes), side_px, side_px, 3), np.float32)
+    for window, box in zip(windows, boxes.astype(np.int64), strict=True):
+        cv2.resize(_window(image, *box), (side_px, side_px), dst=window, interpolation=cv2.INTER_AREA)
+    return windows
+
+
+def _window(image: Pixels, x1: int, y1: int, x2: int, y2: int) -> NDArray[np.float32]:
+    height, width = image.shape[:2]
+    left, top, right, bottom = max(x1, 1), max(y1, 1), min(x2, width), min(y2, height)
+    visible = image[top - 1 : max(bottom, 0), left - 1 : max(right, 0)].astype(np.float32)
+    if (left, top, right, bottom) == (x1, y1, x2, y2):
+        return visible
+    canvas = np.zeros((y2 - y1 + 1, x2 - x1 + 1, 3), np.float32)
+    canvas[top - y1 : top - y1 + visible.shape[0], left - x1 : left - x1 + visible.shape[1]] = visible
+    return canvas
+
+
+def _view_raw(source: Raw, limits: DecodeLimits) -> Pixels:
+    if not source.height or not source.width:
+        raise InvalidInput("EMPTY", f"a raw image of {source.height}×{source.width} pixels has none")
+    _check_size(source.height, source.width, limits)
+    expected = source.height * source.width * 3
+    if len(source.rgb) != expected:
+        raise InvalidInput(
+            "WRONG_SIZE",
+            f"a raw image of {source.height}×{source.width} has {expected:,} bytes, not {len(source.rgb):,}",
+        )
+    return np.frombuffer(source.rgb, np.uint8).reshape(source.height, source.width, 3)
+
+
+def _check_size(height: int, width: int, limits: DecodeLimits) -> None:
+    if height * width > limits.max_pixels:
+        raise InvalidInput(
+            "IMAGE_TOO_LARGE", f"the image is {height}×{width} pixels; the limit is {limits.max_pixels:,}"
+        )
+
+
+def _orientation(file: Image.Image) -> int:
+    try:
+        orientation = file.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # damaged EXIF data says nothing about the pixels: the image counts as stored
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _to_rgb(file: Image.Image) -> Image.Image:
+    if file.mode.startswith("I"):  # 16-bit grey, which Pillow would clip, not scale
+        grey = np.asarray(file).astype(np.int64) >> 8
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    return file.convert("RGB")

@@ -1,0 +1,137 @@
+"""MTCNN: the three stages around the three networks, exactly as the reference implementation runs them.
+
+Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks" (2016);
+davidsandberg/facenet, ``align/detect_face.py``. Pure: networks are passed in, or their outputs are.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from facenet_server.boxes import Boxes, Regressions, Scores, regress, square, suppress, truncate
+from facenet_server.errors import InvalidInput
+from facenet_server.images import Pixels
+
+STRIDE_PX, CELL_PX = 2, 12  # P-Net's output cells: their distance and their field of view
+
+Array = NDArray[np.float32]
+Net = Callable[[NDArray[np.generic]], tuple[Array, ...]]
+
+
+class Windows(NamedTuple):
+    """What P-Net found in one level or in all: boxes in pixels of the image."""
+
+    boxes: Boxes  # (N, 4)
+    scores: Scores  # (N,)
+    regressions: Regressions  # (N, 4)
+
+
+class Faces(NamedTuple):
+    """Faces of one image, by descending score; coordinates in pixels."""
+
+    boxes: Boxes  # (N, 4) x1 y1 x2 y2
+    scores: Scores  # (N,)
+    landmarks: NDArray[np.float64]  # (N, 5, 2) x, y
+
+    def take(self, indices: NDArray[np.intp] | slice) -> "Faces":
+        """Some of the faces."""
+        return Faces(self.boxes[indices], self.scores[indices], self.landmarks[indices])
+
+
+NO_FACES = Faces(np.empty((0, 4)), np.empty(0, np.float32), np.empty((0, 5, 2)))
+
+
+def scales(height: int, width: int, min_face_px: int, factor: float) -> list[float]:
+    """The scales of an image's pyramid: the first shrinks ``min_face_px`` to P-Net's 12, each further one is
+    ``factor`` times the last, down to the level whose shorter side is still 12."""
+    first = CELL_PX / min_face_px
+    shorter = min(height, width) * first
+    found: list[float] = []
+    while shorter >= CELL_PX:
+        found.append(first * factor ** len(found))
+        shorter *= factor
+    return found
+
+
+def pyramid_pixels(height: int, width: int, min_face_px: int, factor: float) -> int:
+    """The pixels of the whole pyramid, by which the work of P-Net grows."""
+    return sum(
+        math.ceil(height * scale) * math.ceil(width * scale) for scale in scales(height, width, min_face_px, factor)
+    )
+
+
+def propose(image: Pixels, pnet: Net, *, min_face_px: int, factor: float, threshold: float, max_windows: int) -> Boxes:
+    """Stage 1: square, whole-pixel boxes (N, 4) where P-Net, over all levels of the pyramid, sees faces.
+
+    Raises InvalidInput, reason TOO_MUCH_WORK, where more than ``max_windows`` windows pass the threshold.
+    """
+    height, width = image.shape[:2]
+    found: list[Windows] = []
+    passed = 0
+    for scale in scales(height, width, min_face_px, factor):
+        # 1. Shrink the image by area, rounding to whole grey values, and let P-Net score every cell.
+        size = (math.ceil(width * scale), math.ceil(height * scale))
+        level = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        probability, regression = pnet(level[np.newaxis])
+        # 2. Keep the cells that pass, and suppress within the level.
+        windows = windows_of(probability[0], regression[0], scale, threshold)
+        passed += len(windows.boxes)
+        if passed > max_windows:
+            raise InvalidInput(
+                "TOO_MUCH_WORK",
+                f"over {max_windows} windows look like faces; raise min_face_px or the proposal threshold",
+            )
+        found.append(_pick(windows, 0.5))
+    if not passed:
+        return np.empty((0, 4))
+    # 3. Suppress over all levels, move the boxes by their regressions, make them square.
+    boxes, _, regressions = _pick(Windows(*map(np.concatenate, zip(*found, strict=True))), 0.7)
+    return _whole_windows(square(regress(boxes, regressions, inclusive=False)))
+
+
+def windows_of(probability: Array, regression: Array, scale: float, threshold: float) -> Windows:
+    """The windows of one level's cells whose probability is ≥ ``threshold``, by column, then row.
+
+    ``probability`` is P-Net's (h, w) map, ``regression`` its (h, w, 4). Where exactly one cell passes, its
+    regression is read from the horizontally mirrored cell, as in the reference.
+    """
+    by_column = probability.transpose()
+    columns, rows = np.nonzero(by_column >= threshold)
+    cells = np.stack([columns, rows], axis=1)
+    boxes = truncate(np.hstack([STRIDE_PX * cells + 1, STRIDE_PX * cells + CELL_PX]) / scale)
+    from_columns = probability.shape[1] - 1 - columns if len(cells) == 1 else columns
+    return Windows(boxes, probability[rows, columns], regression[rows, from_columns])
+
+
+def refine(boxes: Boxes, probability: Scores, regression: Regressions, threshold: float) -> Boxes:
+    """Stage 2: from R-Net's outputs for ``boxes`` to fewer, square, whole-pixel boxes."""
+    passed = probability > threshold
+    boxes, scores, regression = boxes[passed], probability[passed], regression[passed]
+    kept = suppress(boxes, scores, 0.7)
+    return _whole_windows(square(regress(boxes[kept], regression[kept])))
+
+
+def finish(boxes: Boxes, probability: Scores, regression: Regressions, landmarks: Array, threshold: float) -> Faces:
+    """Stage 3: from O-Net's outputs for ``boxes`` to faces."""
+    passed = probability > threshold
+    boxes, scores, regression = boxes[passed], probability[passed], regression[passed]
+    # Landmarks are fractions of the square window; only after them the box is regressed.
+    sizes = boxes[:, np.newaxis, 2:] - boxes[:, np.newaxis, :2] + 1
+    points = landmarks[passed] * sizes + boxes[:, np.newaxis, :2] - 1
+    boxes = regress(boxes, regression)
+    return Faces(boxes, scores, points).take(suppress(boxes, scores, 0.7, "min"))
+
+
+def _pick(windows: Windows, max_overlap: float) -> Windows:
+    kept = suppress(windows.boxes, windows.scores, max_overlap)
+    return Windows(windows.boxes[kept], windows.scores[kept], windows.regressions[kept])
+
+
+def _whole_windows(boxes: Boxes) -> Boxes:
+    """Whole pixels, without the boxes that a regression turned inside out (the reference crashes on them)."""
+    boxes = truncate(boxes)
+    return boxes[(boxes[:, 2:] >= boxes[:, :2]).all(axis=1)]

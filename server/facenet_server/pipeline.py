@@ -1,0 +1,261 @@
+"""The whole way from bytes to answer.
+
+One image's steps run one after the other. The images of a company go side by side, and before each network wait for
+each other: their crops share its batches, as do those of other companies that come by. Arithmetic runs in threads,
+off the event loop; only the waiting is here.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facenet_server import facenet, images, mtcnn
+from facenet_server.batching import Batcher
+from facenet_server.calibration import BEST_ACCURACY, Calibration
+from facenet_server.company import Company
+from facenet_server.errors import InvalidInput, NoFace, UnknownModel, UnknownOperatingPoint
+from facenet_server.images import Encoded, Pixels, Raw
+from facenet_server.mtcnn import NO_FACES, Faces
+from facenet_server.options import CompareOptions, DetectOptions, EmbedOptions
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_MAX_CROP_PIXELS = 1_000_000  # a ready crop has 25,600: what is far larger need not be decoded to be refused
+
+Image = Encoded | Raw
+Vector = NDArray[np.float32]  # (dimension,) of unit length
+
+
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """An embedding network, shared by batches, with what its requests need to know."""
+
+    net: Batcher
+    dimension: int
+    calibration: Calibration | None
+
+
+@dataclass(frozen=True, slots=True)
+class Nets:
+    """The networks: P-Net run directly per level, the others in batches; embedders by name."""
+
+    pnet: mtcnn.Net
+    rnet: Batcher
+    onet: Batcher
+    embedders: Mapping[str, Embedder]
+    default_embedder: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkLimits:
+    """What one image may cost."""
+
+    decode: images.DecodeLimits
+    max_pyramid_pixels: int
+    max_candidates: int
+
+
+class Detection(NamedTuple):
+    """The faces of an upright image of height × width pixels; where asked for, each face's crop (S, S, 3),
+    None for a face outside the image, and its embedding (N, D) by the embedder ``model``."""
+
+    faces: Faces
+    height: int
+    width: int
+    exif_orientation: int
+    crops: Sequence[Pixels | None] | None = None
+    embeddings: NDArray[np.float32] | None = None
+    model: str = ""
+
+
+class Embedded(NamedTuple):
+    """A vector, the embedder that made it, and the EXIF orientation that was applied to its crop."""
+
+    vector: Vector
+    model: str
+    exif_orientation: int = 1
+
+
+class Comparison(NamedTuple):
+    """How far apart two faces are; ``found`` holds the one compared on each side that was an image. Without
+    calibration there is no probability, and no threshold but a given one."""
+
+    distance: float
+    threshold: float | None
+    operating_point: str
+    probability: float | None
+    model: str
+    found: tuple[Detection | None, Detection | None]
+
+
+class ByteBudget:
+    """What a message's answers may still take; ``take`` raises InvalidInput when it is spent."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._left = self._all = n_bytes
+
+    def take(self, n_bytes: int) -> None:
+        """Claim bytes before they are made."""
+        if n_bytes > self._left:
+            raise InvalidInput(
+                "RESPONSE_TOO_LARGE",
+                f"the crops of this message exceed {self._all:,} bytes; ask for smaller ones, fewer faces "
+                "(max_faces), or send fewer images a message",
+            )
+        self._left -= n_bytes
+
+
+class Pipeline:
+    """The three answers. Each method raises ItemError subclasses for what its item is to blame for; whoever calls it
+    lets the item's images leave their company once it has ended."""
+
+    def __init__(self, nets: Nets, limits: WorkLimits, threads: Executor) -> None:
+        self._nets = nets
+        self._limits = limits
+        self._threads = threads
+
+    async def detect(self, image: Image, options: DetectOptions, budget: ByteBudget, company: Company) -> Detection:
+        """Faces, and their crops if the options ask for them."""
+        pixels, orientation = await self._compute(images.decode, image, self._limits.decode)
+        faces = (await self._find(pixels, options, company)).take(slice(options.max_faces))
+        crops = await self._crops(pixels, faces, options, budget)
+        height, width = pixels.shape[:2]
+        return Detection(faces, height, width, orientation, crops)
+
+    async def embed(self, image: Image, options: EmbedOptions, budget: ByteBudget, company: Company) -> Detection:
+        """The chosen faces of an image with their embeddings, and their crops if the options ask for them."""
+        embedder, detect = self._embedder(options.model), options.detect
+        pixels, orientation = await self._compute(images.decode, image, self._limits.decode)
+        height, width = pixels.shape[:2]
+        faces = await self._find(pixels, detect, company)
+        faces = faces.take(facenet.visible(faces.boxes, height, width, detect.margin_px))
+        faces = facenet.select(faces, options.faces, height, width).take(slice(detect.max_faces))
+        vectors = np.empty((0, embedder.dimension), np.float32)
+        if len(faces.boxes):
+            size_px = facenet.INPUT_SIZE_PX
+            aligned = await self._compute(facenet.align, pixels, faces.boxes, detect.margin_px, size_px)
+            await company.meet()
+            (vectors,) = await embedder.net(aligned)
+        crops = await self._crops(pixels, faces, detect, budget)
+        return Detection(faces, height, width, orientation, crops, vectors, self._name(options.model))
+
+    async def embed_crop(self, crop: Image, options: EmbedOptions) -> Embedded:
+        """The embedding of one ready 160×160 crop."""
+        embedder = self._embedder(options.model)
+        limits = replace(self._limits.decode, max_pixels=min(self._limits.decode.max_pixels, _MAX_CROP_PIXELS))
+        if isinstance(crop, Raw):  # nothing to compute
+            pixels, orientation = images.decode(crop, limits)
+        else:
+            pixels, orientation = await self._compute(images.decode, crop, limits)
+        if pixels.shape != (facenet.INPUT_SIZE_PX, facenet.INPUT_SIZE_PX, 3):
+            height, width = pixels.shape[:2]
+            raise InvalidInput("WRONG_SIZE", f"a ready crop is 160×160 pixels, this one is {height}×{width}")
+        (vectors,) = await embedder.net(pixels[np.newaxis])
+        return Embedded(vectors[0], self._name(options.model), orientation)
+
+    async def compare(
+        self, a: Image | Embedded, b: Image | Embedded, options: CompareOptions, company: Company
+    ) -> Comparison:
+        """The distance between two sides, each an image (whose chosen face counts) or an embedding."""
+        embedder, model = self._embedder(options.model), self._name(options.model)
+        threshold, operating_point = _decision(embedder.calibration, options)
+        for side in (a, b):  # before any image is worked on
+            if isinstance(side, Embedded):
+                facenet.check_embedding(side.vector, side.model, model, embedder.dimension)
+        sides = [asyncio.create_task(self._side(name, side, options, company)) for name, side in (("a", a), ("b", b))]
+        try:
+            (vector_a, found_a), (vector_b, found_b) = await asyncio.gather(*sides)
+        finally:
+            for task in sides:
+                task.cancel()  # one side's error is the pair's: nobody waits for the other
+        distance = facenet.distance(vector_a, vector_b)
+        probability = embedder.calibration.probability(distance) if embedder.calibration else None
+        return Comparison(distance, threshold, operating_point, probability, model, (found_a, found_b))
+
+    async def _side(
+        self, name: str, side: Image | Embedded, options: CompareOptions, company: Company
+    ) -> tuple[Vector, Detection | None]:
+        if isinstance(side, Embedded):
+            return side.vector, None
+        detect = replace(options.detect, return_crops=False, max_faces=None)
+        embed = EmbedOptions(detect, options.faces, options.model)
+        found = await self.embed(side, embed, ByteBudget(0), company)
+        if found.embeddings is None or not len(found.embeddings):
+            raise NoFace(name)
+        return found.embeddings[0], found
+
+    async def _crops(
+        self, image: Pixels, faces: Faces, options: DetectOptions, budget: ByteBudget
+    ) -> Sequence[Pixels | None] | None:
+        if not options.return_crops:
+            return None
+        budget.take(len(faces.boxes) * options.crop_size_px**2 * 3)
+        return await self._compute(facenet.crops, image, faces.boxes, options.margin_px, options.crop_size_px)
+
+    async def _find(self, image: Pixels, options: DetectOptions, company: Company) -> Faces:
+        """MTCNN's cascade: fewer and better boxes at every stage."""
+        thresholds = options.thresholds
+        self._check_work(image, options)
+        boxes = await self._compute(
+            mtcnn.propose,
+            image,
+            self._nets.pnet,
+            min_face_px=options.min_face_px,
+            factor=options.scale_factor,
+            threshold=thresholds[0],
+            max_windows=self._limits.max_candidates,
+        )
+        if not len(boxes):
+            return NO_FACES
+        windows = await self._compute(images.cut_windows, image, boxes, 24)
+        await company.meet()
+        probability, regression = await self._nets.rnet(windows)
+        boxes = await self._compute(mtcnn.refine, boxes, probability, regression, thresholds[1])
+        if not len(boxes):
+            return NO_FACES
+        windows = await self._compute(images.cut_windows, image, boxes, 48)
+        await company.meet()
+        probability, regression, landmarks = await self._nets.onet(windows)
+        return await self._compute(mtcnn.finish, boxes, probability, regression, landmarks, thresholds[2])
+
+    def _check_work(self, image: Pixels, options: DetectOptions) -> None:
+        height, width = image.shape[:2]
+        work = mtcnn.pyramid_pixels(height, width, options.min_face_px, options.scale_factor)
+        if work > self._limits.max_pyramid_pixels:
+            raise InvalidInput(
+                "TOO_MUCH_WORK",
+                f"from min_face_px {options.min_face_px} the pyramid of {height}×{width} pixels has {work:,}; "
+                f"the limit is {self._limits.max_pyramid_pixels:,}: raise min_face_px or shrink the image",
+            )
+
+    def _name(self, model: str) -> str:
+        return model or self._nets.default_embedder
+
+    def _embedder(self, model: str) -> Embedder:
+        try:
+            return self._nets.embedders[self._name(model)]
+        except KeyError:
+            raise UnknownModel(model, sorted(self._nets.embedders)) from None
+
+    async def _compute(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+
+
+def _decision(calibration: Calibration | None, options: CompareOptions) -> tuple[float | None, str]:
+    """The threshold to decide by, if there is one, and where it comes from."""
+    if options.threshold is not None:
+        return options.threshold, "given"
+    known = calibration.operating_points if calibration else {}
+    if not known and not options.operating_point:
+        return None, "uncalibrated"
+    name = options.operating_point or BEST_ACCURACY
+    if name not in known:
+        raise UnknownOperatingPoint(name, list(known))
+    return known[name].threshold, name

@@ -1,0 +1,219 @@
+"""Model files opened as networks: whole, as promised, and on the device that was asked for.
+
+A file is read once; its bytes are hashed, checked, and become the session. The metadata keys are the contract
+with ``facenet-convert``.
+"""
+
+import ctypes
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from facenet_server import calibration
+from facenet_server.calibration import Calibration
+from facenet_server.errors import StartError
+
+FORMAT = "2"
+MANIFEST = "manifest.json"
+
+_log = logging.getLogger(__name__)
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """A network's input and outputs by name: dtype (as ONNX Runtime spells it) and shape, None: dynamic."""
+
+    image: tuple[str, Shape]
+    outputs: Mapping[str, Shape]
+
+
+PORTS = {
+    "pnet": Ports(
+        ("tensor(uint8)", (None, None, None, 3)),
+        {"probability": (None, None, None), "regression": (None, None, None, 4)},
+    ),
+    "rnet": Ports(("tensor(float)", (None, 24, 24, 3)), {"probability": (None,), "regression": (None, 4)}),
+    "onet": Ports(
+        ("tensor(float)", (None, 48, 48, 3)),
+        {"probability": (None,), "regression": (None, 4), "landmarks": (None, 5, 2)},
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a model file says of itself; ``dimension`` and ``calibration`` count for embedders only."""
+
+    name: str
+    kind: str
+    source: str
+    source_sha256: str
+    onnx_sha256: str
+    preprocessing: str
+    input_size_px: int
+    parity_max_abs_diff: float
+    dimension: int = 0
+    calibration: Calibration | None = None
+
+    @property
+    def ports(self) -> Ports:
+        """The input and outputs that a model of this kind must have."""
+        if self.kind != "embedder":
+            return PORTS[self.kind]
+        return Ports(("tensor(uint8)", (None, 160, 160, 3)), {"embedding": (None, self.dimension)})
+
+
+class Network:
+    """One model in ONNX Runtime: rows in, one array per output (in its kind's order) out.
+
+    Thread-safe. ``providers`` are the execution providers really in use.
+    """
+
+    def __init__(self, info: ModelInfo, session: Any) -> None:
+        self.info = info
+        self.providers: Sequence[str] = session.get_providers()
+        self._session = session
+        self._outputs = list(info.ports.outputs)
+
+    def __call__(self, rows: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
+        """Run one batch: (N, H, W, 3) → arrays whose first dimension is N."""
+        outputs = tuple(self._session.run(self._outputs, {"image": rows}))
+        if any(len(output) != len(rows) for output in outputs):
+            raise RuntimeError(f"{self.info.name} answered {len(outputs[0])} rows for {len(rows)}")
+        return outputs
+
+
+def open_models(folder: Path, *, device: str, threads: int) -> dict[str, Network]:
+    """Every model that the folder's manifest lists, by name.
+
+    Raises StartError where the folder, a file's hash, its metadata, names or shapes are wrong, where one of
+    the detector's networks or every embedder is missing, or where the device cannot be had.
+    """
+    providers = _providers(device)
+    networks = [_open(folder / file, sha256, providers, threads) for file, sha256 in _manifest(folder).items()]
+    for network in networks:
+        if device == "cuda" and "CUDAExecutionProvider" not in network.providers:
+            raise StartError(f"device cuda cannot be had: {network.info.name} runs on {network.providers[0]}")
+    kinds = [network.info.kind for network in networks]
+    for kind in (*PORTS, "embedder"):
+        if kind not in kinds:
+            raise StartError(f"{folder} holds no {kind}: make it with `facenet-convert all --out {folder}`")
+        if kind in PORTS and kinds.count(kind) > 1:
+            raise StartError(f"{folder} holds {kinds.count(kind)} models of kind {kind}: keep one")
+    names = [network.info.name for network in networks]
+    if len(set(names)) < len(names):
+        raise StartError(f"{folder} holds two models of one name, among {', '.join(names)}: keep one")
+    return dict(zip(names, networks, strict=True))
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        return {name: str(files[name]["sha256"]) for name in sorted(files)}
+    except FileNotFoundError:
+        raise StartError(
+            f"no models in {folder} (no {MANIFEST}): make them with `facenet-convert all --out {folder}`"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StartError(f"cannot read {folder / MANIFEST}: {error}") from error
+
+
+def _open(path: Path, sha256: str, providers: list[Any], threads: int) -> Network:
+    again = f"make it anew with `facenet-convert all --force --out {path.parent}`"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StartError(f"cannot read {path}: {error.strerror}; {again}") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise StartError(f"{path} is not the file in {MANIFEST} (SHA-256 {found}, not {sha256}); {again}")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # four networks share the cores
+    try:
+        session = ort.InferenceSession(data, options, providers=providers)
+        info = _info(session.get_modelmeta().custom_metadata_map, found)
+        _check_ports(info, session)
+        network = Network(info, session)
+        network(_one_row(info))  # the first run allocates; a device that does not work shows here
+    except StartError as error:
+        raise StartError(f"{path}: {error}; {again}") from error
+    except Exception as error:  # ONNX Runtime's own errors have no common base
+        raise StartError(f"{path}: ONNX Runtime cannot load it: {error}; {again}") from error
+    return network
+
+
+def _one_row(info: ModelInfo) -> NDArray[Any]:
+    kind, (_, *dims) = info.ports.image
+    return np.zeros([1, *(dim or 12 for dim in dims)], np.uint8 if kind == "tensor(uint8)" else np.float32)
+
+
+def _info(metadata: Mapping[str, str], onnx_sha256: str) -> ModelInfo:
+    if metadata.get("format") != FORMAT:
+        raise StartError(f"its metadata has format {metadata.get('format')!r}, this server reads {FORMAT!r}")
+    kind = metadata.get("kind", "")
+    if kind not in (*PORTS, "embedder"):
+        raise StartError(f"its metadata says kind {kind!r}")
+    try:
+        return ModelInfo(
+            name=metadata["name"],
+            kind=kind,
+            source=metadata["source"],
+            source_sha256=metadata["source_sha256"],
+            onnx_sha256=onnx_sha256,
+            preprocessing=metadata["preprocessing"],
+            input_size_px=int(metadata["input_size_px"]),
+            parity_max_abs_diff=float(metadata["parity_max_abs_diff"]),
+            dimension=int(metadata.get("dimension", 0)),
+            calibration=calibration.parse(metadata["calibration"]) if metadata.get("calibration") else None,
+        )
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise StartError(f"its metadata is wrong: {error}") from error
+
+
+def _check_ports(info: ModelInfo, session: Any) -> None:
+    def shape(port: Any) -> Shape:
+        return tuple(dim if isinstance(dim, int) else None for dim in port.shape)
+
+    inputs = {port.name: (port.type, shape(port)) for port in session.get_inputs()}
+    outputs = {port.name: shape(port) for port in session.get_outputs()}
+    if inputs != {"image": info.ports.image} or outputs != dict(info.ports.outputs):
+        raise StartError(f"as {info.kind} it should have {info.ports}, it has {inputs} and {outputs}")
+
+
+def _providers(device: str) -> list[Any]:
+    cpu: tuple[str, dict[str, Any]] = ("CPUExecutionProvider", {})
+    if device == "cpu":
+        return [cpu]
+    missing = _missing_for_cuda()
+    if missing is None:
+        # TF32 would cost three digits of the parity with the originals.
+        return [("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}), cpu]
+    if device == "cuda":
+        raise StartError(f"device cuda cannot be had: {missing}")
+    _log.info("no CUDA (%s): the networks run on the CPU", missing)
+    return [cpu]
+
+
+def _missing_for_cuda() -> str | None:
+    """What keeps ONNX Runtime from CUDA, found without its noisy attempt; None where nothing does."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return "this onnxruntime is built without it; install onnxruntime-gpu"
+    try:
+        ctypes.CDLL("nvcuda.dll" if hasattr(ctypes, "windll") else "libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver on this machine"
+    ort.preload_dlls()  # CUDA and cuDNN out of the nvidia wheels, where they are installed
+    return None

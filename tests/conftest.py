@@ -1,0 +1,123 @@
+"""What the tests share: the real models, servers in processes of their own, portraits, the optional photos."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib.cbook
+import numpy as np
+import pytest
+import skimage.data
+from hypothesis import settings
+from PIL import Image
+
+# The clock of a busy machine says nothing about behaviour.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
+
+ROOT = Path(__file__).parent.parent
+Pixels = np.ndarray
+
+
+class ServerProcess:
+    """A server as a process. Its log is read all along, so that it never waits for a full pipe."""
+
+    def __init__(self, *flags: str, **environment: str) -> None:
+        command = [sys.executable, "-m", "facenet_server", "--listen", "127.0.0.1:0", *flags]
+        path = os.pathsep.join(str(ROOT / room) for room in ("protos", "server"))
+        env = {**os.environ, "PYTHONPATH": path, **environment}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+        self._lines: list[str] = []
+        self._news = threading.Condition()
+        self._ended = False
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+
+    def wait_for(self, pattern: str) -> "re.Match[str]":
+        """The first line of the log that matches, once it is there."""
+        with self._news:
+            self._news.wait_for(lambda: self._ended or re.search(pattern, "".join(self._lines)), timeout=30)
+            found = re.search(pattern, "".join(self._lines))
+        assert found, f"the server never said {pattern!r}:\n{self.log()}"
+        return found
+
+    def kill(self) -> None:
+        """End it without ceremony."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+
+    def log(self) -> str:
+        """All that it said so far."""
+        with self._news:
+            return "".join(self._lines)
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as log:
+            for line in log:
+                with self._news:
+                    self._lines.append(line)
+                    self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+
+@contextmanager
+def server_process(*flags: str, **environment: str) -> Iterator[tuple[str, ServerProcess]]:
+    """A server on a free port; yields its address and its process, and ends it."""
+    server = ServerProcess(*flags, **environment)
+    try:
+        yield server.wait_for(r"listening on (\S+)")[1], server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    """The converted networks: ``make models``, or the folder named by FACENET_MODELS."""
+    folder = Path(os.environ.get("FACENET_MODELS", ROOT / "models"))
+    if not (folder / "manifest.json").exists():
+        pytest.skip(f"no models in {folder}: run `make models`")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(models: Path) -> Iterator[str]:
+    """The address of a server on the real networks."""
+    with server_process("--models", str(models)) as (target, _):
+        yield target
+
+
+@pytest.fixture(scope="session")
+def astronaut() -> Pixels:
+    """Eileen Collins, public domain (NASA): (512, 512, 3) uint8 RGB."""
+    return np.asarray(skimage.data.astronaut())
+
+
+@pytest.fixture(scope="session")
+def hopper() -> Pixels:
+    """Grace Hopper, public domain (US Navy): (606, 512, 3) uint8 RGB."""
+    path = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """The folder of research photos, which are not part of the project."""
+    folder = Path(os.environ.get("FACENET_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no test photos in {folder} (FACENET_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture
+def odd_files(photos: Path) -> Sequence[Path]:
+    """Valid, strange and broken image files."""
+    return sorted(file for file in (photos / "odd_images").iterdir() if file.is_file())

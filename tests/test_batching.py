@@ -1,0 +1,138 @@
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+from facenet_server.batching import Batcher
+
+
+class Recorder:
+    """A net that doubles its rows, remembers its batches, and can be held up."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[float]] = []
+        self.open = threading.Event()
+        self.open.set()
+        self.entered = threading.Event()
+
+    def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        self.entered.set()
+        assert self.open.wait(10)
+        self.batches.append(rows[:, 0].tolist())
+        if (rows < 0).any():
+            raise RuntimeError("no negative rows")
+        return rows * 2, rows.sum(axis=1)
+
+
+def rows(*values: float) -> np.ndarray:
+    return np.array([[value] for value in values], np.float32)
+
+
+async def held(net: Recorder, batcher: Batcher) -> "asyncio.Task[tuple[np.ndarray, ...]]":
+    """One call that is inside the net and stays there until ``net.open`` is set."""
+    net.open.clear()
+    first = asyncio.create_task(batcher(rows(0)))
+    await asyncio.to_thread(net.entered.wait, 10)
+    return first
+
+
+async def test_a_call_gets_its_rows_answers_in_their_order() -> None:
+    async with Batcher(Recorder(), 8) as batcher:
+        doubled, sums = await batcher(rows(1, 2, 3))
+    np.testing.assert_array_equal(doubled, rows(2, 4, 6))
+    np.testing.assert_array_equal(sums, [1, 2, 3])
+
+
+async def test_what_arrives_while_a_batch_runs_is_the_next_batch() -> None:
+    net = Recorder()
+    async with Batcher(net, 8) as batcher:
+        first = await held(net, batcher)
+        others = [asyncio.create_task(batcher(rows(i, i + 0.5))) for i in (1, 2, 3)]
+        await asyncio.sleep(0)
+        net.open.set()
+        await first
+        answers = await asyncio.gather(*others)
+    assert net.batches == [[0], [1, 1.5, 2, 2.5, 3, 3.5]]
+    for i, (doubled, _) in zip((1, 2, 3), answers, strict=True):
+        np.testing.assert_array_equal(doubled, rows(2 * i, 2 * i + 1))
+
+
+async def test_a_call_larger_than_a_batch_is_split_and_rejoined() -> None:
+    net = Recorder()
+    async with Batcher(net, 4) as batcher:
+        doubled, _ = await batcher(rows(*range(10)))
+    np.testing.assert_array_equal(doubled[:, 0], np.arange(10) * 2)
+    assert [len(batch) for batch in net.batches] == [4, 4, 2]
+
+
+async def test_no_batch_is_larger_than_allowed() -> None:
+    net = Recorder()
+    async with Batcher(net, 4) as batcher:
+        await asyncio.gather(*(batcher(rows(*range(size))) for size in (3, 3, 1, 4, 2, 9)))
+    assert max(map(len, net.batches)) <= 4
+    assert sum(map(len, net.batches)) == 22
+
+
+async def test_a_cancelled_calls_waiting_rows_are_not_run() -> None:
+    net = Recorder()
+    async with Batcher(net, 8) as batcher:
+        first = await held(net, batcher)
+        left, kept = asyncio.create_task(batcher(rows(1))), asyncio.create_task(batcher(rows(2)))
+        await asyncio.sleep(0)
+        left.cancel()
+        await asyncio.sleep(0)
+        net.open.set()
+        await asyncio.gather(first, kept)
+    assert net.batches == [[0], [2]]
+
+
+async def test_a_failed_batch_fails_its_own_calls_only() -> None:
+    net = Recorder()
+    async with Batcher(net, 2) as batcher:
+        first = await held(net, batcher)
+        calls = [asyncio.create_task(batcher(rows(*values))) for values in ((1, -1), (2, 3))]
+        await asyncio.sleep(0)
+        net.open.set()
+        failed, answered = await asyncio.gather(*calls, return_exceptions=True)
+        await first
+        await batcher(rows(4))
+    assert isinstance(failed, RuntimeError)
+    assert not isinstance(answered, BaseException)
+    np.testing.assert_array_equal(answered[0], rows(4, 6))
+
+
+async def test_rows_of_unlike_shapes_fail_without_ending_the_worker() -> None:
+    net = Recorder()
+    async with Batcher(net, 8) as batcher:
+        first = await held(net, batcher)
+        unlike = [asyncio.create_task(batcher(array)) for array in (rows(1), np.ones((1, 2), np.float32))]
+        await asyncio.sleep(0)
+        net.open.set()
+        outcomes = await asyncio.gather(*unlike, return_exceptions=True)
+        await first
+        doubled, _ = await batcher(rows(5))
+    assert all(isinstance(outcome, ValueError) for outcome in outcomes)
+    np.testing.assert_array_equal(doubled, rows(10))
+
+
+async def test_closing_leaves_nobody_waiting() -> None:
+    net = Recorder()
+    async with Batcher(net, 1) as batcher:
+        running = await held(net, batcher)
+        waiting = asyncio.create_task(batcher(rows(1)))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.05, net.open.set)
+    outcomes = await asyncio.gather(running, waiting, return_exceptions=True)
+    assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+
+
+@pytest.mark.parametrize("callers", [1, 7, 40])
+async def test_concurrent_callers_never_see_each_others_rows(callers: int) -> None:
+    async with Batcher(Recorder(), 16) as batcher:
+
+        async def call(seed: int) -> bool:
+            mine = np.random.default_rng(seed).uniform(1, 2, (seed % 37 + 1, 3)).astype(np.float32)
+            doubled, sums = await batcher(mine)
+            return bool((doubled == mine * 2).all() and np.allclose(sums, mine.sum(axis=1)))
+
+        assert all(await asyncio.gather(*map(call, range(callers))))

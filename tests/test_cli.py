@@ -1,0 +1,125 @@
+"""The command ``facenet`` against a server on the real networks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commandline import facenet
+from PIL import Image
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, astronaut: np.ndarray, hopper: np.ndarray) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(astronaut).save(folder / "astronaut.png")
+    Image.fromarray(astronaut[:, ::-1]).save(folder / "mirrored.png")
+    Image.fromarray(hopper).save(folder / "hopper.png")
+    return folder
+
+
+def test_detect_prints_a_row_for_each_face(server: str, pictures: Path) -> None:
+    ended = facenet(server, "detect", pictures)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count(".png") == 3
+    assert "179.8" in ended.stdout
+
+
+def test_embed_gives_programs_the_vectors(server: str, pictures: Path) -> None:
+    ended = facenet(server, "embed", pictures / "astronaut.png", "--json", "--faces", "largest")
+    (record,) = map(json.loads, ended.stdout.splitlines())
+    (face,) = record["faces"]
+    assert np.linalg.norm(face["embedding"]) == pytest.approx(1, abs=1e-5)
+    assert face["model"] == "20180408-102900"
+    assert len(face["landmarks"]) == 5
+
+
+def test_compare_judges_every_pair(server: str, pictures: Path) -> None:
+    names = ["astronaut.png", "mirrored.png", "hopper.png"]
+    ended = facenet(server, "compare", "--json", *(pictures / name for name in names))
+    verdicts = [json.loads(line)["same"] for line in ended.stdout.splitlines()]
+    assert verdicts == [True, False, False]
+    assert "different" in facenet(server, "compare", *(pictures / name for name in names)).stdout
+
+
+def test_one_bad_file_has_its_error_and_sets_the_exit_code(server: str, pictures: Path) -> None:
+    (pictures / "broken.jpg").write_bytes(b"nothing")
+    ended = facenet(server, "detect", "--json", pictures)
+    records = {Path(record["path"]).name: record for record in map(json.loads, ended.stdout.splitlines())}
+    assert ended.returncode == 1
+    assert records["broken.jpg"]["error"]["reason"] == "UNSUPPORTED_FORMAT"
+    assert len(records["hopper.png"]["faces"]) == 1
+
+
+def test_compare_names_and_leaves_out_what_shows_no_face(server: str, pictures: Path) -> None:
+    (pictures / "broken.jpg").write_bytes(b"nothing")
+    Image.new("RGB", (64, 64)).save(pictures / "empty.png")
+    ended = facenet(server, "compare", pictures)
+    assert ended.returncode == 1
+    assert "broken.jpg: not an image" in ended.stderr
+    assert "empty.png: no face" in ended.stderr
+    assert "broken" not in ended.stdout
+    assert "empty" not in ended.stdout
+    assert ended.stdout.count("different") == 2
+    records = list(map(json.loads, facenet(server, "compare", pictures, "--json").stdout.splitlines()))
+    assert len(records) == 10
+    assert sum(record["error"] is None for record in records) == 3
+
+
+def test_compare_takes_two_faces(server: str, pictures: Path) -> None:
+    (pictures / "broken.jpg").write_bytes(b"nothing")
+    ended = facenet(server, "compare", pictures / "broken.jpg", pictures / "hopper.png")
+    assert ended.returncode == 1
+    assert "Distance matrix" not in ended.stdout
+
+
+def test_compare_prints_the_distance_matrix_of_the_reference(server: str, pictures: Path) -> None:
+    ended = facenet(server, "compare", pictures / "astronaut.png", pictures / "hopper.png")
+    distance = json.loads(
+        facenet(server, "compare", "--json", pictures / "astronaut.png", pictures / "hopper.png").stdout
+    )["distance"]
+    assert ended.stdout.splitlines()[:7] == [
+        "Images:",
+        f"0: {pictures / 'astronaut.png'}",
+        f"1: {pictures / 'hopper.png'}",
+        "",
+        "Distance matrix",
+        "        0         1     ",
+        f"0    0.0000    {distance:.4f}  ",
+    ]
+
+
+def test_an_option_that_suits_no_image_is_one_clear_line(server: str, pictures: Path) -> None:
+    ended = facenet(server, "compare", pictures, "--margin-px", 5000)
+    assert ended.returncode == 1
+    assert ended.stderr == "Error: margin_px is 5000; its range is [0, 1000] [OPTION_OUT_OF_RANGE]\n"
+
+
+def test_faces_are_drawn(server: str, pictures: Path, tmp_path: Path, astronaut: np.ndarray) -> None:
+    one = facenet(server, "detect", pictures / "astronaut.png", "--draw", tmp_path / "drawn.png")
+    assert one.returncode == 0, one.stderr
+    drawn = np.asarray(Image.open(tmp_path / "drawn.png"))
+    assert drawn.shape == astronaut.shape
+    changed = np.argwhere((drawn != astronaut).any(axis=2))
+    assert changed.min(axis=0).tolist() == pytest.approx([60, 179], abs=16)
+    assert changed.max(axis=0).tolist() == pytest.approx([174, 268], abs=4)
+    (pictures / "again").mkdir()
+    (pictures / "again" / "hopper.png").write_bytes((pictures / "hopper.png").read_bytes())
+    facenet(server, "compare", pictures, "--draw", tmp_path / "all")
+    names = sorted(file.name for file in (tmp_path / "all").iterdir())
+    assert names == ["astronaut.faces.png", "hopper.faces.2.png", "hopper.faces.png", "mirrored.faces.png"]
+
+
+def test_info_shows_models_and_limits(server: str) -> None:
+    assert "20180408-102900" in facenet(server, "info").stdout
+    assert json.loads(facenet(server, "info", "--json").stdout)["limits"]["max_items_per_message"] == 64
+
+
+def test_no_server_is_one_clear_line(pictures: Path) -> None:
+    ended = facenet("127.0.0.1:1", "detect", pictures)
+    assert ended.returncode == 1
+    assert "UNAVAILABLE" in ended.stderr
+    assert "Traceback" not in ended.stderr

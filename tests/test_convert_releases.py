@@ -1,0 +1,355 @@
+"""Converting the published FaceNet releases: from training graphs of their form and size, and from small ones."""
+
+import hashlib
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tensorflow as tf
+import tf2onnx
+from click.testing import CliRunner, Result
+from conftest import ROOT
+from facenet_convert import facenet, recipes, releases, sources, verify, weights
+from facenet_convert.__main__ import main
+from facenet_convert.errors import SourceError
+from facenet_convert.export import Dims, to_onnx
+
+FULL_SIZE = {"20180408-102900": "fused", "20170512-110547": "plain"}
+"""The releases whose form the tests build, with how their time wrote batch norm."""
+
+
+# ---- training graphs of full size ----
+
+
+@pytest.fixture(scope="session")
+def wheel_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folded graph with the real weights of 20180408-102900."""
+    path = tmp_path_factory.mktemp("wheel") / "graph_final.pb"
+    path.write_bytes(weights.load(weights.FACENET_20180408, cache=weights.default_cache()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def release_folders(wheel_graph: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders as they come out of the releases' zips, by release."""
+    folders = {name: tmp_path_factory.mktemp("releases") / name for name in FULL_SIZE}
+    builds = []
+    for name, batch_norm in FULL_SIZE.items():
+        arguments = [wheel_graph, folders[name], releases.RELEASES[name].dimension, batch_norm]
+        command = [sys.executable, ROOT / "tests" / "training_graph.py", *arguments]
+        builds.append(subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True))
+    for build in builds:
+        _, log = build.communicate()
+        assert build.returncode == 0, log
+    return folders
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_the_training_graphs_have_the_form_of_the_releases(name: str, release_folders: dict[str, Path]) -> None:
+    folder = release_folders[name]
+    meta = tf.compat.v1.MetaGraphDef.FromString((folder / f"model-{name}.meta").read_bytes()).graph_def
+    frozen = facenet.parse((folder / f"{name}.pb").read_bytes())
+    for graph_def, expected in [
+        (meta, {"Switch", "RefSwitch", "Merge", "AssignSub", "VariableV2", "FIFOQueueV2", "QueueDequeueUpToV2"}),
+        (frozen, {"Switch", "Merge", "Sub", "FIFOQueueV2", "QueueDequeueUpToV2"}),
+    ]:
+        counts = Counter(node.op for node in graph_def.node)
+        assert expected <= counts.keys()
+        conditions = {node.name.split("/cond")[0] for node in graph_def.node if node.op == "Merge"}
+        assert sum(scope.endswith("/BatchNorm") for scope in conditions) >= 100
+        names = {node.name for node in graph_def.node}
+        assert {"input", "phase_train", "batch_size", "label_batch", "embeddings"} <= names
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_plain_tf2onnx_leaves_phase_train_in_such_a_graph(name: str, release_folders: dict[str, Path]) -> None:
+    graph_def = facenet.parse((release_folders[name] / f"{name}.pb").read_bytes())
+    model, _ = tf2onnx.convert.from_graph_def(graph_def, input_names=["input:0"], output_names=["embeddings:0"])
+    assert "phase_train:0" in [value.name for value in model.graph.input]
+    assert sum(node.op_type == "If" for node in model.graph.node) >= 100
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("form", sources.FORMS)
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_release_converts_and_equals_its_original(
+    name: str, form: str, release_folders: dict[str, Path], models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "BATCH_SIZES", (1, 3))  # the full proof is for the command
+    with sources.opened(release_folders[name], form) as files:
+        graph_def = facenet.read(files)
+        release = facenet.measured(releases.identify(files.names, files.sha256, None, None), graph_def)
+        model, parity = recipes.release_recipe(release, files).make(graph_def)
+    assert max(parity.values()) <= 1e-5
+    assert [value.name for value in model.graph.input] == ["image"]
+    assert [value.name for value in model.graph.output] == ["embedding"]
+    pixels = np.random.default_rng(5).integers(0, 256, (4, 160, 160, 3), np.uint8)
+    embedding = verify.onnx_runner(model)(pixels)["embedding"]
+    assert embedding.shape == (4, releases.RELEASES[name].dimension)
+    if name == releases.CASIA_20180408.name:  # these are its real weights
+        published = verify.onnx_runner(onnx.load(models / f"facenet-{name}.onnx"))(pixels)["embedding"]
+        assert np.abs(embedding - published).max() <= 1e-5
+
+
+# ---- standardisation ----
+
+
+def test_prewhitening_in_the_graph_equals_numpys() -> None:
+    dims: dict[str, Dims] = dict.fromkeys(("image", "pixels"), ("batch", 160, 160, 3))
+    model = to_onnx(lambda image: {"pixels": facenet.prewhiten(image)}, facenet.signature(), dims)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 160, 160, 3), np.uint8)
+    images[1] //= 16  # dark
+    images[2], images[3], images[4] = 0, 255, 77  # one colour: the deviation is floored
+    images[5] = 200
+    images[5, 80, 80, 1] = 201  # a deviation below the floor
+    ours = verify.onnx_runner(model)(images)["pixels"]
+    for image, whitened in zip(images.astype(np.float64), ours, strict=True):
+        deviation = max(image.std(), 1 / np.sqrt(image.size))
+        np.testing.assert_allclose(whitened, (image - image.mean()) / deviation, rtol=1e-6, atol=2e-6)
+    assert np.abs(ours[2:5]).max() < 1e-6
+
+
+# ---- the command, on small graphs of the same form ----
+
+
+def convert(source: Path, out: Path, *options: str) -> Result:
+    return CliRunner().invoke(main, ["facenet", "--source", str(source), "--out", str(out), *options])
+
+
+def a_release(folder: Path, name: str, dimension: int = 8) -> Path:
+    """A folder with a frozen graph and two checkpoints, the later with the weights of the frozen graph."""
+    folder.mkdir(exist_ok=True)
+    start = np.random.default_rng(dimension).normal(0, 1, (3, dimension)).astype(np.float32)
+    with tf.Graph().as_default() as graph, tf.compat.v1.Session() as session:
+        queue = tf.queue.FIFOQueue(9, [tf.float32], [(160, 160, 3)])
+        images = tf.identity(queue.dequeue_many(tf.compat.v1.placeholder(tf.int32, name="batch_size")), "input")
+        phase_train = tf.compat.v1.placeholder(tf.bool, name="phase_train")
+        kernel = tf.compat.v1.get_variable("kernel", initializer=start, use_resource=False)
+        off, on = tf.raw_ops.Switch(data=tf.reduce_max(images, [1, 2]), pred=phase_train)
+        x = tf.raw_ops.Merge(inputs=[off, tf.nn.relu(on)])[0]
+        tf.nn.l2_normalize(x @ kernel, 1, 1e-10, name="embeddings")
+        saver = tf.compat.v1.train.Saver([kernel])
+        session.run(kernel.initializer)
+        for step in (9, 10):
+            session.run(kernel.assign_add(tf.ones_like(start)))
+            saver.save(session, str(folder / f"model-{name}.ckpt"), global_step=step, write_meta_graph=False)
+        saver.export_meta_graph(str(folder / f"model-{name}.meta"))
+        freeze = tf.compat.v1.graph_util.convert_variables_to_constants
+        frozen = freeze(session, graph.as_graph_def(), ["embeddings"])
+        (folder / f"{name}.pb").write_bytes(frozen.SerializeToString())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that is no release of davidsandberg/facenet."""
+    return a_release(tmp_path_factory.mktemp("small") / "mine", "mine")
+
+
+def zipped(folder: Path, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"__MACOSX/{folder.name}/._{folder.name}.pb", b"a shadow")
+        for file in folder.iterdir():
+            archive.write(file, f"{folder.name}/{file.name}")
+    return path
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    return {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("preprocess", releases.PREPROCESSINGS)
+@pytest.mark.parametrize("holder", ["folder", "zip", "pb"])
+def test_a_model_of_ones_own_converts_from_whatever_holds_it(
+    holder: str, preprocess: str, small: Path, tmp_path: Path
+) -> None:
+    source = {"folder": small, "pb": small / "mine.pb", "zip": tmp_path / "mine.zip"}[holder]
+    if holder == "zip":
+        zipped(small, source)
+    ended = convert(source, tmp_path / "out", "--preprocess", preprocess)
+    assert ended.exit_code == 0, ended.output
+    found = metadata_of(tmp_path / "out" / "facenet-mine.onnx")
+    digest = hashlib.sha256((small / "mine.pb").read_bytes()).hexdigest()
+    assert digest in ended.output
+    assert found["source_sha256"] == digest
+    assert (found["name"], found["dimension"], found["preprocessing"]) == ("mine", "8", preprocess)
+    assert "calibration" not in found
+
+
+@pytest.mark.timeout(120)
+def test_the_last_checkpoint_of_a_folder_gives_the_frozen_network_and_is_converted_once(
+    small: Path, tmp_path: Path
+) -> None:
+    options = ["--preprocess", "fixed", "--form"]
+    assert convert(small, tmp_path / "frozen", *options, "pb").exit_code == 0
+    assert "max |Δ|" in convert(small, tmp_path / "restored", *options, "checkpoint").output
+    assert "already converted" in convert(small, tmp_path / "restored", *options, "checkpoint").output
+    pixels = np.random.default_rng(2).integers(0, 256, (3, 160, 160, 3), np.uint8)
+    answers = [
+        verify.onnx_runner(onnx.load(tmp_path / form / "facenet-mine.onnx"))(pixels) for form in ("frozen", "restored")
+    ]
+    np.testing.assert_allclose(answers[0]["embedding"], answers[1]["embedding"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        pytest.param([], "--preprocess fixed", id="unknown name, no preprocessing"),
+        pytest.param(["--name", "20180402-114759"], "8 dimensions, that release's 512", id="wrong dimension"),
+        pytest.param(
+            ["--name", "20180402-114759", "--preprocess", "prewhiten"],
+            "trained with --preprocess fixed",
+            id="wrong way",
+        ),
+        pytest.param(["--name", "../mine", "--preprocess", "fixed"], "cannot be a model's name", id="a path as a name"),
+    ],
+)
+def test_a_doubtful_release_is_one_clear_line_and_leaves_no_model(
+    options: list[str], reason: str, small: Path, tmp_path: Path
+) -> None:
+    ended = convert(small, tmp_path / "out", *options)
+    assert ended.exit_code == 1
+    assert reason in ended.output
+    assert not (tmp_path / "out").exists()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "form", "reason"),
+    [
+        pytest.param(lambda folder: cut(folder / "x.pb"), "pb", "truncated", id="truncated graph"),
+        pytest.param(lambda folder: cut(folder / "model-x.meta"), "checkpoint", "truncated", id="truncated meta"),
+        pytest.param(
+            lambda folder: cut(folder / "model-x.ckpt-10.index"), "checkpoint", "cannot read", id="truncated index"
+        ),
+        pytest.param(
+            lambda folder: cut(folder / "model-x.ckpt-10.data-00000-of-00001"),
+            "checkpoint",
+            "cannot",
+            id="truncated data",
+        ),
+        pytest.param(
+            lambda folder: (folder / "model-x.ckpt-10.data-00000-of-00001").unlink(),
+            "checkpoint",
+            ".data",
+            id="no data",
+        ),
+        pytest.param(lambda folder: (folder / "model-x.meta").unlink(), "checkpoint", "one .meta", id="no meta"),
+        pytest.param(lambda folder: (folder / "y.pb").touch(), "pb", "x.pb, y.pb", id="two graphs"),
+        pytest.param(lambda folder: (folder / "x.pb").write_bytes(b""), "pb", "not a FaceNet graph", id="empty graph"),
+    ],
+)
+def test_a_damaged_source_is_one_clear_line_and_leaves_no_model(
+    damage: Callable[[Path], Any], form: str, reason: str, tmp_path: Path
+) -> None:
+    folder = a_release(tmp_path / "x", "x")
+    damage(folder)
+    ended = convert(folder, tmp_path / "out", "--preprocess", "fixed", "--form", form)
+    assert ended.exit_code == 1
+    assert isinstance(ended.exception, SystemExit)
+    assert reason in ended.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"not a zip"], ids=["empty", "garbage"])
+def test_what_is_no_zip_is_one_clear_line(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "20180402-114759.zip").write_bytes(data)
+    ended = convert(tmp_path / "20180402-114759.zip", tmp_path / "out")
+    assert ended.exit_code == 1
+    assert "no whole zip" in ended.output
+
+
+# ---- which release it is ----
+
+
+@pytest.mark.parametrize("name", releases.RELEASES)
+@pytest.mark.parametrize("file_name", ["{}", "{}.pb", "{}.zip", "model-{}.meta"])
+def test_a_release_is_known_by_the_names_of_its_files(name: str, file_name: str) -> None:
+    release = releases.identify(["some folder", file_name.format(name)], "", None, None)
+    assert release is releases.RELEASES[name]
+    assert (release.dimension, release.preprocessing) == ((128, "prewhiten") if "2017" in name else (512, "fixed"))
+
+
+def test_the_wheels_graph_is_known_by_its_content() -> None:
+    release = releases.identify(["renamed.pb"], weights.FACENET_20180408.sha256, None, None)
+    assert release is releases.CASIA_20180408
+
+
+def test_a_model_made_from_a_release_is_not_that_release() -> None:
+    with pytest.raises(SourceError, match="no known release"):
+        releases.identify(["20180402-114759-finetuned.pb"], "", None, None)
+    release = releases.identify(["20180402-114759.pb"], "", "finetuned", "fixed")
+    assert release.name == "finetuned"
+
+
+def test_names_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(SourceError, match="20180402-114759 and 20180408-102900"):
+        releases.identify(["20180402-114759", "20180408-102900.pb"], "", None, None)
+
+
+# ---- downloads ----
+
+
+def test_a_download_that_fails_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise RuntimeError("Too many users have viewed\nor downloaded this file recently")
+
+    monkeypatch.setitem(sys.modules, "gdown", SimpleNamespace(download=refuse))
+    command = ["facenet", "--download", "20180402-114759", "--cache", str(tmp_path), "--out", str(tmp_path / "out")]
+    ended = CliRunner().invoke(main, command)
+    assert ended.exit_code == 1
+    (line,) = ended.output.splitlines()
+    assert "Too many users have viewed or downloaded" in line
+    assert "https://drive.google.com/file/d/1EXPBSXwTaqrSC0OhUdXNmKSh9qJUQ55-" in line
+    assert "--source 20180402-114759.zip" in line
+
+
+def test_a_page_instead_of_a_zip_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def page(*, output: str, **_: object) -> None:
+        Path(output).write_text("<html>quota exceeded</html>")
+
+    monkeypatch.setitem(sys.modules, "gdown", SimpleNamespace(download=page))
+    ended = CliRunner().invoke(main, ["facenet", "--download", "20170511-185253", "--cache", str(tmp_path)])
+    assert ended.exit_code == 1
+    assert "something else than the zip" in ended.output
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+@pytest.mark.timeout(120)
+def test_a_download_is_fetched_once_by_its_published_id_and_then_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "20170512-110547"
+    archive = zipped(a_release(tmp_path / name, name, dimension=128), tmp_path / "drive.zip")
+    asked = []
+
+    def download(*, id: str, output: str, quiet: bool) -> None:
+        asked.append(id)
+        Path(output).write_bytes(archive.read_bytes())
+
+    monkeypatch.setitem(sys.modules, "gdown", SimpleNamespace(download=download))
+    command = ["facenet", "--download", name, "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    assert "already converted" in CliRunner().invoke(main, command).output
+    assert asked == ["0B5MzpY9kBtDVZ2RpVDYwWmxoSUk"]
+    assert metadata_of(tmp_path / "out" / f"facenet-{name}.onnx")["preprocessing"] == "prewhiten"
+
+
+@pytest.mark.parametrize("options", [["--name", "x"], ["--source", ".", "--download", "20180402-114759"]])
+def test_options_that_describe_nothing_or_two_things_are_refused(options: list[str]) -> None:
+    assert CliRunner().invoke(main, ["facenet", *options]).exit_code == 2

@@ -1,0 +1,176 @@
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from facenet_server.errors import InvalidInput
+from facenet_server.images import DecodeLimits, Encoded, Raw, cut_windows, decode
+from PIL import Image
+
+LIMITS = DecodeLimits(("JPEG", "PNG", "WEBP"), 1 << 20, 1_000_000)
+ALL_FORMATS = DecodeLimits(("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"), 10 << 20, 25_000_000)
+
+# Two by three pixels whose corners differ, so that every orientation shows.
+PATTERN = np.array([[[250, 0, 0], [0, 250, 0], [0, 0, 250]], [[9, 9, 9], [99, 99, 99], [199, 199, 199]]], np.uint8)
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+def with_orientation(pixels: np.ndarray, orientation: int, kind: str = "PNG") -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(pixels, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, PATTERN),
+        (2, PATTERN[:, ::-1]),
+        (3, PATTERN[::-1, ::-1]),
+        (4, PATTERN[::-1]),
+        (5, PATTERN.transpose(1, 0, 2)),
+        (6, np.rot90(PATTERN, -1)),
+        (7, PATTERN[::-1, ::-1].transpose(1, 0, 2)),
+        (8, np.rot90(PATTERN)),
+    ],
+)
+def test_the_exif_orientation_is_applied_and_told(orientation: int, upright: np.ndarray, kind: str) -> None:
+    decoded = decode(Encoded(with_orientation(PATTERN, orientation, kind)), ALL_FORMATS)
+    np.testing.assert_array_equal(decoded.pixels, upright)
+    assert decoded.exif_orientation == orientation
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_exif_orientation_can_be_ignored(orientation: int, kind: str) -> None:
+    data = with_orientation(PATTERN, orientation, kind)
+    decoded = decode(Encoded(data, ignore_exif_orientation=True), ALL_FORMATS)
+    np.testing.assert_array_equal(decoded.pixels, PATTERN)
+    assert decoded.exif_orientation == 1
+
+
+def test_an_orientation_that_exif_does_not_know_counts_as_none() -> None:
+    assert decode(Encoded(with_orientation(PATTERN, 9)), LIMITS).exif_orientation == 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_the_default_formats_decode_as_pillow_does(kind: str, astronaut: np.ndarray) -> None:
+    data = encoded(astronaut, kind)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decode(Encoded(data), LIMITS).pixels, expected)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "GIF"])
+def test_other_formats_are_refused_unless_allowed(kind: str) -> None:
+    data = encoded(PATTERN, kind)
+    with pytest.raises(InvalidInput) as refused:
+        decode(Encoded(data), LIMITS)
+    assert refused.value.reason == "UNSUPPORTED_FORMAT"
+    assert decode(Encoded(data), ALL_FORMATS).pixels.shape == PATTERN.shape
+
+
+def test_grey_is_copied_to_three_channels_and_alpha_is_dropped() -> None:
+    grey = np.array([[7, 200]], np.uint8)
+    np.testing.assert_array_equal(decode(Encoded(encoded(grey)), LIMITS).pixels, np.dstack([grey] * 3))
+    transparent = np.dstack([PATTERN, np.zeros((2, 3), np.uint8)])
+    np.testing.assert_array_equal(decode(Encoded(encoded(transparent)), LIMITS).pixels, PATTERN)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    deep = np.array([[0, 0x0FFF, 0x8000, 0xFFFF]], np.uint16)
+    np.testing.assert_array_equal(decode(Encoded(encoded(deep)), LIMITS).pixels[0, :, 0], [0, 0x0F, 0x80, 0xFF])
+
+
+def test_the_first_frame_of_an_animation_counts() -> None:
+    file = io.BytesIO()
+    frames = [Image.fromarray(PATTERN), Image.fromarray(255 - PATTERN)]
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    np.testing.assert_array_equal(decode(Encoded(file.getvalue()), LIMITS).pixels, PATTERN)
+
+
+PHOTO = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        pytest.param(Encoded(b""), "EMPTY", id="no bytes"),
+        pytest.param(Encoded(b"hello, world"), "UNSUPPORTED_FORMAT", id="text"),
+        pytest.param(Encoded(PHOTO[:-200]), "TRUNCATED", id="half a JPEG"),
+        pytest.param(Encoded(PHOTO[:20]), "UNSUPPORTED_FORMAT", id="less than a header"),
+        pytest.param(Encoded(encoded(PATTERN)[:-30]), "TRUNCATED", id="half a PNG"),
+        pytest.param(Encoded(b"\xff" * (1 << 20) + b"\xff"), "IMAGE_TOO_LARGE", id="too many bytes"),
+        pytest.param(Encoded(encoded(np.zeros((1001, 1000), np.uint8))), "IMAGE_TOO_LARGE", id="too many pixels"),
+        pytest.param(Raw(b"123", 1001, 1000), "IMAGE_TOO_LARGE", id="too many raw pixels"),
+        pytest.param(Raw(b"", 0, 3), "EMPTY", id="no raw pixels"),
+        pytest.param(Raw(b"12345", 1, 2), "WRONG_SIZE", id="raw bytes missing"),
+    ],
+)
+def test_an_unusable_image_is_refused_with_its_reason(source: Encoded | Raw, reason: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        decode(source, LIMITS)
+    assert refused.value.reason == reason
+
+
+def test_a_bomb_is_refused_on_its_header() -> None:
+    bomb = encoded(np.zeros((6000, 6000), np.uint8))  # 36 million pixels in some 40 kB
+    with pytest.raises(InvalidInput, match="6000×6000"):
+        decode(Encoded(bomb), ALL_FORMATS)
+
+
+@pytest.mark.timeout(120)
+def test_every_odd_file_is_decoded_or_refused(odd_files: Sequence[Path]) -> None:
+    decoded, refusals = 0, set()
+    for file in odd_files:
+        try:
+            pixels, orientation = decode(Encoded(file.read_bytes()), ALL_FORMATS)
+        except InvalidInput as error:
+            refusals.add(error.reason)
+            continue
+        assert pixels.dtype == np.uint8, file
+        assert pixels.ndim == 3, file
+        assert pixels.shape[2] == 3, file
+        assert 1 <= orientation <= 8, file
+        decoded += 1
+    assert decoded > len(odd_files) / 2
+    assert refusals <= {"EMPTY", "UNSUPPORTED_FORMAT", "TRUNCATED", "CORRUPT", "IMAGE_TOO_LARGE"}
+
+
+def reference_window(image: np.ndarray, box: Sequence[int], side: int) -> np.ndarray:
+    """A zero canvas with the visible part pasted in, pixel by pixel; 1-based, inclusive."""
+    x1, y1, x2, y2 = box
+    canvas = np.zeros((y2 - y1 + 1, x2 - x1 + 1, 3))
+    for y in range(y1, y2 + 1):
+        for x in range(x1, x2 + 1):
+            if 1 <= x <= image.shape[1] and 1 <= y <= image.shape[0]:
+                canvas[y - y1, x - x1] = image[y - 1, x - 1]
+    return np.asarray(cv2.resize(canvas, (side, side), interpolation=cv2.INTER_AREA))
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        pytest.param((3, 4, 40, 41), id="inside"),
+        pytest.param((1, 1, 50, 60), id="the whole image"),
+        pytest.param((-9, -5, 30, 34), id="over the top left corner"),
+        pytest.param((30, 40, 80, 90), id="over the bottom right corner"),
+        pytest.param((-20, -20, 90, 90), id="around the image"),
+        pytest.param((51, 10, 70, 29), id="just right of the image"),
+        pytest.param((200, 200, 230, 230), id="far outside"),
+        pytest.param((-60, -60, -30, -30), id="far outside above"),
+        pytest.param((20, 20, 28, 29), id="smaller than the window"),
+    ],
+)
+def test_windows_are_cut_as_the_reference_pastes_them(box: Sequence[int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    windows = cut_windows(image, np.array([box], float), 24)
+    np.testing.assert_allclose(windows[0], reference_window(image, box, 24), atol=1e-3)

@@ -1,0 +1,113 @@
+import math
+
+import numpy as np
+import pytest
+from facenet_server import mtcnn
+from facenet_server.errors import InvalidInput
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def no_faces(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    """P-Net that sees nothing, with maps of the true size."""
+    height, width = (math.ceil((side - 2) / 2) - 4 for side in rows.shape[1:3])
+    shape = (len(rows), height, width)
+    return np.zeros(shape, np.float32), np.zeros((*shape, 4), np.float32)
+
+
+def all_faces(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    """P-Net that sees a face in every cell."""
+    probability, regression = no_faces(rows)
+    return probability + 1, regression
+
+
+def test_the_pyramid_starts_at_the_smallest_face_and_ends_at_twelve_pixels() -> None:
+    found = mtcnn.scales(250, 250, 20, 0.709)
+    assert len(found) == 8
+    assert found[0] == 12 / 20
+    assert 250 * found[-1] >= 12 > 250 * found[-1] * 0.709
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(12, 1000), st.floats(0.5, 0.9))
+def test_every_level_is_large_enough_for_p_net(height: int, width: int, min_face_px: int, factor: float) -> None:
+    for scale in mtcnn.scales(height, width, min_face_px, factor):
+        assert math.ceil(height * scale) >= 12
+        assert math.ceil(width * scale) >= 12
+
+
+def test_the_pyramid_pixels_are_those_of_its_levels() -> None:
+    seen = []
+
+    def pnet(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        seen.append(rows.shape[1] * rows.shape[2])
+        return no_faces(rows)
+
+    image = np.zeros((120, 90, 3), np.uint8)
+    mtcnn.propose(image, pnet, min_face_px=20, factor=0.709, threshold=0.6, max_windows=10)
+    assert sum(seen) == mtcnn.pyramid_pixels(120, 90, 20, 0.709)
+
+
+def test_an_image_smaller_than_a_face_has_no_levels() -> None:
+    image = np.zeros((19, 500, 3), np.uint8)
+    boxes = mtcnn.propose(image, all_faces, min_face_px=20, factor=0.709, threshold=0.6, max_windows=10)
+    assert boxes.shape == (0, 4)
+
+
+def test_too_many_windows_are_an_error_not_a_truncation() -> None:
+    image = np.zeros((100, 100, 3), np.uint8)
+    with pytest.raises(InvalidInput) as refused:
+        mtcnn.propose(image, all_faces, min_face_px=20, factor=0.709, threshold=0.6, max_windows=10)
+    assert refused.value.reason == "TOO_MUCH_WORK"
+
+
+def test_a_cell_maps_to_its_twelve_pixel_window_at_the_scale() -> None:
+    probability = np.zeros((5, 7), np.float32)
+    probability[2, 3] = probability[4, 6] = 0.9
+    windows = mtcnn.windows_of(probability, np.zeros((5, 7, 4), np.float32), 0.3, 0.6)
+    # Column 3, row 2: from (2·3 + 1)/0.3 and (2·2 + 1)/0.3 to (2·3 + 12)/0.3 and (2·2 + 12)/0.3, towards zero.
+    np.testing.assert_array_equal(windows.boxes[0], [23, 16, 60, 53])
+
+
+def test_the_proposal_threshold_itself_passes() -> None:
+    probability = np.full((1, 2), 0.6, np.float32)
+    assert len(mtcnn.windows_of(probability, np.zeros((1, 2, 4), np.float32), 1.0, 0.6).boxes) == 2
+
+
+def test_windows_come_by_column_then_row() -> None:
+    probability = np.array([[0.7, 0.9], [0.8, 0.95]], np.float32)
+    windows = mtcnn.windows_of(probability, np.zeros((2, 2, 4), np.float32), 1.0, 0.6)
+    np.testing.assert_array_equal(windows.scores, np.array([0.7, 0.8, 0.9, 0.95], np.float32))
+
+
+def test_a_single_window_takes_the_regression_of_its_mirror_image() -> None:
+    """Quirk Q1 of the reference: kept, since its results are the ones to be reproduced."""
+    regression = np.arange(3 * 5 * 4, dtype=np.float32).reshape(3, 5, 4)
+    alone = np.zeros((3, 5), np.float32)
+    alone[2, 1] = 0.9
+    np.testing.assert_array_equal(mtcnn.windows_of(alone, regression, 1.0, 0.6).regressions, [regression[2, 3]])
+    both = alone.copy()
+    both[0, 0] = 0.9
+    np.testing.assert_array_equal(mtcnn.windows_of(both, regression, 1.0, 0.6).regressions[1], regression[2, 1])
+
+
+def test_the_refinement_and_output_thresholds_themselves_do_not_pass() -> None:
+    box, score, still = np.array([[10.0, 10, 33, 33]]), np.array([0.7], np.float32), np.zeros((1, 4), np.float32)
+    points = np.zeros((1, 5, 2), np.float32)
+    assert len(mtcnn.refine(box, score, still, float(score[0]))) == 0
+    assert len(mtcnn.refine(box, score, still, 0.69)) == 1
+    assert len(mtcnn.finish(box, score, still, points, float(score[0])).boxes) == 0
+    assert len(mtcnn.finish(box, score, still, points, 0.69).boxes) == 1
+
+
+def test_landmarks_are_fractions_of_the_window_before_its_regression() -> None:
+    box, score = np.array([[11.0, 21, 58, 68]]), np.array([0.9], np.float32)  # 48 px wide
+    points = np.full((1, 5, 2), 0.5, np.float32)
+    faces = mtcnn.finish(box, score, np.full((1, 4), 0.25, np.float32), points, 0.7)
+    np.testing.assert_allclose(faces.landmarks[0], [[11 + 24 - 1, 21 + 24 - 1]] * 5)
+    np.testing.assert_allclose(faces.boxes, box + 12)
+
+
+def test_a_window_that_its_regression_turns_inside_out_is_dropped() -> None:
+    box, score = np.array([[10.0, 10, 33, 33]]), np.array([0.9], np.float32)
+    collapse = np.array([[2, 2, -2, -2]], np.float32)
+    assert len(mtcnn.refine(box, score, collapse, 0.7)) == 0

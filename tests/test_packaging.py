@@ -1,0 +1,64 @@
+"""What a user installs: the wheel alone, with the base dependencies alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+pytestmark = pytest.mark.timeout(300)
+
+TALK = """
+import sys, time
+start = time.process_time()
+import facenet_client
+imported_s = time.process_time() - start  # of the processor: the clock of a busy machine says nothing
+assert imported_s < 0.3, imported_s
+heavy = {"cv2", "onnx", "onnxruntime", "tensorflow", "PIL", "click", "rich"} & set(sys.modules)
+assert not heavy, heavy
+import numpy, google.protobuf
+with facenet_client.Client(sys.argv[1]) as client:
+    (found,) = client.detect([numpy.load(sys.argv[2])])
+    assert len(found.faces) == 1, found
+print(f"protobuf {google.protobuf.__version__} import {imported_s:.3f} s")
+"""
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.mark.parametrize("protobuf", ["protobuf==6.31.1", "protobuf>=7,<8"])
+def test_the_bare_wheel_talks_to_a_server(
+    wheel: Path, server: str, tmp_path: Path, protobuf: str, astronaut: np.ndarray
+) -> None:
+    np.save(tmp_path / "astronaut.npy", astronaut)
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install: list[Any] = [python, "-m", "pip", "install", "--quiet", wheel, protobuf]
+    subprocess.run(install, check=True, capture_output=True)
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    names = subprocess.run(
+        [python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
+    ).stdout
+    installed = {line.partition("==")[0].lower() for line in names.split()} - {"pip", "setuptools"}
+    assert installed == {"facenet-serve", "grpcio", "numpy", "protobuf", "typing_extensions"}
+    talk: list[Any] = [python, "-c", TALK, server, tmp_path / "astronaut.npy"]
+    said = subprocess.run(talk, env=clean, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith(f"protobuf {protobuf[10]}.")
+
+    for command, extra in (("facenet", "cli"), ("facenet-server", "server"), ("facenet-convert", "convert")):
+        bare = subprocess.run([python.parent / command], capture_output=True, text=True, env=clean, check=False)
+        assert bare.returncode == 1
+        assert f"facenet-serve[{extra}]" in bare.stderr
+        assert "Traceback" not in bare.stderr

@@ -1,0 +1,193 @@
+"""The server as a process: how it starts, refuses to start, and ends."""
+
+import asyncio
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import ROOT, ServerProcess, server_process
+from facenet_client import AsyncClient, Client, ServerUnavailable
+from facenet_proto.v1 import face_pb2 as pb
+from facenet_server.config import Config
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from PIL import Image
+
+pytestmark = pytest.mark.timeout(60)
+
+HAS_GPU = Path("/dev/nvidiactl").exists() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def run_server(*flags: str) -> "subprocess.CompletedProcess[str]":
+    path = os.pathsep.join(str(ROOT / room) for room in ("protos", "server"))
+    command = [sys.executable, "-m", "facenet_server", *flags]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+
+
+def error_line(*flags: str) -> str:
+    """The last line of a server that refuses to start."""
+    ended = run_server(*flags)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    return ended.stderr.splitlines()[-1]
+
+
+def test_missing_models_are_one_clear_line(tmp_path: Path) -> None:
+    assert "facenet-convert all" in error_line("--models", str(tmp_path))
+
+
+def test_a_second_server_on_the_port_is_refused(models: Path, server: str) -> None:
+    assert server in error_line("--models", str(models), "--listen", server)
+
+
+@pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
+def test_cuda_is_refused_where_it_cannot_be_had(models: Path) -> None:
+    assert "cuda" in error_line("--models", str(models), "--device", "cuda")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--image-formats", "JPEG,PSD"), ("--listen", "nowhere"), ("--max-batch-rows", "0"), ("--default-embedder", "x")],
+    ids=lambda flags: flags[0],
+)
+def test_a_setting_that_makes_no_sense_is_refused(models: Path, flags: tuple[str, str]) -> None:
+    assert "facenet-server:" in error_line("--models", str(models), *flags)
+
+
+def test_every_setting_is_a_documented_flag_and_environment_variable() -> None:
+    text = run_server("--help").stdout
+    for name in Config.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in text
+        assert f"FACENET_{name.upper()}" in "".join(text.split())
+
+
+def test_settings_come_from_the_environment(models: Path) -> None:
+    settings = {
+        "FACENET_MODELS": str(models),
+        "FACENET_MAX_ITEMS_PER_MESSAGE": "3",
+        "FACENET_DEVICE": "cpu",
+        "FACENET_IMAGE_FORMATS": "jpeg, png, bmp",
+    }
+    with server_process(**settings) as (target, _), Client(target) as client:
+        info = client.server_info()
+    assert info.limits["max_items_per_message"] == 3
+    assert info.providers == ("CPUExecutionProvider",)
+    assert info.image_formats == ("JPEG", "PNG", "BMP")
+
+
+def test_health_is_served_for_the_service_and_the_whole(server: str) -> None:
+    with grpc.insecure_channel(server) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for name in ("", "facenet.v1.FaceService"):
+            status = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5).status
+            assert status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_reflection_is_served_by_flag(models: Path) -> None:
+    with server_process("--models", str(models), "--reflection") as (target, _):
+        with grpc.insecure_channel(target) as channel:
+            services = ProtoReflectionDescriptorDatabase(channel).get_services()
+            pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
+            methods = pool.FindServiceByName("facenet.v1.FaceService").methods_by_name
+    assert "facenet.v1.FaceService" in services
+    assert set(methods) == {"Detect", "Embed", "Compare", "GetServerInfo"}
+
+
+def test_reflection_is_off_by_default(server: str) -> None:
+    with grpc.insecure_channel(server) as channel, pytest.raises(grpc.RpcError) as refused:
+        ProtoReflectionDescriptorDatabase(channel).get_services()
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def open_detect(channel: grpc.aio.Channel) -> Any:
+    """A Detect stream."""
+    return channel.stream_stream(
+        "/facenet.v1.FaceService/Detect",
+        request_serializer=pb.DetectRequest.SerializeToString,
+        response_deserializer=pb.DetectResponse.FromString,
+    )()
+
+
+async def test_sigterm_finishes_what_is_in_flight(models: Path, astronaut: np.ndarray) -> None:
+    pixels = pb.RawImage(rgb=astronaut.tobytes(), height=512, width=512)
+    request = pb.DetectRequest(id=1, images=[pb.Image(raw=pixels)] * 20)
+    with server_process("--models", str(models)) as (target, server):
+        async with grpc.aio.insecure_channel(target) as channel:
+            call = open_detect(channel)
+            for _ in range(2):  # the first answer shows that the server reads; the second message is in flight
+                await call.write(request)
+            first: Any = await call.read()
+            server.process.send_signal(signal.SIGTERM)
+            second: Any = await call.read()
+            last: Any = await call.read()
+            await call.done_writing()
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await call.read()
+        assert await asyncio.to_thread(server.process.wait, 10) == 0
+    assert [len(answer.results) for answer in (first, second)] == [20, 20]
+    assert last.draining
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_every_answer_given_before_sigterm_reaches_a_caller_who_goes_on_sending(
+    models: Path, astronaut: np.ndarray
+) -> None:
+    count = 0
+
+    async def endless() -> AsyncIterator[np.ndarray]:
+        while True:
+            yield astronaut
+
+    async def consume(client: AsyncClient, server: ServerProcess) -> None:
+        nonlocal count
+        async for _ in client.detect_stream(endless()):
+            count += 1
+            if count == 20:
+                server.process.send_signal(signal.SIGTERM)
+
+    with server_process("--models", str(models)) as (target, server):
+        async with AsyncClient(target) as client:
+            with pytest.raises(ServerUnavailable, match="shutting down"):
+                await consume(client, server)
+        assert await asyncio.to_thread(server.process.wait, 10) == 0
+    assert count >= 20
+
+
+async def test_a_second_signal_stops_at_once(models: Path) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (2400, 1600)).save(file, "JPEG")  # much to search, little to send
+    one, many = (pb.DetectRequest(images=[pb.Image(encoded=file.getvalue())] * count) for count in (1, 64))
+    with server_process("--models", str(models)) as (target, server):
+        async with grpc.aio.insecure_channel(target) as channel:
+            call = open_detect(channel)
+            await call.write(many)  # seconds of work, accepted before the next message is answered on another stream
+            other = open_detect(channel)
+            await other.write(one)
+            await other.read()
+            server.process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(server.wait_for, "draining")
+            server.process.send_signal(signal.SIGTERM)
+            with pytest.raises(grpc.aio.AioRpcError):  # one signal alone would have let it be answered
+                await call.read()
+        assert await asyncio.to_thread(server.process.wait, 30) == 0
+
+
+def test_a_log_never_shows_an_image_or_an_embedding(models: Path, astronaut: np.ndarray) -> None:
+    with server_process("--models", str(models), "--log-level", "debug") as (target, server):
+        with Client(target) as client:
+            vector = np.asarray(client.embed([astronaut])[0].faces[0].embedding)
+            client.detect([b"some bytes of a portrait"])
+        server.process.terminate()
+        server.wait_for("stopped")
+    assert "portrait" not in server.log()
+    assert not any(f"{number:.4f}" in server.log() for number in vector[:50])

@@ -1,0 +1,145 @@
+"""What the server accepts as a model. The files are tiny, but real ONNX in a real manifest."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from facenet_server.errors import StartError
+from facenet_server.sessions import PORTS, open_models
+from onnx import TensorProto, helper
+
+METADATA = {
+    "format": "2",
+    "source": "a test",
+    "source_sha256": "0" * 64,
+    "preprocessing": "fixed",
+    "parity_max_abs_diff": "0.0",
+}
+DTYPES = {"tensor(uint8)": TensorProto.UINT8, "tensor(float)": TensorProto.FLOAT}
+
+
+def tiny_model(kind: str, *, outputs: dict[str, list[int | None]] | None = None, **metadata: str) -> bytes:
+    """A model of the right form that answers zeros for as many rows as it gets."""
+    if kind == "embedder":
+        dtype, image_shape = "tensor(uint8)", [None, 160, 160, 3]
+        shapes: dict[str, list[int | None]] = {"embedding": [None, 8]}
+        metadata = {"name": "tiny", "dimension": "8", "input_size_px": "160", **metadata}
+    else:
+        dtype, shape = PORTS[kind].image
+        image_shape = list(shape)
+        shapes = {name: list(shape) for name, shape in PORTS[kind].outputs.items()}
+        metadata = {"name": f"tiny-{kind}", "input_size_px": str(shape[1] or 0), **metadata}
+    nodes = [
+        helper.make_node("Shape", ["image"], ["shape"]),
+        helper.make_node("Gather", ["shape", "first"], ["rows"]),
+    ]
+    initializers = [helper.make_tensor("first", TensorProto.INT64, [1], [0])]
+    for name, dims in (outputs or shapes).items():
+        rest = helper.make_tensor(f"{name}_rest", TensorProto.INT64, [len(dims) - 1], [dim or 1 for dim in dims[1:]])
+        initializers.append(rest)
+        nodes.append(helper.make_node("Concat", ["rows", rest.name], [f"{name}_shape"], axis=0))
+        nodes.append(helper.make_node("ConstantOfShape", [f"{name}_shape"], [name]))
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", DTYPES[dtype], image_shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in (outputs or shapes).items()],
+        initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    helper.set_model_props(model, {**METADATA, "kind": kind, **metadata})
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    listed = {name: {"sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "manifest.json").write_text(json.dumps({"format": "1", "files": listed}))
+    return folder
+
+
+@pytest.fixture
+def files() -> dict[str, bytes]:
+    return {f"{kind}.onnx": tiny_model(kind) for kind in (*PORTS, "embedder")}
+
+
+def test_whole_models_open_under_their_names(tmp_path: Path, files: dict[str, bytes]) -> None:
+    files["second.onnx"] = tiny_model("embedder", name="second")
+    networks = open_models(write(tmp_path, files), device="cpu", threads=1)
+    assert sorted(networks) == ["second", "tiny", "tiny-onet", "tiny-pnet", "tiny-rnet"]
+    (embedding,) = networks["tiny"](np.zeros((3, 160, 160, 3), np.uint8))
+    assert embedding.shape == (3, 8)
+    assert networks["tiny"].info.dimension == 8
+    assert list(networks["tiny"].providers) == ["CPUExecutionProvider"]
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(StartError) as error:
+        open_models(folder, device="cpu", threads=1)
+    return str(error.value)
+
+
+def test_a_folder_without_models_says_how_to_make_them(tmp_path: Path) -> None:
+    assert "facenet-convert all" in refused(tmp_path)
+
+
+def test_one_flipped_byte_is_found(tmp_path: Path, files: dict[str, bytes]) -> None:
+    write(tmp_path, files)
+    data = bytearray(files["rnet.onnx"])
+    data[len(data) // 2] ^= 1
+    (tmp_path / "rnet.onnx").write_bytes(data)
+    assert "SHA-256" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [*PORTS, "embedder"])
+def test_a_missing_network_is_named(tmp_path: Path, files: dict[str, bytes], kind: str) -> None:
+    del files[f"{kind}.onnx"]
+    assert f"no {kind}" in refused(write(tmp_path, files))
+
+
+def test_a_listed_file_that_is_gone_is_named(tmp_path: Path, files: dict[str, bytes]) -> None:
+    write(tmp_path, files)
+    (tmp_path / "onet.onnx").unlink()
+    assert "onet.onnx" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        pytest.param({"kind": "embedder", "outputs": {"embedding": [None, 9]}}, "embedding", id="another width"),
+        pytest.param({"kind": "embedder", "outputs": {"vector": [None, 8]}}, "vector", id="another output"),
+        pytest.param({"kind": "embedder", "format": "0"}, "format", id="another format"),
+        pytest.param({"kind": "embedder", "dimension": "many"}, "metadata", id="unreadable metadata"),
+    ],
+)
+def test_a_model_of_another_form_is_refused(
+    tmp_path: Path, files: dict[str, bytes], changed: dict[str, str], told: str
+) -> None:
+    files["embedder.onnx"] = tiny_model(**changed)  # type: ignore[arg-type]
+    assert told in refused(write(tmp_path, files))
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
+    files["pnet.onnx"] = b"not a model"
+    assert "pnet.onnx" in refused(write(tmp_path, files))
+
+
+def test_two_detectors_are_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
+    files["again.onnx"] = tiny_model("pnet", name="again")
+    assert "keep one" in refused(write(tmp_path, files))
+
+
+@pytest.mark.parametrize("text", ["{", '{"files": {"pnet.onnx": {}}}', '{"files": {"pnet.onnx": "whole"}}', "[]"])
+def test_a_broken_manifest_is_refused(tmp_path: Path, files: dict[str, bytes], text: str) -> None:
+    (write(tmp_path, files) / "manifest.json").write_text(text)
+    assert "manifest.json" in refused(tmp_path)
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
+    files["again.onnx"] = tiny_model("embedder")
+    assert "one name" in refused(write(tmp_path, files))
