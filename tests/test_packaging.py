@@ -13,18 +13,17 @@ from conftest import ROOT
 pytestmark = pytest.mark.timeout(300)
 
 TALK = """
-import sys, time
-start = time.process_time()
+import sys
+before = set(sys.modules)
 import facenet_client
-imported_s = time.process_time() - start  # of the processor: the clock of a busy machine says nothing
-assert imported_s < 0.3, imported_s
-heavy = {"cv2", "onnx", "onnxruntime", "tensorflow", "PIL", "click", "rich"} & set(sys.modules)
-assert not heavy, heavy
+added = {name.partition(".")[0] for name in set(sys.modules) - before if "cython" not in name} - sys.stdlib_module_names
+# What it imports decides what it costs; the time itself is the benchmark's to say.
+assert added <= {"facenet_client", "facenet_proto", "google", "grpc", "numpy", "typing_extensions"}, added
 import numpy, google.protobuf
 with facenet_client.Client(sys.argv[1]) as client:
     (found,) = client.detect([numpy.load(sys.argv[2])])
     assert len(found.faces) == 1, found
-print(f"protobuf {google.protobuf.__version__} import {imported_s:.3f} s")
+print(f"protobuf {google.protobuf.__version__}")
 """
 
 
