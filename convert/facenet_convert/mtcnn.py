@@ -48,6 +48,8 @@ SHAPES: dict[str, Sequence[tuple[int, ...]]] = {
 """The arrays of each file, in order: per layer kernel, bias, PReLU slope; at last the heads: box regression,
 landmarks (O-Net), probability."""
 
+_BLOCK = 16  # channels of a block of ONNX Runtime's NCHWc layout with AVX-512
+
 SIDES_PX = {"pnet": 0, "rnet": 24, "onet": 48}
 """The sides of the square inputs; 0: any height and width."""
 
@@ -93,13 +95,13 @@ def signature(name: str) -> Any:
 
 def pnet(image: Any, weights: Weights) -> dict[str, Any]:
     """(N, h, w, 3) uint8 → probability (N, h', w'), regression (N, h', w', 4), h' = ⌈(h − 2) / 2⌉ − 4."""
-    x = _conv_prelu(_normalise(image), weights[0:3])
-    x = tf.nn.max_pool2d(x, 2, 2, "SAME")
+    x = _conv_prelu_pool(_normalise(image), weights[0:3])
     x = _conv_prelu(x, weights[3:6])
     x = _conv_prelu(x, weights[6:9])
-    regression = tf.nn.bias_add(tf.nn.conv2d(x, weights[9], 1, "VALID"), weights[10])
-    logits = tf.nn.bias_add(tf.nn.conv2d(x, weights[11], 1, "VALID"), weights[12])
-    return {"probability": tf.nn.softmax(logits)[..., 1], "regression": regression}
+    kernel = np.concatenate([weights[9], weights[11]], axis=-1)  # both heads as one: (1, 1, 32, 4 + 2)
+    x = tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "VALID"), np.concatenate([weights[10], weights[12]]))
+    regression, no_face, face = tf.split(x, [4, 1, 1], axis=-1)
+    return {"probability": tf.squeeze(tf.sigmoid(face - no_face), -1), "regression": regression}  # softmax of two
 
 
 def rnet(image: Any, weights: Weights) -> dict[str, Any]:
@@ -141,19 +143,55 @@ def _normalise(image: Any) -> Any:
     return (tf.cast(image, tf.float32) - 127.5) * 0.0078125
 
 
+def _conv(x: Any, kernel: np.ndarray, bias: np.ndarray | None = None) -> Any:
+    x = tf.nn.conv2d(x, kernel, 1, "VALID")
+    return x if bias is None else tf.nn.bias_add(x, bias)
+
+
 def _conv_prelu(x: Any, layer: Weights) -> Any:
+    """Convolution and PReLU, s·x + (1 − s)·relu(x), its factors written as 1×1 depthwise convolutions, and its
+    channels filled up to whole blocks with zeros: so ONNX Runtime's CPU provider stays in its blocked layout from
+    one convolution to the next. Its own PRelu kernel would leave it, and takes several times as long."""
     kernel, bias, slope = layer
-    return _prelu(tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "VALID"), bias), slope)
+    slope = slope.ravel()
+    spare = -len(slope) % _BLOCK
+    kernel = np.pad(kernel, [(0, 0), (0, 0), (0, x.shape[-1] - kernel.shape[2]), (0, spare)])
+    x = _conv(x, kernel, np.pad(bias, (0, spare)))
+    slope = np.pad(slope, (0, spare))
+    return _scale(x, slope) + _scale(tf.nn.relu(x), 1 - slope)
+
+
+def _conv_prelu_pool(x: Any, layer: Weights) -> Any:
+    """Convolution, PReLU and 2×2 max-pooling, with all but the convolution after the pool: on a quarter of the cells.
+
+    Over a window, max prelu(x) is prelu(max x) where the slope s is ≥ 0, and max(P, R) = relu(P − R) + R with
+    P = max x, R = max s·x where it is negative; a second row of the kernel, s times the first, gives s·x.
+    """
+    kernel, bias, slope = layer
+    slope = slope.ravel()
+    (falling,) = np.nonzero(slope < 0)
+    n_out, n_pooled = len(slope), len(slope) + len(falling)
+    kernel = np.concatenate([kernel, kernel[..., falling] * slope[falling]], axis=-1)
+    pooled = tf.nn.max_pool2d(_conv(x, kernel, np.concatenate([bias, bias[falling] * slope[falling]])), 2, 2, "SAME")
+    rising = np.diag(slope >= 0)
+    to_bent, to_straight = np.zeros((2, n_pooled, n_out), np.float32)
+    to_bent[:n_out] = np.eye(n_out)
+    to_bent[n_out:][np.arange(len(falling)), falling] = -1
+    to_straight[:n_out] = rising * slope
+    to_straight[n_out:][np.arange(len(falling)), falling] = 1
+    from_bent = np.where(rising, np.diag(1 - slope), np.eye(n_out)).astype(np.float32)
+    bent = tf.nn.relu(_conv(pooled, to_bent[np.newaxis, np.newaxis]))
+    return _conv(pooled, to_straight[np.newaxis, np.newaxis]) + _conv(bent, from_bent[np.newaxis, np.newaxis])
+
+
+def _scale(x: Any, factors: np.ndarray) -> Any:
+    return tf.nn.depthwise_conv2d(x, factors.astype(np.float32).reshape(1, 1, -1, 1), [1, 1, 1, 1], "VALID")
 
 
 def _dense_prelu(x: Any, matrix: np.ndarray, layer: Weights) -> Any:
     bias, slope = layer
-    return _prelu(x @ matrix + bias, slope)
-
-
-def _prelu(x: Any, slope: np.ndarray) -> Any:
-    # Written out: ONNX Runtime's PRelu kernel on CPU is several times slower than these three.
-    return tf.nn.relu(x) - slope * tf.nn.relu(-x)
+    x = x @ matrix + bias
+    return tf.nn.relu(x) - slope * tf.nn.relu(-x)  # faster than ONNX Runtime's PRelu
 
 
 def _rows_to_hwc(matrix: np.ndarray, height: int, width: int, channels: int) -> np.ndarray:

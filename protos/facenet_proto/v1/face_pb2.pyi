@@ -51,7 +51,7 @@ class StageThresholds(_message.Message):
     def __init__(self, proposal: _Optional[float] = ..., refinement: _Optional[float] = ..., output: _Optional[float] = ...) -> None: ...
 
 class DetectOptions(_message.Message):
-    __slots__ = ("min_face_px", "thresholds", "scale_factor", "max_faces", "return_crops", "margin_px", "crop_size_px")
+    __slots__ = ("min_face_px", "thresholds", "scale_factor", "max_faces", "return_crops", "margin_px", "crop_size_px", "allow_scaled_decoding")
     MIN_FACE_PX_FIELD_NUMBER: _ClassVar[int]
     THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
     SCALE_FACTOR_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class DetectOptions(_message.Message):
     RETURN_CROPS_FIELD_NUMBER: _ClassVar[int]
     MARGIN_PX_FIELD_NUMBER: _ClassVar[int]
     CROP_SIZE_PX_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_SCALED_DECODING_FIELD_NUMBER: _ClassVar[int]
     min_face_px: int
     thresholds: StageThresholds
     scale_factor: float
@@ -66,7 +67,8 @@ class DetectOptions(_message.Message):
     return_crops: bool
     margin_px: int
     crop_size_px: int
-    def __init__(self, min_face_px: _Optional[int] = ..., thresholds: _Optional[_Union[StageThresholds, _Mapping]] = ..., scale_factor: _Optional[float] = ..., max_faces: _Optional[int] = ..., return_crops: bool = ..., margin_px: _Optional[int] = ..., crop_size_px: _Optional[int] = ...) -> None: ...
+    allow_scaled_decoding: bool
+    def __init__(self, min_face_px: _Optional[int] = ..., thresholds: _Optional[_Union[StageThresholds, _Mapping]] = ..., scale_factor: _Optional[float] = ..., max_faces: _Optional[int] = ..., return_crops: bool = ..., margin_px: _Optional[int] = ..., crop_size_px: _Optional[int] = ..., allow_scaled_decoding: bool = ...) -> None: ...
 
 class DetectRequest(_message.Message):
     __slots__ = ("id", "images", "options")
@@ -325,7 +327,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., default_embedder: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., image_formats: _Optional[_Iterable[str]] = ..., detect_defaults: _Optional[_Union[DetectOptions, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "kind", "source", "source_sha256", "onnx_sha256", "preprocessing", "input_size_px", "dimension", "threshold", "calibration", "parity_max_abs_diff")
+    __slots__ = ("name", "kind", "source", "source_sha256", "onnx_sha256", "preprocessing", "input_size_px", "dimension", "threshold", "calibration", "parity_max_abs_diff", "precision", "interchangeable_with")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
@@ -337,6 +339,8 @@ class ModelInfo(_message.Message):
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     PARITY_MAX_ABS_DIFF_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    INTERCHANGEABLE_WITH_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     source: str
@@ -348,7 +352,9 @@ class ModelInfo(_message.Message):
     threshold: float
     calibration: Calibration
     parity_max_abs_diff: float
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., source: _Optional[str] = ..., source_sha256: _Optional[str] = ..., onnx_sha256: _Optional[str] = ..., preprocessing: _Optional[str] = ..., input_size_px: _Optional[int] = ..., dimension: _Optional[int] = ..., threshold: _Optional[float] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., parity_max_abs_diff: _Optional[float] = ...) -> None: ...
+    precision: str
+    interchangeable_with: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., source: _Optional[str] = ..., source_sha256: _Optional[str] = ..., onnx_sha256: _Optional[str] = ..., preprocessing: _Optional[str] = ..., input_size_px: _Optional[int] = ..., dimension: _Optional[int] = ..., threshold: _Optional[float] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., parity_max_abs_diff: _Optional[float] = ..., precision: _Optional[str] = ..., interchangeable_with: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Calibration(_message.Message):
     __slots__ = ("data", "operating_points", "probability_map")
@@ -377,14 +383,16 @@ class OperatingPoint(_message.Message):
     def __init__(self, name: _Optional[str] = ..., threshold: _Optional[float] = ..., false_accept_rate: _Optional[float] = ..., different_pairs: _Optional[int] = ..., true_accept_rate: _Optional[float] = ..., same_pairs: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_items_per_message", "max_messages_in_flight", "images_per_group", "max_groups_per_stream", "max_groups_in_flight", "max_batch_rows", "max_streams_per_connection", "max_image_bytes", "max_image_pixels", "max_pyramid_pixels", "max_candidates", "max_crop_bytes")
+    __slots__ = ("max_message_bytes", "max_items_per_message", "max_messages_in_flight", "images_per_group", "max_images_per_stream", "max_images_in_flight", "max_batch_rows", "max_window_rows", "max_queued_rows", "max_streams_per_connection", "max_image_bytes", "max_image_pixels", "max_pyramid_pixels", "max_candidates", "max_crop_bytes")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_ITEMS_PER_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     IMAGES_PER_GROUP_FIELD_NUMBER: _ClassVar[int]
-    MAX_GROUPS_PER_STREAM_FIELD_NUMBER: _ClassVar[int]
-    MAX_GROUPS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGES_PER_STREAM_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_WINDOW_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_STREAMS_PER_CONNECTION_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
@@ -395,13 +403,55 @@ class Limits(_message.Message):
     max_items_per_message: int
     max_messages_in_flight: int
     images_per_group: int
-    max_groups_per_stream: int
-    max_groups_in_flight: int
+    max_images_per_stream: int
+    max_images_in_flight: int
     max_batch_rows: int
+    max_window_rows: int
+    max_queued_rows: int
     max_streams_per_connection: int
     max_image_bytes: int
     max_image_pixels: int
     max_pyramid_pixels: int
     max_candidates: int
     max_crop_bytes: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_items_per_message: _Optional[int] = ..., max_messages_in_flight: _Optional[int] = ..., images_per_group: _Optional[int] = ..., max_groups_per_stream: _Optional[int] = ..., max_groups_in_flight: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., max_streams_per_connection: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_pyramid_pixels: _Optional[int] = ..., max_candidates: _Optional[int] = ..., max_crop_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_items_per_message: _Optional[int] = ..., max_messages_in_flight: _Optional[int] = ..., images_per_group: _Optional[int] = ..., max_images_per_stream: _Optional[int] = ..., max_images_in_flight: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., max_window_rows: _Optional[int] = ..., max_queued_rows: _Optional[int] = ..., max_streams_per_connection: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_pyramid_pixels: _Optional[int] = ..., max_candidates: _Optional[int] = ..., max_crop_bytes: _Optional[int] = ...) -> None: ...
+
+class GetServerStatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerStatsResponse(_message.Message):
+    __slots__ = ("uptime_s", "stages", "resident_bytes", "loop_lag")
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOOP_LAG_FIELD_NUMBER: _ClassVar[int]
+    uptime_s: float
+    stages: _containers.RepeatedCompositeFieldContainer[StageStats]
+    resident_bytes: int
+    loop_lag: LoopLag
+    def __init__(self, uptime_s: _Optional[float] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., loop_lag: _Optional[_Union[LoopLag, _Mapping]] = ...) -> None: ...
+
+class StageStats(_message.Message):
+    __slots__ = ("name", "runs", "rows", "queue_ns", "compute_ns")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_NS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_NS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    runs: int
+    rows: int
+    queue_ns: int
+    compute_ns: int
+    def __init__(self, name: _Optional[str] = ..., runs: _Optional[int] = ..., rows: _Optional[int] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ...) -> None: ...
+
+class LoopLag(_message.Message):
+    __slots__ = ("p50_s", "p99_s", "max_s")
+    P50_S_FIELD_NUMBER: _ClassVar[int]
+    P99_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_S_FIELD_NUMBER: _ClassVar[int]
+    p50_s: float
+    p99_s: float
+    max_s: float
+    def __init__(self, p50_s: _Optional[float] = ..., p99_s: _Optional[float] = ..., max_s: _Optional[float] = ...) -> None: ...

@@ -54,6 +54,11 @@ class FaceServiceStub(object):
                 request_serializer=facenet__proto_dot_v1_dot_face__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=facenet__proto_dot_v1_dot_face__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.GetServerStats = channel.unary_unary(
+                '/facenet.v1.FaceService/GetServerStats',
+                request_serializer=facenet__proto_dot_v1_dot_face__pb2.GetServerStatsRequest.SerializeToString,
+                response_deserializer=facenet__proto_dot_v1_dot_face__pb2.GetServerStatsResponse.FromString,
+                _registered_method=True)
 
 
 class FaceServiceServicer(object):
@@ -87,6 +92,14 @@ class FaceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetServerStats(self, request, context):
+        """What this server has done since its start, as counts that only grow: the difference of two answers describes the
+        time between them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FaceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +122,11 @@ def add_FaceServiceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=facenet__proto_dot_v1_dot_face__pb2.GetServerInfoRequest.FromString,
                     response_serializer=facenet__proto_dot_v1_dot_face__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'GetServerStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerStats,
+                    request_deserializer=facenet__proto_dot_v1_dot_face__pb2.GetServerStatsRequest.FromString,
+                    response_serializer=facenet__proto_dot_v1_dot_face__pb2.GetServerStatsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +237,33 @@ class FaceService(object):
             '/facenet.v1.FaceService/GetServerInfo',
             facenet__proto_dot_v1_dot_face__pb2.GetServerInfoRequest.SerializeToString,
             facenet__proto_dot_v1_dot_face__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServerStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facenet.v1.FaceService/GetServerStats',
+            facenet__proto_dot_v1_dot_face__pb2.GetServerStatsRequest.SerializeToString,
+            facenet__proto_dot_v1_dot_face__pb2.GetServerStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,
