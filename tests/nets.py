@@ -7,7 +7,6 @@ colour. A crop whose first pixel is POISON makes the embedder fail.
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -16,10 +15,12 @@ from facenet_server import messages
 from facenet_server.app import bind, work_limits
 from facenet_server.batching import Batcher
 from facenet_server.calibration import Calibration, OperatingPoint
+from facenet_server.compute import Compute
 from facenet_server.config import Config
 from facenet_server.pipeline import Embedder, Nets, Pipeline
 from facenet_server.service import FaceService
 from facenet_server.sessions import ModelInfo
+from facenet_server.stats import Stats
 
 POISON = (1, 2, 3)
 CALIBRATION = Calibration(
@@ -120,13 +121,13 @@ async def fake_service(
             embedders={name: Embedder(await share(net), 4, calibration) for name, net in embedders.items()},
             default_embedder=next(iter(embedders)),
         )
-        pool = stack.enter_context(ThreadPoolExecutor(2))
-        pipeline = Pipeline(nets, work_limits(config), pool)
+        stats = Stats()
+        pipeline = Pipeline(nets, work_limits(config), stack.enter_context(Compute(2, stats)))
         models = [
             ModelInfo(name, "embedder", "test", "0", "0", "fixed", 160, 0.0, 4, calibration) for name in embedders
         ]
-        info = messages.server_info("test", models, ["FakeExecutionProvider"], nets.default_embedder, config)
-        service = FaceService(pipeline, info)
+        info = messages.server_info("test", models, ["FakeExecutionProvider"], nets.default_embedder, config, 64)
+        service = FaceService(pipeline, info, stats)
         server, port = bind(service, config)
         await server.start()
         try:

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import numpy as np
 from facenet_server import boxes
 from hypothesis import given
@@ -27,6 +29,24 @@ def test_suppression_keeps_a_best_set_without_overlaps(found: np.ndarray) -> Non
         assert all(union_overlap(found[one], found[other]) <= 0.5 for other in kept[i + 1 :])
     for index in set(range(len(found))) - set(kept.tolist()):
         assert any(union_overlap(found[index], found[k]) > 0.5 and scores[k] > scores[index] for k in kept)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["union", "min"]))
+def test_suppression_of_many_boxes_is_the_greedy_one(seed: int, measure: Literal["union", "min"]) -> None:
+    rng = np.random.default_rng(seed)
+    corner, size = rng.integers(0, 60, (150, 2)), rng.integers(-2, 40, (150, 2))  # some are inside out
+    found, scores = np.hstack([corner, corner + size]).astype(float), rng.choice([0.6, 0.7, 0.8], 150).astype("f4")
+    areas = (size + 1).prod(axis=1)
+    kept: list[int] = []
+    for index in np.argsort(scores, kind="stable")[::-1]:
+        low, high = np.maximum(found[index, :2], found[kept, :2]), np.minimum(found[index, 2:], found[kept, 2:])
+        shared = np.maximum(high - low + 1, 0).prod(axis=1)
+        whole = np.minimum(areas[index], areas[kept]) if measure == "min" else areas[index] + areas[kept] - shared
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if np.all(shared / whole <= 0.5):
+                kept.append(index)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        assert boxes.suppress(found, scores, 0.5, measure).tolist() == kept
 
 
 def test_an_overlap_of_exactly_the_limit_is_kept() -> None:

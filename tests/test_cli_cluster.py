@@ -109,7 +109,7 @@ def test_without_scikit_learn_one_line_names_the_extra(people: Path) -> None:
 
 
 def test_an_uncalibrated_model_takes_a_distance() -> None:
-    model = ModelInfo("mine", "embedder", "", "", "", "", 160, 512, 0.0, 0.0, None)
+    model = ModelInfo("mine", "embedder", "", "", "", "", 160, 512, 0.0, 0.0, None, "fp32", ())
     with pytest.raises(click.UsageError, match="mine is uncalibrated: give --eps"):
         threshold(model, None, "--eps", None, "far_1e-5")
     assert threshold(model, 0.9, "--eps", None, "far_1e-5") == 0.9

@@ -43,21 +43,52 @@ def test_the_pyramid_pixels_are_those_of_its_levels() -> None:
         return no_faces(rows)
 
     image = np.zeros((120, 90, 3), np.uint8)
-    mtcnn.propose(image, pnet, min_face_px=20, factor=0.709, threshold=0.6, max_windows=10)
+    mtcnn.propose(image, pnet, mtcnn.scales(120, 90, 20, 0.709), 0.6, 10)
     assert sum(seen) == mtcnn.pyramid_pixels(120, 90, 20, 0.709)
 
 
 def test_an_image_smaller_than_a_face_has_no_levels() -> None:
-    image = np.zeros((19, 500, 3), np.uint8)
-    boxes = mtcnn.propose(image, all_faces, min_face_px=20, factor=0.709, threshold=0.6, max_windows=10)
-    assert boxes.shape == (0, 4)
+    assert mtcnn.scales(19, 500, 20, 0.709) == []
+    assert mtcnn.shares([], 2) == []
+    assert mtcnn.merge([], 10).shape == (0, 4)
 
 
 def test_too_many_windows_are_an_error_not_a_truncation() -> None:
     image = np.zeros((100, 100, 3), np.uint8)
     with pytest.raises(InvalidInput) as refused:
-        mtcnn.propose(image, all_faces, min_face_px=20, factor=0.709, threshold=0.6, max_windows=10)
+        mtcnn.propose(image, all_faces, mtcnn.scales(100, 100, 20, 0.709), 0.6, 10)
     assert refused.value.reason == "TOO_MUCH_WORK"
+
+
+def test_too_many_windows_over_all_levels_are_an_error_though_no_level_has_too_many() -> None:
+    scales = mtcnn.scales(100, 100, 20, 0.709)
+    levels = mtcnn.propose(np.zeros((100, 100, 3), np.uint8), all_faces, scales, 0.6, 1000)
+    most = max(level.passed for level in levels)
+    with pytest.raises(InvalidInput) as refused:
+        mtcnn.merge(levels, most)
+    assert refused.value.reason == "TOO_MUCH_WORK"
+
+
+def test_the_levels_may_come_in_any_order(astronaut: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+
+    def pnet(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        shape = [-(-(side - 2) // 2) - 4 for side in rows.shape[1:3]]
+        rng = np.random.default_rng(shape)
+        return rng.uniform(0, 0.65, (1, *shape)).astype(np.float32), rng.normal(0, 0.1, (1, *shape, 4)).astype("f4")
+
+    levels = mtcnn.propose(astronaut, pnet, mtcnn.scales(512, 512, 20, 0.709), 0.6, 10**6)
+    shuffled = [levels[index] for index in rng.permutation(len(levels))]
+    np.testing.assert_array_equal(mtcnn.merge(shuffled, 10**6), mtcnn.merge(levels, 10**6))
+
+
+@given(st.integers(12, 3000), st.floats(0.5, 0.9), st.integers(1, 64))
+def test_shares_hold_every_level_once_and_none_is_empty(side: int, factor: float, parts: int) -> None:
+    scales = mtcnn.scales(side, side, 20, factor)
+    shared = mtcnn.shares(scales, parts)
+    assert sorted((scale for share in shared for scale in share), reverse=True) == scales
+    assert all(shared)
+    assert len(shared) == min(parts, len(scales))
 
 
 def test_a_cell_maps_to_its_twelve_pixel_window_at_the_scale() -> None:

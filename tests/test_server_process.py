@@ -100,7 +100,7 @@ def test_reflection_is_served_by_flag(models: Path) -> None:
             pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
             methods = pool.FindServiceByName("facenet.v1.FaceService").methods_by_name
     assert "facenet.v1.FaceService" in services
-    assert set(methods) == {"Detect", "Embed", "Compare", "GetServerInfo"}
+    assert set(methods) == {"Detect", "Embed", "Compare", "GetServerInfo", "GetServerStats"}
 
 
 def test_reflection_is_off_by_default(server: str) -> None:

@@ -33,6 +33,7 @@ def server_info(message: pb.GetServerInfoResponse) -> ServerInfo:
 def _model_info(message: pb.ModelInfo) -> ModelInfo:
     values = {field.name: getattr(message, field.name) for field in pb.ModelInfo.DESCRIPTOR.fields}
     values["calibration"] = _calibration(message.calibration) if message.HasField("calibration") else None
+    values["interchangeable_with"] = tuple(message.interchangeable_with)
     return ModelInfo(**values)
 
 
@@ -94,6 +95,7 @@ _ITEM_ERRORS: dict[str, type[ItemError]] = {
     "BAD_EMBEDDING": errors.EmbeddingError,
     "NO_FACE": errors.NoFaceError,
     "INTERNAL": errors.ServerItemError,
+    "OVERLOADED": errors.ServerItemError,
     "EMPTY": errors.ImageError,
     "UNSUPPORTED_FORMAT": errors.ImageError,
     "TRUNCATED": errors.ImageError,

@@ -166,6 +166,8 @@ class ModelInfo:
     threshold: float
     parity_max_abs_diff: float
     calibration: Calibration | None
+    precision: str
+    interchangeable_with: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import fields
 from importlib.metadata import version
+from typing import Any
 
 import cv2
 import grpc
@@ -18,12 +18,14 @@ from grpc_reflection.v1alpha import reflection
 
 from facenet_server import messages
 from facenet_server.batching import Batcher
+from facenet_server.compute import Compute
 from facenet_server.config import MIB, Config
 from facenet_server.errors import StartError
 from facenet_server.images import DecodeLimits
 from facenet_server.pipeline import Embedder, Nets, Pipeline, WorkLimits
 from facenet_server.service import SERVICE, FaceService
 from facenet_server.sessions import Network, open_models
+from facenet_server.stats import Stats
 
 _log = logging.getLogger(__name__)
 
@@ -34,16 +36,62 @@ async def serve(config: Config) -> None:
     Raises StartError where it cannot start.
     """
     _check(config)
-    threads = config.threads or usable_cores()
-    cv2.setNumThreads(1)  # images are worked on side by side instead
-    networks = await asyncio.to_thread(open_models, config.models, device=config.device, threads=threads)
-    _log_models(networks)
-    async with AsyncExitStack() as stack:
-        nets = await _share(networks, config, stack)
-        pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="compute"))
-        pipeline = Pipeline(nets, work_limits(config), pool)
-        service = FaceService(pipeline, _describe(networks, nets.default_embedder, config))
+    stats = Stats()
+    networks = await asyncio.to_thread(open_networks, config)
+    async with open_pipeline(networks, config, stats) as pipeline, stats.loop_lag:
+        service = FaceService(pipeline, _describe(networks, config), stats)
         await _listen(service, config)
+
+
+def open_networks(config: Config) -> dict[str, Network]:
+    """The networks of the models folder, by name. Raises StartError."""
+    networks = open_models(config.models, device=config.device, threads=_threads(config))
+    for name, network in networks.items():
+        _log.info("%s (%s) on %s", name, network.info.kind, network.providers[0])
+    return networks
+
+
+@asynccontextmanager
+async def open_pipeline(networks: Mapping[str, Network], config: Config, stats: Stats) -> AsyncIterator[Pipeline]:
+    """The pipeline over networks put where callers share them: batchers, but for P-Net, which runs where its levels
+    are. What it does is counted in ``stats``. Raises StartError where the default embedder is not there."""
+    threads = _threads(config)
+    cv2.setNumThreads(1)  # images are worked on side by side instead
+    by_kind = {network.info.kind: network for network in networks.values()}
+    default = _default_embedder(networks, config)
+    async with AsyncExitStack() as stack:
+
+        async def share(network: Network, max_rows: int, **details: Any) -> Batcher:
+            batcher = Batcher(network, max_rows, stage=stats.stage(network.info.name), **details)
+            return await stack.enter_async_context(batcher)
+
+        # R-Net and O-Net: small batches that stay in the caches, one on each core; an accelerator wants large ones.
+        workers = 1 if by_kind["rnet"].on_cuda else threads
+        detector = {
+            kind: await share(by_kind[kind], max_window_rows(by_kind[kind], config), workers=workers)
+            for kind in ("rnet", "onet")
+        }
+        embedders = {
+            name: Embedder(
+                await share(
+                    network,
+                    config.max_batch_rows,
+                    max_wait_s=config.max_wait_s,
+                    max_queued_rows=config.max_queued_rows,
+                ),
+                network.info.dimension,
+                network.info.calibration,
+            )
+            for name, network in networks.items()
+            if network.info.kind == "embedder"
+        }
+        nets = Nets(by_kind["pnet"], detector["rnet"], detector["onet"], embedders, default)
+        yield Pipeline(nets, work_limits(config), stack.enter_context(Compute(threads, stats)))
+
+
+def max_window_rows(network: Network, config: Config) -> int:
+    """Windows of one run of R-Net or O-Net."""
+    return config.max_window_rows or (1024 if network.on_cuda else 32)
 
 
 async def _listen(service: FaceService, config: Config) -> None:
@@ -84,28 +132,16 @@ def bind(service: FaceService, config: Config) -> tuple[grpc.aio.Server, int]:
     return server, port
 
 
-async def _share(networks: Mapping[str, Network], config: Config, stack: AsyncExitStack) -> Nets:
-    """Put the networks where callers share them: batchers, but for P-Net, which runs where its levels are."""
-    by_kind = {network.info.kind: network for network in networks.values()}
-    embedders = {
-        name: Embedder(
-            await stack.enter_async_context(Batcher(network, config.max_batch_rows)),
-            network.info.dimension,
-            network.info.calibration,
-        )
-        for name, network in networks.items()
-        if network.info.kind == "embedder"
-    }
+def _default_embedder(networks: Mapping[str, Network], config: Config) -> str:
+    embedders = [name for name, network in networks.items() if network.info.kind == "embedder"]
     default = config.default_embedder or min(embedders)
     if default not in embedders:
         raise StartError(f"the default embedder {default!r} is not there; there is {', '.join(embedders)}")
-    return Nets(
-        pnet=by_kind["pnet"],
-        rnet=await stack.enter_async_context(Batcher(by_kind["rnet"], config.max_batch_rows)),
-        onet=await stack.enter_async_context(Batcher(by_kind["onet"], config.max_batch_rows)),
-        embedders=embedders,
-        default_embedder=default,
-    )
+    return default
+
+
+def _threads(config: Config) -> int:
+    return config.threads or usable_cores()
 
 
 def usable_cores() -> int:
@@ -113,10 +149,12 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _describe(networks: Mapping[str, Network], default: str, config: Config) -> pb.GetServerInfoResponse:
+def _describe(networks: Mapping[str, Network], config: Config) -> pb.GetServerInfoResponse:
     providers = list(dict.fromkeys(name for network in networks.values() for name in network.providers))
     models = [network.info for network in networks.values()]
-    return messages.server_info(version("facenet-serve"), models, providers, default, config)
+    rows = max(max_window_rows(network, config) for network in networks.values())
+    default = _default_embedder(networks, config)
+    return messages.server_info(version("facenet-serve"), models, providers, default, config, rows)
 
 
 def work_limits(config: Config) -> WorkLimits:
@@ -152,7 +190,8 @@ def _check(config: Config) -> None:
     unknown = set(config.formats) - set(known)
     if unknown:
         raise StartError(f"unknown image formats {', '.join(sorted(unknown))}; known are {', '.join(known)}")
-    zero = [name for name, value in asdict(config).items() if name.startswith("max_") and not value]
+    limits = [field for field in fields(config) if field.name.startswith("max_") and field.default]
+    zero = [field.name for field in limits if not getattr(config, field.name)]
     if zero:
         raise StartError(f"{zero[0]} must be at least 1")
     if not config.listen.rpartition(":")[2].isdigit():
@@ -169,8 +208,3 @@ def _signals() -> asyncio.Queue[int]:
         except NotImplementedError:  # Windows
             signal.signal(number, lambda number, _: loop.call_soon_threadsafe(received.put_nowait, number))
     return received
-
-
-def _log_models(networks: Mapping[str, Network]) -> None:
-    for name, network in networks.items():
-        _log.info("%s (%s) on %s", name, network.info.kind, network.providers[0])

@@ -1,6 +1,7 @@
 """Rows of many callers in one run of a network."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -10,45 +11,64 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from facenet_server.errors import Overloaded
+from facenet_server.stats import Stage
+
 Rows = NDArray[Any]
 Outputs = tuple[NDArray[np.float32], ...]
 Net = Callable[[Rows], Outputs]
 
 
 class _Part(NamedTuple):
-    """At most a batch's worth of one call's rows, and where its outputs go."""
+    """At most a batch's worth of one call's rows, where its outputs go, and since when it waits."""
 
     rows: Rows
     outputs: asyncio.Future[Outputs]
+    since_ns: int
 
 
 class Batcher:
     """A network that callers share: called like one, but awaited.
 
-    One worker runs one batch at a time; what arrives meanwhile is the next batch (natural batching), up to
-    ``max_rows``. A call of more rows is split and rejoined. A cancelled call's waiting rows are dropped, a
-    failed batch fails the calls in it and no others. Callers that start together share batches: the worker looks
-    only after all of them have queued. The queue is bounded by its callers, each of which waits for its rows.
+    ``workers`` run one batch each; what arrives meanwhile is the next batch (natural batching), up to ``max_rows``.
+    An idle worker waits up to ``max_wait_s`` for more rows than the first. A call of more rows is split and rejoined.
+    A cancelled call's waiting rows are dropped, a failed batch fails the calls in it and no others. Where
+    ``max_queued_rows`` would wait, a further call is refused. Every run is counted in ``stage``.
     """
 
-    def __init__(self, net: Net, max_rows: int) -> None:
+    def __init__(
+        self,
+        net: Net,
+        max_rows: int,
+        *,
+        workers: int = 1,
+        max_wait_s: float = 0.0,
+        max_queued_rows: int | None = None,
+        stage: Stage | None = None,
+    ) -> None:
         self._net = net
         self._max_rows = max_rows
+        self._max_wait_ns = int(max_wait_s * 1e9)
+        self._max_queued_rows = max_queued_rows
+        self._stage = stage or Stage("")
         self._parts: deque[_Part] = deque()
+        self._queued_rows = 0
         self._arrived = asyncio.Event()
-        self._executor: Executor = ThreadPoolExecutor(1)
-        self._worker: asyncio.Task[None] | None = None
+        self._n_workers = workers
+        self._executor: Executor = ThreadPoolExecutor(workers, thread_name_prefix="network")
+        self._workers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._worker = asyncio.create_task(self._work())
+        self._workers = [asyncio.create_task(self._work()) for _ in range(self._n_workers)]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
         for part in self._parts:
             part.outputs.cancel()
         self._executor.shutdown()
@@ -56,14 +76,18 @@ class Batcher:
     async def __call__(self, rows: Rows) -> Outputs:
         """Run (N, …) rows, N ≥ 1: one array per output, each with first dimension N, in their order.
 
-        Raises whatever the network raised on a batch that held any of them, and RuntimeError once closed.
+        Raises Overloaded, whatever the network raised on a batch that held any of them, and RuntimeError once closed.
         """
-        if self._worker is None or self._worker.done():
+        if not self._workers:
             raise RuntimeError("the batcher is not open")
-        loop = asyncio.get_running_loop()
+        limit = self._max_queued_rows
+        if limit is not None and self._queued_rows and self._queued_rows + len(rows) > limit:
+            raise Overloaded(f"{self._queued_rows} rows wait for {self._stage.name}; the limit is {limit}")
+        loop, now = asyncio.get_running_loop(), time.monotonic_ns()
         starts = range(0, len(rows), self._max_rows)
-        parts = [_Part(rows[i : i + self._max_rows], loop.create_future()) for i in starts]
+        parts = [_Part(rows[i : i + self._max_rows], loop.create_future(), now) for i in starts]
         self._parts.extend(parts)
+        self._queued_rows += len(rows)
         self._arrived.set()
         try:
             done = await asyncio.gather(*(part.outputs for part in parts))
@@ -73,16 +97,15 @@ class Batcher:
         return done[0] if len(done) == 1 else tuple(map(np.concatenate, zip(*done, strict=True)))
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
+            if self._max_wait_ns:
+                await self._fill()
             batch = self._next_batch()
             if not batch:
-                self._arrived.clear()
                 continue
             try:
-                rows = batch[0].rows if len(batch) == 1 else np.concatenate([part.rows for part in batch])
-                outputs = await loop.run_in_executor(self._executor, self._net, rows)
+                outputs = await self._run(batch)
             except Exception as error:
                 for part in batch:
                     if not part.outputs.done():
@@ -99,12 +122,44 @@ class Batcher:
                     part.outputs.set_result(tuple(output[start:stop] for output in outputs))
                 start = stop
 
+    async def _run(self, batch: list[_Part]) -> Outputs:
+        def run() -> tuple[int, Outputs, int]:
+            start_ns = time.monotonic_ns()
+            rows = batch[0].rows if len(batch) == 1 else np.concatenate([part.rows for part in batch])
+            return start_ns, self._net(rows), time.monotonic_ns()
+
+        start_ns, outputs, end_ns = await asyncio.get_running_loop().run_in_executor(self._executor, run)
+        self._stage.add(
+            rows=sum(len(part.rows) for part in batch),
+            queue_ns=sum((start_ns - part.since_ns) * len(part.rows) for part in batch),
+            compute_ns=end_ns - start_ns,
+        )
+        return outputs
+
+    async def _fill(self) -> None:
+        """Wait for a full batch, or until the first part has waited long enough."""
+        while self._parts and self._queued_rows < self._max_rows:
+            left_ns = self._parts[0].since_ns + self._max_wait_ns - time.monotonic_ns()
+            if left_ns <= 0:
+                return
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(left_ns / 1e9):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return
+
     def _next_batch(self) -> list[_Part]:
         batch: list[_Part] = []
         rows = 0
         while self._parts and rows + len(self._parts[0].rows) <= self._max_rows:
             part = self._parts.popleft()
+            self._queued_rows -= len(part.rows)
             if not part.outputs.done():
                 batch.append(part)
                 rows += len(part.rows)
+        if self._parts:
+            self._arrived.set()  # for the other workers
+        else:
+            self._arrived.clear()
         return batch

@@ -13,6 +13,8 @@ Boxes = NDArray[np.float64]  # (N, 4) x1 y1 x2 y2, px
 Scores = NDArray[np.float32]  # (N,)
 Regressions = NDArray[np.float32]  # (N, 4) in fractions of width and height
 
+_BEST_AT_ONCE = 32
+
 
 def suppress(
     boxes: Boxes, scores: Scores, max_overlap: float, measure: Literal["union", "min"] = "union"
@@ -22,21 +24,25 @@ def suppress(
     A box goes when its overlap with a kept one is > ``max_overlap``: the intersection over the union, or over
     the smaller of the two areas. Of equal scores the later box comes first.
     """
-    x1, y1, x2, y2 = boxes.T
-    areas = (x2 - x1 + 1) * (y2 - y1 + 1)
     order = np.argsort(scores, kind="stable")[::-1]
-    kept = []
+    x1, y1, x2, y2 = boxes[order].T
+    areas = (x2 - x1 + 1) * (y2 - y1 + 1)
+    kept: list[int] = []
     while order.size:
-        best, rest = order[0], order[1:]
-        kept.append(best)
-        width = np.minimum(x2[best], x2[rest]) - np.maximum(x1[best], x1[rest]) + 1
-        height = np.minimum(y2[best], y2[rest]) - np.maximum(y1[best], y1[rest]) + 1
+        # The best boxes against all that are left, some dozens at a time: fewer and larger array operations.
+        best = np.s_[:_BEST_AT_ONCE, np.newaxis]
+        width = np.minimum(x2[best], x2) - np.maximum(x1[best], x1) + 1
+        height = np.minimum(y2[best], y2) - np.maximum(y1[best], y1) + 1
         shared = np.maximum(0.0, width) * np.maximum(0.0, height)
-        if measure == "min":
-            overlap = shared / np.minimum(areas[best], areas[rest])
-        else:
-            overlap = shared / (areas[best] + areas[rest] - shared)
-        order = rest[overlap <= max_overlap]
+        whole = np.minimum(areas[best], areas) if measure == "min" else areas[best] + areas - shared
+        apart = shared / whole <= max_overlap  # (best, all)
+        left = np.ones(len(order), bool)
+        for index, apart_from_it in enumerate(apart):
+            if left[index]:
+                kept.append(order[index])
+                left &= apart_from_it
+        left[: len(apart)] = False
+        order, areas, x1, y1, x2, y2 = (values[left] for values in (order, areas, x1, y1, x2, y2))
     return np.array(kept, np.intp)
 
 

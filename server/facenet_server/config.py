@@ -29,12 +29,17 @@ class Config:
         "JPEG,PNG,WEBP", "Encoded formats to accept; BMP, TIFF and GIF (first frame) can be added."
     )
     threads: int = _option(0, "Threads for computing, per network and for images. 0: one per usable core.")
-    max_batch_rows: int = _option(64, "Rows (crops) of one run of R-Net, O-Net or FaceNet.")
+    max_batch_rows: int = _option(64, "Crops of one run of an embedder.")
+    max_window_rows: int = _option(
+        0, "Windows of one run of R-Net or O-Net. 0: 32 on the CPU, whose caches they fit, 1024 on CUDA."
+    )
+    max_wait_s: float = _option(0.0, "How long an idle embedder waits for a fuller batch.")
+    max_queued_rows: int = _option(4096, "Crops that may wait for one embedder; an item beyond is refused.")
     images_per_group: int = _option(
         8, "Images of one message that go through the networks side by side: their crops share batches."
     )
-    max_groups_per_stream: int = _option(2, "Such groups of one stream worked on at once.")
-    max_groups_in_flight: int = _option(4, "Such groups worked on at once, over all callers; others wait.")
+    max_images_per_stream: int = _option(16, "Images of one stream worked on at once.")
+    max_images_in_flight: int = _option(32, "Images worked on at once, over all callers; others wait.")
     max_messages_in_flight: int = _option(4, "Messages of one stream read and not yet answered.")
     max_streams_per_connection: int = _option(100, "Streams that one connection may hold open.")
     max_items_per_message: int = _option(64, "Images, crops or pairs of one message.")

@@ -53,6 +53,13 @@ class NoFace(ItemError):
         super().__init__("NO_FACE", f"no face was found on side {side}")
 
 
+class Overloaded(ItemError):
+    """There is no room for the item now; nothing was done for it, and it may be sent again, later."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("OVERLOADED", message)
+
+
 class ProtocolError(Exception):
     """What arrived is no valid message of the contract: its stream cannot go on."""
 

@@ -1,5 +1,6 @@
 """Between the contract's messages and the server's values. Pure; the only module that builds answers."""
 
+import time
 from dataclasses import asdict
 
 import numpy as np
@@ -8,20 +9,22 @@ from numpy.typing import NDArray
 
 from facenet_server.calibration import BEST_ACCURACY, Calibration
 from facenet_server.config import MIB, Config
-from facenet_server.errors import InvalidInput, ItemError, NoFace, UnknownModel, UnknownOperatingPoint
+from facenet_server.errors import InvalidInput, ItemError, NoFace, Overloaded, UnknownModel, UnknownOperatingPoint
 from facenet_server.images import Encoded, Raw
 from facenet_server.mtcnn import Faces
 from facenet_server.options import CompareOptions, DetectOptions, EmbedOptions, FaceSelection
 from facenet_server.pipeline import Comparison, Detection, Embedded
 from facenet_server.sessions import ModelInfo
+from facenet_server.stats import Stats, resident_bytes
 
-INVALID_ARGUMENT, NOT_FOUND, INTERNAL = 3, 5, 13  # google.rpc.Code
+INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED, INTERNAL = 3, 5, 8, 13  # google.rpc.Code
 
 _CODES: dict[type[ItemError], int] = {
     InvalidInput: INVALID_ARGUMENT,
     UnknownModel: NOT_FOUND,
     UnknownOperatingPoint: NOT_FOUND,
     NoFace: NOT_FOUND,
+    Overloaded: RESOURCE_EXHAUSTED,
 }
 
 _SELECTIONS: dict[int, FaceSelection] = {
@@ -146,7 +149,12 @@ def internal_error(incident: str) -> pb.ItemError:
 
 
 def server_info(
-    version: str, models: list[ModelInfo], providers: list[str], default_embedder: str, config: Config
+    version: str,
+    models: list[ModelInfo],
+    providers: list[str],
+    default_embedder: str,
+    config: Config,
+    max_window_rows: int,
 ) -> pb.GetServerInfoResponse:
     """What the server runs and refuses."""
     return pb.GetServerInfoResponse(
@@ -160,9 +168,11 @@ def server_info(
             max_message_bytes=config.max_message_mib * MIB,
             max_items_per_message=config.max_items_per_message,
             images_per_group=config.images_per_group,
-            max_groups_per_stream=config.max_groups_per_stream,
-            max_groups_in_flight=config.max_groups_in_flight,
+            max_images_per_stream=config.max_images_per_stream,
+            max_images_in_flight=config.max_images_in_flight,
             max_batch_rows=config.max_batch_rows,
+            max_window_rows=max_window_rows,
+            max_queued_rows=config.max_queued_rows,
             max_messages_in_flight=config.max_messages_in_flight,
             max_streams_per_connection=config.max_streams_per_connection,
             max_image_bytes=config.max_image_mib * MIB,
@@ -171,6 +181,17 @@ def server_info(
             max_candidates=config.max_candidates,
             max_crop_bytes=config.max_crop_mib * MIB,
         ),
+    )
+
+
+def server_stats(stats: Stats) -> pb.GetServerStatsResponse:
+    """What the server has done so far."""
+    lag = stats.loop_lag.now()
+    return pb.GetServerStatsResponse(
+        uptime_s=time.monotonic() - stats.started,
+        stages=[pb.StageStats(**asdict(stage)) for stage in stats],
+        resident_bytes=resident_bytes(),
+        loop_lag=pb.LoopLag(p50_s=lag.p50_s, p99_s=lag.p99_s, max_s=lag.max_s),
     )
 
 

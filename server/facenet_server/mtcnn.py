@@ -5,7 +5,7 @@ davidsandberg/facenet, ``align/detect_face.py``. Pure: networks are passed in, o
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -18,6 +18,8 @@ from facenet_server.images import Pixels
 
 STRIDE_PX, CELL_PX = 2, 12  # P-Net's output cells: their distance and their field of view
 
+_RESIZE_WORK = 0.05  # reading the whole image for a level, against P-Net on a level as large as the image
+
 Array = NDArray[np.float32]
 Net = Callable[[NDArray[np.generic]], tuple[Array, ...]]
 
@@ -28,6 +30,14 @@ class Windows(NamedTuple):
     boxes: Boxes  # (N, 4)
     scores: Scores  # (N,)
     regressions: Regressions  # (N, 4)
+
+
+class Level(NamedTuple):
+    """One level of the pyramid: its scale, how many windows passed P-Net, and those that suppression left."""
+
+    scale: float
+    passed: int
+    windows: Windows
 
 
 class Faces(NamedTuple):
@@ -64,33 +74,58 @@ def pyramid_pixels(height: int, width: int, min_face_px: int, factor: float) -> 
     )
 
 
-def propose(image: Pixels, pnet: Net, *, min_face_px: int, factor: float, threshold: float, max_windows: int) -> Boxes:
-    """Stage 1: square, whole-pixel boxes (N, 4) where P-Net, over all levels of the pyramid, sees faces.
+def shares(scales: Sequence[float], parts: int) -> list[list[float]]:
+    """A pyramid's levels, by their scales, in at most ``parts`` shares of about equal work."""
+    work = [0.0] * min(parts, len(scales))
+    shared: list[list[float]] = [[] for _ in work]
+    for scale in scales:  # the largest first
+        lightest = work.index(min(work))
+        shared[lightest].append(scale)
+        work[lightest] += scale**2 + _RESIZE_WORK
+    return shared
+
+
+def propose(image: Pixels, pnet: Net, scales: Sequence[float], threshold: float, max_windows: int) -> list[Level]:
+    """Stage 1 of some levels, given by their scales: where P-Net sees faces in each.
 
     Raises InvalidInput, reason TOO_MUCH_WORK, where more than ``max_windows`` windows pass the threshold.
     """
     height, width = image.shape[:2]
-    found: list[Windows] = []
-    passed = 0
-    for scale in scales(height, width, min_face_px, factor):
+    levels: list[Level] = []
+    for scale in scales:
         # 1. Shrink the image by area, rounding to whole grey values, and let P-Net score every cell.
         size = (math.ceil(width * scale), math.ceil(height * scale))
         level = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         probability, regression = pnet(level[np.newaxis])
         # 2. Keep the cells that pass, and suppress within the level.
         windows = windows_of(probability[0], regression[0], scale, threshold)
-        passed += len(windows.boxes)
-        if passed > max_windows:
-            raise InvalidInput(
-                "TOO_MUCH_WORK",
-                f"over {max_windows} windows look like faces; raise min_face_px or the proposal threshold",
-            )
-        found.append(_pick(windows, 0.5))
+        _check_count(len(windows.boxes), max_windows)
+        levels.append(Level(scale, len(windows.boxes), _pick(windows, 0.5)))
+    return levels
+
+
+def merge(levels: Iterable[Level], max_windows: int) -> Boxes:
+    """Stage 1 of the whole pyramid: square, whole-pixel boxes (N, 4) where P-Net sees faces.
+
+    Raises InvalidInput as ``propose``.
+    """
+    levels = sorted(levels, key=lambda level: level.scale, reverse=True)
+    passed = sum(level.passed for level in levels)
+    _check_count(passed, max_windows)
     if not passed:
         return np.empty((0, 4))
     # 3. Suppress over all levels, move the boxes by their regressions, make them square.
-    boxes, _, regressions = _pick(Windows(*map(np.concatenate, zip(*found, strict=True))), 0.7)
+    windows = Windows(*map(np.concatenate, zip(*(level.windows for level in levels), strict=True)))
+    boxes, _, regressions = _pick(windows, 0.7)
     return _whole_windows(square(regress(boxes, regressions, inclusive=False)))
+
+
+def _check_count(passed: int, max_windows: int) -> None:
+    if passed > max_windows:
+        raise InvalidInput(
+            "TOO_MUCH_WORK",
+            f"over {max_windows} windows look like faces; raise min_face_px or the proposal threshold",
+        )
 
 
 def windows_of(probability: Array, regression: Array, scale: float, threshold: float) -> Windows:

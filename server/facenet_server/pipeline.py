@@ -6,26 +6,27 @@ off the event loop; only the waiting is here.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facenet_server import facenet, images, mtcnn
-from facenet_server.batching import Batcher
+from facenet_server.batching import Batcher, Outputs
+from facenet_server.boxes import Boxes
 from facenet_server.calibration import BEST_ACCURACY, Calibration
 from facenet_server.company import Company
+from facenet_server.compute import Compute
 from facenet_server.errors import InvalidInput, NoFace, UnknownModel, UnknownOperatingPoint
 from facenet_server.images import Encoded, Pixels, Raw
 from facenet_server.mtcnn import NO_FACES, Faces
 from facenet_server.options import CompareOptions, DetectOptions, EmbedOptions
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
+_WINDOWS_A_CUT = 64  # windows that one thread cuts in one go, while others cut the next
+_WINDOWS_AT_ONCE = 4096  # windows of one image between their cut and their network: 28 MB of R-Net's
 _MAX_CROP_PIXELS = 1_000_000  # a ready crop has 25,600: what is far larger need not be decoded to be refused
 
 Image = Encoded | Raw
@@ -115,14 +116,15 @@ class Pipeline:
     """The three answers. Each method raises ItemError subclasses for what its item is to blame for; whoever calls it
     lets the item's images leave their company once it has ended."""
 
-    def __init__(self, nets: Nets, limits: WorkLimits, threads: Executor) -> None:
+    def __init__(self, nets: Nets, limits: WorkLimits, compute: Compute) -> None:
         self._nets = nets
         self._limits = limits
-        self._threads = threads
+        self._compute = compute
+        self._proposing = 0  # images whose pyramids are worked on
 
     async def detect(self, image: Image, options: DetectOptions, budget: ByteBudget, company: Company) -> Detection:
         """Faces, and their crops if the options ask for them."""
-        pixels, orientation = await self._compute(images.decode, image, self._limits.decode)
+        pixels, orientation = await self._compute("decode", images.decode, image, self._limits.decode)
         faces = (await self._find(pixels, options, company)).take(slice(options.max_faces))
         crops = await self._crops(pixels, faces, options, budget)
         height, width = pixels.shape[:2]
@@ -131,7 +133,7 @@ class Pipeline:
     async def embed(self, image: Image, options: EmbedOptions, budget: ByteBudget, company: Company) -> Detection:
         """The chosen faces of an image with their embeddings, and their crops if the options ask for them."""
         embedder, detect = self._embedder(options.model), options.detect
-        pixels, orientation = await self._compute(images.decode, image, self._limits.decode)
+        pixels, orientation = await self._compute("decode", images.decode, image, self._limits.decode)
         height, width = pixels.shape[:2]
         faces = await self._find(pixels, detect, company)
         faces = faces.take(facenet.visible(faces.boxes, height, width, detect.margin_px))
@@ -139,7 +141,7 @@ class Pipeline:
         vectors = np.empty((0, embedder.dimension), np.float32)
         if len(faces.boxes):
             size_px = facenet.INPUT_SIZE_PX
-            aligned = await self._compute(facenet.align, pixels, faces.boxes, detect.margin_px, size_px)
+            aligned = await self._compute("align", facenet.align, pixels, faces.boxes, detect.margin_px, size_px)
             await company.meet()
             (vectors,) = await embedder.net(aligned)
         crops = await self._crops(pixels, faces, detect, budget)
@@ -152,7 +154,7 @@ class Pipeline:
         if isinstance(crop, Raw):  # nothing to compute
             pixels, orientation = images.decode(crop, limits)
         else:
-            pixels, orientation = await self._compute(images.decode, crop, limits)
+            pixels, orientation = await self._compute("decode", images.decode, crop, limits)
         if pixels.shape != (facenet.INPUT_SIZE_PX, facenet.INPUT_SIZE_PX, 3):
             height, width = pixels.shape[:2]
             raise InvalidInput("WRONG_SIZE", f"a ready crop is 160×160 pixels, this one is {height}×{width}")
@@ -196,33 +198,53 @@ class Pipeline:
         if not options.return_crops:
             return None
         budget.take(len(faces.boxes) * options.crop_size_px**2 * 3)
-        return await self._compute(facenet.crops, image, faces.boxes, options.margin_px, options.crop_size_px)
+        return await self._compute("align", facenet.crops, image, faces.boxes, options.margin_px, options.crop_size_px)
 
     async def _find(self, image: Pixels, options: DetectOptions, company: Company) -> Faces:
         """MTCNN's cascade: fewer and better boxes at every stage."""
         thresholds = options.thresholds
         self._check_work(image, options)
-        boxes = await self._compute(
-            mtcnn.propose,
-            image,
-            self._nets.pnet,
-            min_face_px=options.min_face_px,
-            factor=options.scale_factor,
-            threshold=thresholds[0],
-            max_windows=self._limits.max_candidates,
-        )
+        boxes = await self._propose(image, options)
         if not len(boxes):
             return NO_FACES
-        windows = await self._compute(images.cut_windows, image, boxes, 24)
-        await company.meet()
-        probability, regression = await self._nets.rnet(windows)
-        boxes = await self._compute(mtcnn.refine, boxes, probability, regression, thresholds[1])
+        probability, regression = await self._judge(image, boxes, 24, self._nets.rnet, company)
+        boxes = await self._compute("refine", mtcnn.refine, boxes, probability, regression, thresholds[1])
         if not len(boxes):
             return NO_FACES
-        windows = await self._compute(images.cut_windows, image, boxes, 48)
-        await company.meet()
-        probability, regression, landmarks = await self._nets.onet(windows)
-        return await self._compute(mtcnn.finish, boxes, probability, regression, landmarks, thresholds[2])
+        probability, regression, landmarks = await self._judge(image, boxes, 48, self._nets.onet, company)
+        return await self._compute("finish", mtcnn.finish, boxes, probability, regression, landmarks, thresholds[2])
+
+    async def _propose(self, image: Pixels, options: DetectOptions) -> Boxes:
+        """P-Net over the pyramid: side by side where threads are free, in one where other images have them."""
+        height, width = image.shape[:2]
+        scales = mtcnn.scales(height, width, options.min_face_px, options.scale_factor)
+        most = self._limits.max_candidates
+        self._proposing += 1
+        try:
+            shares = mtcnn.shares(scales, max(1, self._compute.n_threads // self._proposing))
+            found = await asyncio.gather(
+                *(
+                    self._compute("propose", mtcnn.propose, image, self._nets.pnet, share, options.thresholds[0], most)
+                    for share in shares
+                )
+            )
+        finally:
+            self._proposing -= 1
+        return await self._compute("merge", mtcnn.merge, [level for levels in found for level in levels], most)
+
+    async def _judge(self, image: Pixels, boxes: Boxes, side_px: int, net: Batcher, company: Company) -> Outputs:
+        """The network's outputs for windows of the image."""
+        outputs: list[Outputs] = []
+        for start in range(0, len(boxes), _WINDOWS_AT_ONCE):
+            some = boxes[start : start + _WINDOWS_AT_ONCE]
+            cuts = (
+                self._compute("cut", images.cut_windows, image, part, side_px)
+                for part in np.array_split(some, math.ceil(len(some) / _WINDOWS_A_CUT))
+            )
+            windows = np.concatenate(await asyncio.gather(*cuts))
+            await company.meet()
+            outputs.append(await net(windows))
+        return outputs[0] if len(outputs) == 1 else tuple(map(np.concatenate, zip(*outputs, strict=True)))
 
     def _check_work(self, image: Pixels, options: DetectOptions) -> None:
         height, width = image.shape[:2]
@@ -242,10 +264,6 @@ class Pipeline:
             return self._nets.embedders[self._name(model)]
         except KeyError:
             raise UnknownModel(model, sorted(self._nets.embedders)) from None
-
-    async def _compute(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
 
 
 def _decision(calibration: Calibration | None, options: CompareOptions) -> tuple[float | None, str]:

@@ -22,6 +22,8 @@ from facenet_server import messages
 from facenet_server.company import Company
 from facenet_server.errors import ItemError, ProtocolError
 from facenet_server.pipeline import ByteBudget, Pipeline
+from facenet_server.seats import Seats
+from facenet_server.stats import Stats
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FaceService"].full_name
 
@@ -39,7 +41,7 @@ class _Method(NamedTuple):
     request: type[Any]
     response: type[Any]
     batch_field: str
-    answer: Callable[[Any, asyncio.Semaphore], Coroutine[Any, Any, Message]]
+    answer: Callable[[Any, Seats], Coroutine[Any, Any, Message]]
 
 
 class _End(NamedTuple):
@@ -69,11 +71,12 @@ _Accepted = asyncio.Queue[asyncio.Task[Message] | _End | None]  # None: the call
 class FaceService:
     """FaceService of the contract. ``drain`` lets its streams finish what they accepted, then end."""
 
-    def __init__(self, pipeline: Pipeline, info: pb.GetServerInfoResponse) -> None:
+    def __init__(self, pipeline: Pipeline, info: pb.GetServerInfoResponse, stats: Stats) -> None:
         self._pipeline = pipeline
         self._info = info
+        self._stats = stats
         self._limits = info.limits
-        self._seats = asyncio.Semaphore(self._limits.max_groups_in_flight)
+        self._seats = Seats(self._limits.max_images_in_flight)
         self._draining = asyncio.Event()
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -90,6 +93,9 @@ class FaceService:
         methods["GetServerInfo"] = grpc.unary_unary_rpc_method_handler(
             self._get_server_info, response_serializer=_serialize
         )
+        methods["GetServerStats"] = grpc.unary_unary_rpc_method_handler(
+            self._get_server_stats, response_serializer=_serialize
+        )
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     def drain(self) -> None:
@@ -98,7 +104,7 @@ class FaceService:
 
     # ---- the methods: one message in, one message out ----
 
-    async def _detect(self, request: pb.DetectRequest, seats: asyncio.Semaphore) -> pb.DetectResponse:
+    async def _detect(self, request: pb.DetectRequest, seats: Seats) -> pb.DetectResponse:
         budget = ByteBudget(self._limits.max_crop_bytes)
 
         async def one(image: pb.Image, company: Company) -> pb.DetectResult:
@@ -110,7 +116,7 @@ class FaceService:
         results = await self._each(request.images, batch, seats)
         return pb.DetectResponse(id=request.id, results=results)
 
-    async def _embed(self, request: pb.EmbedRequest, seats: asyncio.Semaphore) -> pb.EmbedResponse:
+    async def _embed(self, request: pb.EmbedRequest, seats: Seats) -> pb.EmbedResponse:
         budget = ByteBudget(self._limits.max_crop_bytes)
 
         async def one(item: pb.EmbedItem, company: Company) -> pb.EmbedResult:
@@ -128,7 +134,7 @@ class FaceService:
         results = await self._each(request.items, batch, seats)
         return pb.EmbedResponse(id=request.id, results=results)
 
-    async def _compare(self, request: pb.CompareRequest, seats: asyncio.Semaphore) -> pb.CompareResponse:
+    async def _compare(self, request: pb.CompareRequest, seats: Seats) -> pb.CompareResponse:
         async def one(pair: pb.Pair, company: Company) -> pb.CompareResult:
             options = messages.read_compare_options(request.options)
             a, b = messages.read_side(pair.a), messages.read_side(pair.b)
@@ -142,21 +148,20 @@ class FaceService:
         results = await self._each(request.pairs, batch, seats)
         return pb.CompareResponse(id=request.id, results=results)
 
-    async def _each(self, items: Sequence[Item], batch: _Batch[Item, Result], seats: asyncio.Semaphore) -> list[Result]:
+    async def _each(self, items: Sequence[Item], batch: _Batch[Item, Result], seats: Seats) -> list[Result]:
         """Answer a message's items, in groups whose images go side by side; one that fails has its error."""
         size = self._limits.images_per_group
         groups = [items[start : start + size] for start in range(0, len(items), size)]
         answered = await asyncio.gather(*(self._group(group, batch, seats) for group in groups))
         return [result for results in answered for result in results]
 
-    async def _group(
-        self, items: Sequence[Item], batch: _Batch[Item, Result], seats: asyncio.Semaphore
-    ) -> list[Result]:
+    async def _group(self, items: Sequence[Item], batch: _Batch[Item, Result], seats: Seats) -> list[Result]:
         company = Company(sum(map(batch.n_images, items)))
         answers = (_answer(item, batch, company) for item in items)
-        if not any(map(batch.is_work, items)):
+        work = sum(max(batch.n_images(item), batch.is_work(item)) for item in items)
+        if not work:
             return await asyncio.gather(*answers)
-        async with seats, self._seats:  # its stream's share, then the server's
+        async with seats.taken(work), self._seats.taken(work):  # its stream's share, then the server's
             return await asyncio.gather(*answers)
 
     async def _get_server_info(self, data: bytes, context: Context) -> pb.GetServerInfoResponse:
@@ -165,6 +170,9 @@ class FaceService:
         except DecodeError:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the bytes are no GetServerInfoRequest")
         return self._info
+
+    async def _get_server_stats(self, _: bytes, __: Context) -> pb.GetServerStatsResponse:
+        return messages.server_stats(self._stats)
 
     # ---- streams ----
 
@@ -205,7 +213,7 @@ class FaceService:
         tasks: asyncio.TaskGroup,
     ) -> None:
         """Accept a stream's messages, each for a credit, until there are no more to accept."""
-        seats = asyncio.Semaphore(self._limits.max_groups_per_stream)
+        seats = Seats(self._limits.max_images_per_stream)
         draining = asyncio.create_task(self._draining.wait())
         try:
             while True:

@@ -85,6 +85,11 @@ class Network:
         self._session = session
         self._outputs = list(info.ports.outputs)
 
+    @property
+    def on_cuda(self) -> bool:
+        """Whether it runs on a GPU."""
+        return "CUDAExecutionProvider" in self.providers
+
     def __call__(self, rows: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
         """Run one batch: (N, H, W, 3) → arrays whose first dimension is N."""
         outputs = tuple(self._session.run(self._outputs, {"image": rows}))
@@ -102,7 +107,7 @@ def open_models(folder: Path, *, device: str, threads: int) -> dict[str, Network
     providers = _providers(device)
     networks = [_open(folder / file, sha256, providers, threads) for file, sha256 in _manifest(folder).items()]
     for network in networks:
-        if device == "cuda" and "CUDAExecutionProvider" not in network.providers:
+        if device == "cuda" and not network.on_cuda:
             raise StartError(f"device cuda cannot be had: {network.info.name} runs on {network.providers[0]}")
     kinds = [network.info.kind for network in networks]
     for kind in (*PORTS, "embedder"):
@@ -138,13 +143,11 @@ def _open(path: Path, sha256: str, providers: list[Any], threads: int) -> Networ
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise StartError(f"{path} is not the file in {MANIFEST} (SHA-256 {found}, not {sha256}); {again}")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # four networks share the cores
     try:
-        session = ort.InferenceSession(data, options, providers=providers)
+        session = _session(data, providers, threads)
         info = _info(session.get_modelmeta().custom_metadata_map, found)
+        if info.kind in PORTS:  # small networks: a thread for each of several runs does more than several for one
+            session = _session(data, providers, 1)
         _check_ports(info, session)
         network = Network(info, session)
         network(_one_row(info))  # the first run allocates; a device that does not work shows here
@@ -153,6 +156,14 @@ def _open(path: Path, sha256: str, providers: list[Any], threads: int) -> Networ
     except Exception as error:  # ONNX Runtime's own errors have no common base
         raise StartError(f"{path}: ONNX Runtime cannot load it: {error}; {again}") from error
     return network
+
+
+def _session(data: bytes, providers: list[Any], threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the networks share the cores
+    return ort.InferenceSession(data, options, providers=providers)
 
 
 def _one_row(info: ModelInfo) -> NDArray[Any]:

@@ -1,0 +1,106 @@
+"""What the server counts of its own work: numbers, never what they are of."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+
+_SAMPLE_S = 0.05
+_SAMPLES = 1200  # a minute of them
+
+
+@dataclass(slots=True)
+class Stage:
+    """One stage's work so far: ``runs`` of ``rows`` that waited ``queue_ns``, each row's wait counted, and took
+    ``compute_ns``."""
+
+    name: str
+    runs: int = 0
+    rows: int = 0
+    queue_ns: int = 0
+    compute_ns: int = 0
+
+    def add(self, *, rows: int, queue_ns: int, compute_ns: int) -> None:
+        """Count one run. Called on the event loop only."""
+        self.runs += 1
+        self.rows += rows
+        self.queue_ns += queue_ns
+        self.compute_ns += compute_ns
+
+
+class Lag(NamedTuple):
+    """Percentiles of how late a timer was, seconds."""
+
+    p50_s: float = 0.0
+    p99_s: float = 0.0
+    max_s: float = 0.0
+
+
+class LoopLag:
+    """How late the running event loop comes to a timer of 50 ms, over about the last minute."""
+
+    def __init__(self) -> None:
+        self._late_s: deque[float] = deque(maxlen=_SAMPLES)
+        self._sampler: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._sampler = asyncio.create_task(self._sample())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._sampler is not None:
+            self._sampler.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._sampler
+
+    def now(self) -> Lag:
+        """The percentiles; zeros before the first sample."""
+        if not self._late_s:
+            return Lag()
+        return Lag(*(float(value) for value in np.percentile(self._late_s, (50, 99, 100))))
+
+    async def _sample(self) -> None:
+        while True:
+            due = time.perf_counter() + _SAMPLE_S
+            await asyncio.sleep(_SAMPLE_S)
+            self._late_s.append(max(0.0, time.perf_counter() - due))
+
+
+class Stats:
+    """The stages of one server, by name, in the order in which they were first asked for."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.loop_lag = LoopLag()
+        self._stages: dict[str, Stage] = {}
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name."""
+        return self._stages.setdefault(name, Stage(name))
+
+    def __iter__(self) -> Iterator[Stage]:
+        return iter(self._stages.values())
+
+
+def resident_bytes() -> int:
+    """The memory that this process holds; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm") as file:
+            pages = int(file.read().split()[1])
+    except OSError:
+        return 0
+    return pages * _page_bytes()
+
+
+def _page_bytes() -> int:
+    import resource  # not on every system, but where /proc is
+
+    return resource.getpagesize()
