@@ -110,18 +110,18 @@ async def fake_service(
     calibration = settings.pop("calibration", CALIBRATION)
     config = Config(**{"listen": "127.0.0.1:0", "image_formats": "JPEG,PNG,WEBP", **settings})
     async with AsyncExitStack() as stack:
+        stats = Stats()
 
-        async def share(net: Any) -> Batcher:
-            return await stack.enter_async_context(Batcher(net, config.max_batch_rows))
+        async def share(name: str, net: Any) -> Batcher:
+            return await stack.enter_async_context(Batcher(net, config.max_batch_rows, stage=stats.stage(name)))
 
         nets = Nets(
             pnet=pnet,
-            rnet=await share(rnet),
-            onet=await share(onet),
-            embedders={name: Embedder(await share(net), 4, calibration) for name, net in embedders.items()},
+            rnet=await share("rnet", rnet),
+            onet=await share("onet", onet),
+            embedders={name: Embedder(await share(name, net), 4, calibration) for name, net in embedders.items()},
             default_embedder=next(iter(embedders)),
         )
-        stats = Stats()
         pipeline = Pipeline(nets, work_limits(config), stack.enter_context(Compute(2, stats)))
         models = [
             ModelInfo(name, "embedder", "test", "0", "0", "fixed", 160, 0.0, 4, calibration) for name in embedders

@@ -51,11 +51,19 @@ class Faces(NamedTuple):
         """Some of the faces."""
         return Faces(self.boxes[indices], self.scores[indices], self.landmarks[indices])
 
+    def enlarged(self, factor: int) -> "Faces":
+        """The same in an image so many times as large, where pixel x has become pixels (x − 1)·factor + 1 … x·factor
+        (boxes count from 1, landmarks from 0)."""
+        if factor == 1:
+            return self
+        corners = (self.boxes - [1, 1, 0, 0]) * factor + [1, 1, 0, 0]
+        return Faces(corners, self.scores, (self.landmarks + 0.5) * factor - 0.5)
+
 
 NO_FACES = Faces(np.empty((0, 4)), np.empty(0, np.float32), np.empty((0, 5, 2)))
 
 
-def scales(height: int, width: int, min_face_px: int, factor: float) -> list[float]:
+def scales(height: int, width: int, min_face_px: float, factor: float) -> list[float]:
     """The scales of an image's pyramid: the first shrinks ``min_face_px`` to P-Net's 12, each further one is
     ``factor`` times the last, down to the level whose shorter side is still 12."""
     first = CELL_PX / min_face_px
@@ -67,7 +75,7 @@ def scales(height: int, width: int, min_face_px: int, factor: float) -> list[flo
     return found
 
 
-def pyramid_pixels(height: int, width: int, min_face_px: int, factor: float) -> int:
+def pyramid_pixels(height: int, width: int, min_face_px: float, factor: float) -> int:
     """The pixels of the whole pyramid, by which the work of P-Net grows."""
     return sum(
         math.ceil(height * scale) * math.ceil(width * scale) for scale in scales(height, width, min_face_px, factor)

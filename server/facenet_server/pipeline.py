@@ -21,7 +21,7 @@ from facenet_server.calibration import BEST_ACCURACY, Calibration
 from facenet_server.company import Company
 from facenet_server.compute import Compute
 from facenet_server.errors import InvalidInput, NoFace, UnknownModel, UnknownOperatingPoint
-from facenet_server.images import Encoded, Pixels, Raw
+from facenet_server.images import Decoded, Encoded, Pixels, Raw
 from facenet_server.mtcnn import NO_FACES, Faces
 from facenet_server.options import CompareOptions, DetectOptions, EmbedOptions
 
@@ -124,16 +124,16 @@ class Pipeline:
 
     async def detect(self, image: Image, options: DetectOptions, budget: ByteBudget, company: Company) -> Detection:
         """Faces, and their crops if the options ask for them."""
-        pixels, orientation = await self._compute("decode", images.decode, image, self._limits.decode)
-        faces = (await self._find(pixels, options, company)).take(slice(options.max_faces))
-        crops = await self._crops(pixels, faces, options, budget)
-        height, width = pixels.shape[:2]
-        return Detection(faces, height, width, orientation, crops)
+        decoded, options = await self._decode(image, options)
+        faces = (await self._find(decoded.pixels, options, company)).take(slice(options.max_faces))
+        crops = await self._crops(decoded.pixels, faces, options, budget)
+        return _detection(decoded, faces, crops)
 
     async def embed(self, image: Image, options: EmbedOptions, budget: ByteBudget, company: Company) -> Detection:
         """The chosen faces of an image with their embeddings, and their crops if the options ask for them."""
-        embedder, detect = self._embedder(options.model), options.detect
-        pixels, orientation = await self._compute("decode", images.decode, image, self._limits.decode)
+        embedder = self._embedder(options.model)
+        decoded, detect = await self._decode(image, options.detect)
+        pixels = decoded.pixels
         height, width = pixels.shape[:2]
         faces = await self._find(pixels, detect, company)
         faces = faces.take(facenet.visible(faces.boxes, height, width, detect.margin_px))
@@ -145,21 +145,22 @@ class Pipeline:
             await company.meet()
             (vectors,) = await embedder.net(aligned)
         crops = await self._crops(pixels, faces, detect, budget)
-        return Detection(faces, height, width, orientation, crops, vectors, self._name(options.model))
+        return _detection(decoded, faces, crops, vectors, self._name(options.model))
 
     async def embed_crop(self, crop: Image, options: EmbedOptions) -> Embedded:
         """The embedding of one ready 160×160 crop."""
         embedder = self._embedder(options.model)
         limits = replace(self._limits.decode, max_pixels=min(self._limits.decode.max_pixels, _MAX_CROP_PIXELS))
         if isinstance(crop, Raw):  # nothing to compute
-            pixels, orientation = images.decode(crop, limits)
+            decoded = images.decode(crop, limits)
         else:
-            pixels, orientation = await self._compute("decode", images.decode, crop, limits)
+            decoded = await self._compute("decode", images.decode, crop, limits)
+        pixels = decoded.pixels
         if pixels.shape != (facenet.INPUT_SIZE_PX, facenet.INPUT_SIZE_PX, 3):
             height, width = pixels.shape[:2]
             raise InvalidInput("WRONG_SIZE", f"a ready crop is 160×160 pixels, this one is {height}×{width}")
         (vectors,) = await embedder.net(pixels[np.newaxis])
-        return Embedded(vectors[0], self._name(options.model), orientation)
+        return Embedded(vectors[0], self._name(options.model), decoded.exif_orientation)
 
     async def compare(
         self, a: Image | Embedded, b: Image | Embedded, options: CompareOptions, company: Company
@@ -191,6 +192,11 @@ class Pipeline:
         if found.embeddings is None or not len(found.embeddings):
             raise NoFace(name)
         return found.embeddings[0], found
+
+    async def _decode(self, image: Image, options: DetectOptions) -> tuple[Decoded, DetectOptions]:
+        """The image, perhaps smaller than it is, and the options as they count for it."""
+        decoded = await self._compute("decode", images.decode, image, self._limits.decode, options.max_reduction)
+        return decoded, options.reduced(decoded.reduction)
 
     async def _crops(
         self, image: Pixels, faces: Faces, options: DetectOptions, budget: ByteBudget
@@ -264,6 +270,17 @@ class Pipeline:
             return self._nets.embedders[self._name(model)]
         except KeyError:
             raise UnknownModel(model, sorted(self._nets.embedders)) from None
+
+
+def _detection(
+    decoded: Decoded,
+    faces: Faces,
+    crops: Sequence[Pixels | None] | None,
+    embeddings: NDArray[np.float32] | None = None,
+    model: str = "",
+) -> Detection:
+    whole = faces.enlarged(decoded.reduction)
+    return Detection(whole, decoded.height, decoded.width, decoded.exif_orientation, crops, embeddings, model)
 
 
 def _decision(calibration: Calibration | None, options: CompareOptions) -> tuple[float | None, str]:
