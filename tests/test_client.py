@@ -411,6 +411,25 @@ async def test_the_servers_description_is_a_value() -> None:
     assert info.limits["max_items_per_message"] == 64
 
 
+async def test_the_servers_work_between_two_answers_is_their_difference(call: Call) -> None:
+    async with fake_server(max_batch_rows=8) as target:
+        await call(target, "embed_crops", [crop(1)] * 3)
+        earlier = await call(target, "server_stats")
+        await call(target, "embed_crops", [crop(1)] * 10)
+        later = await call(target, "server_stats")
+    assert earlier.stage("colour").rows == 3
+    work = later.since(earlier).stage("colour")
+    assert (work.name, work.rows) == ("colour", 10)
+    assert work.runs >= 2
+    assert work.mean_rows == work.rows / work.runs
+    assert work.mean_compute_s > 0
+    assert 0 < later.since(earlier).uptime_s < later.uptime_s
+    with pytest.raises(ValueError, match="earlier"):
+        earlier.stage("colour").since(later.stage("colour"))
+    with pytest.raises(ValueError, match="restarted"):
+        earlier.since(later)
+
+
 def test_a_client_that_is_not_open_says_how_to_open_it() -> None:
     with pytest.raises(RuntimeError, match="with Client"):
         Client("127.0.0.1:1").detect([square()])
@@ -418,6 +437,6 @@ def test_a_client_that_is_not_open_says_how_to_open_it() -> None:
 
 def test_the_door_shows_what_it_exports() -> None:
     exported = [name for name in vars(facenet_client) if not name.startswith("_")]
-    modules = {"aio", "cli", "client", "errors", "evaluation", "types"}
+    modules = {"aio", "cli", "client", "errors", "evaluation", "load", "stats", "types"}
     assert sorted(set(exported) - modules) == sorted(facenet_client.__all__)
     assert facenet_client.__all__ == sorted(facenet_client.__all__)

@@ -25,6 +25,7 @@ from facenet_client.errors import (
     ServerOverloaded,
     ServerUnavailable,
 )
+from facenet_client.stats import LoopLag, ServerStats, StageStats
 from facenet_client.types import (
     Calibration,
     CompareOptions,
@@ -62,6 +63,7 @@ __all__ = [
     "ImageError",
     "ImageLike",
     "ItemError",
+    "LoopLag",
     "ModelInfo",
     "NoFaceError",
     "OperatingPoint",
@@ -71,8 +73,10 @@ __all__ = [
     "ServerInfo",
     "ServerItemError",
     "ServerOverloaded",
+    "ServerStats",
     "ServerUnavailable",
     "Side",
+    "StageStats",
     "distances",
     "raise_for_errors",
 ]

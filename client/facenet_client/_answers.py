@@ -6,6 +6,7 @@ from facenet_proto.v1 import face_pb2 as pb
 
 from facenet_client import errors
 from facenet_client.errors import CallError, ItemError
+from facenet_client.stats import LoopLag, ServerStats, StageStats
 from facenet_client.types import (
     Calibration,
     Comparison,
@@ -27,6 +28,17 @@ def server_info(message: pb.GetServerInfoResponse) -> ServerInfo:
         providers=tuple(message.providers),
         image_formats=tuple(message.image_formats),
         limits={f.name: getattr(message.limits, f.name) for f in pb.Limits.DESCRIPTOR.fields},
+    )
+
+
+def server_stats(message: pb.GetServerStatsResponse) -> ServerStats:
+    """What the server has done."""
+    lag = message.loop_lag
+    return ServerStats(
+        uptime_s=message.uptime_s,
+        stages=tuple(StageStats(s.name, s.runs, s.rows, s.queue_ns, s.compute_ns) for s in message.stages),
+        resident_bytes=message.resident_bytes,
+        loop_lag=LoopLag(lag.p50_s, lag.p99_s, lag.max_s),
     )
 
 

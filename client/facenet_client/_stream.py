@@ -22,7 +22,8 @@ import grpc
 import grpc.aio
 from facenet_proto.v1 import face_pb2 as pb
 
-from facenet_client import _answers, _wire
+from facenet_client import _wire
+from facenet_client._connections import Link, end_of
 from facenet_client.errors import AnswerTimeout, CallError, ItemError, ServerFault, ServerUnavailable
 
 InputT = TypeVar("InputT")
@@ -52,25 +53,20 @@ class Stream(Generic[InputT, ResultT]):
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
-        target: str,
+        link: Link,
         exchange: _wire.Exchange[InputT, ResultT],
         inputs: Iterable[InputT] | AsyncIterable[InputT],
         limits: pb.Limits,
         timeout_s: float | None,
         on_failure: Callable[[], None],
     ) -> None:
-        self._target = target
+        self._target = link.address
         self._exchange = exchange
         self._inputs = inputs
         self._limits = limits
         self._timeout_s = timeout_s
         self._on_failure = on_failure
-        self._call: Any = channel.stream_stream(
-            exchange.path,
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=exchange.response.FromString,
-        )()
+        self._call = link.call(exchange.path)
         self._prepared: asyncio.Queue[Any] = asyncio.Queue()  # bounded by the room
         self._thread_room = threading.Semaphore(limits.max_items_per_message)
         self._room: threading.Semaphore | asyncio.Semaphore = self._thread_room  # of the feeder that is at work
@@ -139,20 +135,15 @@ class Stream(Generic[InputT, ResultT]):
         if not read.done():
             raise AnswerTimeout(f"{self._target}: no answer within {self._timeout_s:g} s")
         try:
-            response = read.result()
+            data = read.result()
         except (grpc.aio.AioRpcError, asyncio.CancelledError):
-            raise await self._status() from None
-        if response is grpc.aio.EOF:
-            raise await self._status()
+            raise await end_of(self._call, self._target) from None
+        if data is grpc.aio.EOF:
+            raise await end_of(self._call, self._target)
+        response = self._exchange.response.FromString(data)
         if response.draining:
             raise ServerUnavailable(f"{self._target}: the server is shutting down")
         return response
-
-    async def _status(self) -> CallError:
-        code = await self._call.code()
-        if code is grpc.StatusCode.OK:
-            return ServerFault(f"{self._target}: the server ended the stream with messages unanswered")
-        return _answers.call_error(self._target, code, await self._call.details())
 
     async def _feed(self, inputs: AsyncIterable[InputT], room: asyncio.Semaphore) -> None:
         end: BaseException | None = None
@@ -191,12 +182,12 @@ class Stream(Generic[InputT, ResultT]):
                 chunk = _wire.chunk(self._exchange, number, items)
                 self._sent.put_nowait(chunk)
                 if chunk.request is not None:
-                    await self._call.write(chunk.request)
+                    await self._call.write(chunk.request.SerializeToString())
                 number += 1
             await self._call.done_writing()
             self._sent.put_nowait(end)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            self._sent.put_nowait(_End(await self._status()))  # behind what the reader can still get
+            self._sent.put_nowait(_End(await end_of(self._call, self._target)))  # behind what the reader can still get
         except Exception as error:  # as above
             self._sent.put_nowait(_End(CallError(f"{self._target}: a message could not be sent: {error!r}")))
 

@@ -27,6 +27,7 @@ CHANNEL_OPTIONS = [
     ("grpc.http2.lookahead_bytes", 1 << 20),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.use_local_subchannel_pool", 1),  # a channel is a connection, also beside another one to its address
 ]
 
 InputT = TypeVar("InputT")

@@ -1,18 +1,14 @@
 """The asynchronous client."""
 
-from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
-
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
-import grpc
-import grpc.aio
-from facenet_proto.v1 import face_pb2 as pb
-
 from facenet_client import _answers, _wire
+from facenet_client._connections import Connections
 from facenet_client._stream import Stream
+from facenet_client.stats import ServerStats, together
 from facenet_client.types import (
     CompareOptions,
     Comparison,
@@ -32,7 +28,9 @@ ResultT = TypeVar("ResultT")
 class AsyncClient:
     """A connection to a FaceNet Serve server, for asyncio.
 
-    ``target`` is a gRPC target as "127.0.0.1:50051". ``timeout_s`` bounds the wait for each message's answer
+    ``target`` is a gRPC target as "127.0.0.1:50051", or several: a list, or "host:50051,host:50052". The messages of
+    each stream, and small calls one by one, spread over all of them; they must run the same models. ``connections``
+    is how many connections there are to each. ``timeout_s`` bounds the wait for each message's answer
     (None: for ever); a stream as a whole has no deadline. Methods take any iterable or asynchronous iterable,
     of any length, cut it into messages by the server's limits, and answer in input order. What is wrong with
     one item sits on its result's ``error``; what is wrong with the call is raised as a CallError.
@@ -40,15 +38,13 @@ class AsyncClient:
     Ordinary iterables are advanced in a worker thread, so that they may block.
     """
 
-    def __init__(self, target: str, *, timeout_s: float | None = 30.0) -> None:
-        self._target = target
-        self._timeout_s = timeout_s
-        self._channel: grpc.aio.Channel | None = None
-        self._info: pb.GetServerInfoResponse | None = None
+    def __init__(self, target: str | Sequence[str], *, timeout_s: float | None = 30.0, connections: int = 1) -> None:
+        self.timeout_s = timeout_s
+        self.connections = Connections(target, connections, timeout_s)  # for the SDK's own use
         self._streams: weakref.WeakSet[Stream[Any, Any]] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
-        self._channel = grpc.aio.insecure_channel(self._target, options=_wire.CHANNEL_OPTIONS)
+        self.connections.open()
         return self
 
     async def __aexit__(
@@ -56,13 +52,15 @@ class AsyncClient:
     ) -> None:
         for stream in list(self._streams):
             await stream.__aexit__(None, None, None)  # whoever waits for its results is told
-        if self._channel is not None:
-            await self._channel.close()
-            self._channel = None
+        await self.connections.close()
 
     async def server_info(self) -> ServerInfo:
-        """The server's models, providers and limits."""
-        return _answers.server_info(await self._fetch_info())
+        """The server's models, providers and limits; of several servers, the smallest of each limit."""
+        return _answers.server_info(await self.connections.info())
+
+    async def server_stats(self) -> ServerStats:
+        """What the server has done so far; of several servers, their sum."""
+        return together([_answers.server_stats(answer) for answer in await self.connections.stats()])
 
     async def detect(
         self, images: Iterable[ImageLike] | AsyncIterable[ImageLike], **options: Unpack[DetectOptions]
@@ -120,10 +118,9 @@ class AsyncClient:
         self, exchange: _wire.Exchange[InputT, ResultT], inputs: Iterable[InputT] | AsyncIterable[InputT]
     ) -> Stream[InputT, ResultT]:
         """For the SDK's own use: a stream that is ready to be entered."""
-        info = await self._fetch_info()
-        stream = Stream(
-            self._connected(), self._target, exchange, inputs, info.limits, self._timeout_s, self._forget_info
-        )
+        info = await self.connections.info()
+        link = self.connections.links()[0]
+        stream = Stream(link, exchange, inputs, info.limits, self.timeout_s, self.connections.forget_info)
         self._streams.add(stream)
         return stream
 
@@ -140,25 +137,3 @@ class AsyncClient:
             while (results := await stream.next_results()) is not None:
                 for result in results:
                     yield result
-
-    def _forget_info(self) -> None:
-        """The server may have been restarted with other limits."""
-        self._info = None
-
-    async def _fetch_info(self) -> pb.GetServerInfoResponse:
-        if self._info is None:
-            call: Any = self._connected().unary_unary(
-                f"/{_wire.SERVICE}/GetServerInfo",
-                request_serializer=lambda message: message.SerializeToString(),
-                response_deserializer=pb.GetServerInfoResponse.FromString,
-            )
-            try:
-                self._info = await call(pb.GetServerInfoRequest(), timeout=self._timeout_s)
-            except grpc.aio.AioRpcError as error:
-                raise _answers.call_error(self._target, error.code(), error.details()) from None
-        return self._info
-
-    def _connected(self) -> grpc.aio.Channel:
-        if self._channel is None:
-            raise RuntimeError("the client is not open: use it as `async with AsyncClient(...)`")
-        return self._channel

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from types import TracebackType
@@ -12,6 +12,7 @@ from facenet_client import _wire
 from facenet_client._stream import Stream
 from facenet_client.aio import AsyncClient
 from facenet_client.errors import CallError
+from facenet_client.stats import ServerStats
 from facenet_client.types import (
     CompareOptions,
     Comparison,
@@ -32,7 +33,9 @@ ResultT = TypeVar("ResultT")
 class Client:
     """A connection to a FaceNet Serve server.
 
-    ``target`` is a gRPC target as "127.0.0.1:50051". ``timeout_s`` bounds the wait for each message's answer
+    ``target`` is a gRPC target as "127.0.0.1:50051", or several: a list, or "host:50051,host:50052". The messages of
+    each stream, and small calls one by one, spread over all of them; they must run the same models. ``connections``
+    is how many connections there are to each. ``timeout_s`` bounds the wait for each message's answer
     (None: for ever); a stream as a whole has no deadline. Methods take any iterable, of any length, cut it
     into messages by the server's limits, and answer in input order. What is wrong with one item sits on its
     result's ``error``; what is wrong with the call is raised as a CallError.
@@ -40,8 +43,8 @@ class Client:
     Iterables are advanced in a worker thread, ahead of the results. A client may be used from several threads.
     """
 
-    def __init__(self, target: str, *, timeout_s: float | None = 30.0) -> None:
-        self._client = AsyncClient(target, timeout_s=timeout_s)
+    def __init__(self, target: str | Sequence[str], *, timeout_s: float | None = 30.0, connections: int = 1) -> None:
+        self._client = AsyncClient(target, timeout_s=timeout_s, connections=connections)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._leaving: set[asyncio.Future[None]] = set()  # a loop alone would let its tasks be collected
@@ -75,8 +78,12 @@ class Client:
         await asyncio.gather(*others, return_exceptions=True)
 
     def server_info(self) -> ServerInfo:
-        """The server's models, providers and limits."""
+        """The server's models, providers and limits; of several servers, the smallest of each limit."""
         return self._wait(self._client.server_info())
+
+    def server_stats(self) -> ServerStats:
+        """What the server has done so far; of several servers, their sum."""
+        return self._wait(self._client.server_stats())
 
     def detect(self, images: Iterable[ImageLike], **options: Unpack[DetectOptions]) -> list[Detection]:
         """Find the faces of each image."""

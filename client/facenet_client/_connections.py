@@ -1,0 +1,127 @@
+"""A client's connections: which addresses, how many channels to each, and what every server there says of itself."""
+
+from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import grpc
+import grpc.aio
+from facenet_proto.v1 import face_pb2 as pb
+
+from facenet_client import _answers, _wire
+from facenet_client.errors import CallError, ServerFault
+
+_LISTS = ("ipv4:", "ipv6:")  # schemes whose one target has commas of its own
+
+
+class Link(NamedTuple):
+    """A channel, and the address at its end."""
+
+    address: str
+    channel: grpc.aio.Channel
+
+    def call(self, path: str) -> Any:
+        """A new stream of messages, which are bytes in both directions."""
+        call: Any = self.channel.stream_stream(path)
+        return call()
+
+
+async def end_of(call: Any, address: str) -> CallError:
+    """The error of a call that ended though an answer was due."""
+    code = await call.code()
+    if code is grpc.StatusCode.OK:
+        return ServerFault(f"{address}: the server ended the stream with messages unanswered")
+    return _answers.call_error(address, code, await call.details())
+
+
+def addresses(target: str | Sequence[str]) -> tuple[str, ...]:
+    """One or several gRPC targets: a list of them, or one text with commas between. Raises ValueError for none."""
+    given = [target] if isinstance(target, str) else target
+    several = [part for text in given for part in ([text] if text.startswith(_LISTS) else text.split(","))]
+    found = tuple(part.strip() for part in several)
+    if not found or not all(found):
+        raise ValueError(f"{target!r} names no server, or an empty one")
+    return found
+
+
+class Connections:
+    """So many channels to each address, from ``open`` to ``close``."""
+
+    def __init__(self, target: str | Sequence[str], per_address: int, timeout_s: float | None) -> None:
+        if per_address < 1:
+            raise ValueError(f"connections is {per_address}; it takes one at least")
+        self.addresses = addresses(target)
+        self._per_address = per_address
+        self._timeout_s = timeout_s
+        self._links: list[Link] = []
+        self._next = 0
+        self._info: pb.GetServerInfoResponse | None = None
+
+    def open(self) -> None:
+        """Make the channels; they connect when they are used. Called on an event loop."""
+        self._links = [
+            Link(address, grpc.aio.insecure_channel(address, options=_wire.CHANNEL_OPTIONS))
+            for _ in range(self._per_address)
+            for address in self.addresses
+        ]
+
+    async def close(self) -> None:
+        """Close the channels."""
+        links, self._links = self._links, []
+        await asyncio.gather(*(link.channel.close() for link in links))
+
+    def links(self) -> list[Link]:
+        """All of them, from another one on each time: calls that use few spread over all."""
+        links = self._opened()
+        first = self._next = (self._next + 1) % len(links)
+        return links[first:] + links[:first]
+
+    async def info(self) -> pb.GetServerInfoResponse:
+        """What the servers say of themselves, with each limit the smallest of theirs; asked for once.
+
+        Raises CallError, also where the servers differ in their models.
+        """
+        if self._info is None:
+            answers = await self._ask_all("GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse)
+            _check_alike(self.addresses, answers)
+            for name in (field.name for field in pb.Limits.DESCRIPTOR.fields):
+                setattr(answers[0].limits, name, min(getattr(answer.limits, name) for answer in answers))
+            self._info = answers[0]
+        return self._info
+
+    def forget_info(self) -> None:
+        """A server may have been restarted with other limits."""
+        self._info = None
+
+    async def stats(self) -> list[pb.GetServerStatsResponse]:
+        """What each server has done. Raises CallError."""
+        return await self._ask_all("GetServerStats", pb.GetServerStatsRequest(), pb.GetServerStatsResponse)
+
+    async def _ask_all(self, method: str, request: Any, response: Any) -> list[Any]:
+        links = self._opened()[: len(self.addresses)]
+        return await asyncio.gather(*(self._ask(link, method, request, response) for link in links))
+
+    async def _ask(self, link: Link, method: str, request: Any, response: Any) -> Any:
+        call: Any = link.channel.unary_unary(f"/{_wire.SERVICE}/{method}", response_deserializer=response.FromString)
+        try:
+            return await call(request.SerializeToString(), timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise _answers.call_error(link.address, error.code(), error.details()) from None
+
+    def _opened(self) -> list[Link]:
+        if not self._links:
+            raise RuntimeError("the client is not open: use it as `async with AsyncClient(...)`")
+        return self._links
+
+
+def _check_alike(at: Sequence[str], answers: Sequence[pb.GetServerInfoResponse]) -> None:
+    """Answers of servers with other models would be mixed unseen."""
+    for address, answer in zip(at, answers, strict=True):
+        if _models(answer) != _models(answers[0]):
+            raise CallError(f"{at[0]} and {address} run different models, or another one by default")
+
+
+def _models(info: pb.GetServerInfoResponse) -> tuple[str, list[tuple[str, str]]]:
+    return info.default_embedder, sorted((model.name, model.onnx_sha256) for model in info.models)

@@ -1,0 +1,98 @@
+"""What a server says of its own work: counts that only grow, so that two answers describe the time between them."""
+
+from __future__ import annotations  # since() takes and gives its own class
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import nan
+
+
+@dataclass(frozen=True, slots=True)
+class StageStats:
+    """One step of the pipeline, or one network: ``runs`` of ``rows`` that waited ``queue_ns`` in all, each row's wait
+    counted, and took ``compute_ns``."""
+
+    name: str
+    runs: int = 0
+    rows: int = 0
+    queue_ns: int = 0
+    compute_ns: int = 0
+
+    @property
+    def mean_rows(self) -> float:
+        """Rows of a run: how full its batches are; NaN without a run."""
+        return self.rows / self.runs if self.runs else nan
+
+    @property
+    def mean_queue_s(self) -> float:
+        """Seconds that a row waited for its run; NaN without a row."""
+        return self.queue_ns / self.rows / 1e9 if self.rows else nan
+
+    @property
+    def mean_compute_s(self) -> float:
+        """Seconds that a run took; NaN without a run."""
+        return self.compute_ns / self.runs / 1e9 if self.runs else nan
+
+    def since(self, earlier: StageStats) -> StageStats:
+        """What came between. Raises ValueError where ``earlier`` counts more."""
+        counts = {name: getattr(self, name) - getattr(earlier, name) for name in _COUNTS}
+        if min(counts.values()) < 0:
+            raise ValueError(f"{self.name}: the earlier counts are higher: another server, or one that was restarted")
+        return replace(self, **counts)
+
+    def plus(self, other: StageStats) -> StageStats:
+        """The work of both."""
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in _COUNTS})
+
+
+_COUNTS = ("runs", "rows", "queue_ns", "compute_ns")
+
+
+@dataclass(frozen=True, slots=True)
+class LoopLag:
+    """How late a server's event loop came to a timer, over about the last minute: percentiles, seconds."""
+
+    p50_s: float
+    p99_s: float
+    max_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStats:
+    """What a server has done in ``uptime_s``. ``resident_bytes`` (0: unknown) and ``loop_lag`` are those of now.
+
+    ``later.since(earlier)`` is what it did between two answers.
+    """
+
+    uptime_s: float
+    stages: tuple[StageStats, ...]
+    resident_bytes: int
+    loop_lag: LoopLag
+
+    def stage(self, name: str) -> StageStats:
+        """The stage of that name; one without work where the server names none so."""
+        return next((stage for stage in self.stages if stage.name == name), StageStats(name))
+
+    def since(self, earlier: ServerStats) -> ServerStats:
+        """The work and the time between; memory and lag as they are in the later one.
+
+        Raises ValueError where ``earlier`` is no earlier answer of the same server.
+        """
+        if self.uptime_s < earlier.uptime_s:
+            raise ValueError("the server's clock went back: another server, or one that was restarted")
+        stages = tuple(stage.since(earlier.stage(stage.name)) for stage in self.stages)
+        return replace(self, uptime_s=self.uptime_s - earlier.uptime_s, stages=stages)
+
+
+def together(servers: Sequence[ServerStats]) -> ServerStats:
+    """Several servers as one: their work and memory in sum, the shortest uptime, the worst lags."""
+    stages: dict[str, StageStats] = {}
+    for stage in (stage for server in servers for stage in server.stages):
+        stages[stage.name] = stages[stage.name].plus(stage) if stage.name in stages else stage
+    lags = [server.loop_lag for server in servers]
+    return ServerStats(
+        uptime_s=min(server.uptime_s for server in servers),
+        stages=tuple(stages.values()),
+        resident_bytes=sum(server.resident_bytes for server in servers),
+        loop_lag=LoopLag(*(max(values) for values in zip(*((x.p50_s, x.p99_s, x.max_s) for x in lags), strict=True))),
+    )
