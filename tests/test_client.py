@@ -29,7 +29,8 @@ from facenet_client import (
     ServerUnavailable,
     raise_for_errors,
 )
-from nets import POISON, crop, embed, fake_server, square
+from facenet_client._connections import addresses
+from nets import POISON, HeldNet, crop, embed, fake_server, fake_service, square
 
 Call = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -38,14 +39,17 @@ Call = Callable[..., Coroutine[Any, Any, Any]]
 def call(request: pytest.FixtureRequest) -> Call:
     """``await call(target, method, *args, **options)``: one method of a fresh client of either kind."""
 
-    def sync(target: str, timeout_s: float, method: str, *args: Any, **options: Any) -> Any:
-        with Client(target, timeout_s=timeout_s) as client:
+    def sync(target: Any, settings: Any, method: str, *args: Any, **options: Any) -> Any:
+        with Client(target, **settings) as client:
             return getattr(client, method)(*args, **options)
 
-    async def run(target: str, method: str, *args: Any, timeout_s: float = 10, **options: Any) -> Any:
+    async def run(
+        target: Any, method: str, *args: Any, timeout_s: float = 10, connections: int = 1, **options: Any
+    ) -> Any:
+        settings: Any = {"timeout_s": timeout_s, "connections": connections}
         if request.param == "sync":
-            return await asyncio.to_thread(sync, target, timeout_s, method, *args, **options)
-        async with AsyncClient(target, timeout_s=timeout_s) as client:
+            return await asyncio.to_thread(sync, target, settings, method, *args, **options)
+        async with AsyncClient(target, **settings) as client:
             return await getattr(client, method)(*args, **options)
 
     return run
@@ -409,6 +413,113 @@ async def test_the_servers_description_is_a_value() -> None:
     assert [model.name for model in info.models] == ["colour", "other"]
     assert info.providers == ("FakeExecutionProvider",)
     assert info.limits["max_items_per_message"] == 64
+
+
+@pytest.mark.parametrize("form", ["{0},{1}", ["{0}", "{1}"], ["{0},{1}"]], ids=str)
+async def test_several_addresses_share_the_messages_of_one_stream(call: Call, form: Any) -> None:
+    """Neither server answers before both have a message."""
+    nets = [HeldNet(), HeldNet()]
+    shades = list(range(40))
+    async with fake_server({"colour": nets[0]}, max_items_per_message=2) as first:
+        async with fake_server({"colour": nets[1]}, max_items_per_message=2) as second:
+            target = form.format(first, second) if isinstance(form, str) else [x.format(first, second) for x in form]
+            running = asyncio.create_task(call(target, "embed_crops", (crop(shade, 0, 0) for shade in shades)))
+            for net in nets:
+                await net.entered()
+            for net in nets:
+                net.open()
+            results = await running
+    expected = embed(np.array([crop(shade, 0, 0) for shade in shades]))[0]
+    np.testing.assert_allclose([np.asarray(result) for result in results], expected, atol=1e-6)
+    seen = [{shade for batch in net.batches for shade in batch} for net in nets]
+    assert seen[0] | seen[1] == set(shades)
+    assert not seen[0] & seen[1]
+
+
+async def test_one_address_can_have_several_connections(call: Call) -> None:
+    async with fake_server(max_items_per_message=1) as target:
+        results = await call(target, "embed_crops", [crop(shade) for shade in range(50)], connections=3)
+    assert [result.error for result in results] == [None] * 50
+
+
+async def test_small_calls_take_turns_at_the_addresses(call: Call) -> None:
+    nets = [HeldNet(), HeldNet()]
+    for net in nets:
+        net.open()
+    async with fake_server({"colour": nets[0]}) as first, fake_server({"colour": nets[1]}) as second:
+        async with AsyncClient([first, second]) as client:
+            for shade in range(4):
+                await client.embed_crops([crop(shade)])
+    assert [len(net.batches) for net in nets] == [2, 2]
+
+
+async def test_of_several_servers_the_smallest_limits_hold(call: Call) -> None:
+    async with fake_server(max_items_per_message=8) as first, fake_server(max_message_mib=1) as second:
+        info = await call([first, second], "server_info")
+        results = await call([first, second], "embed_crops", [crop(1)] * 100)
+    assert info.limits["max_items_per_message"] == 8
+    assert info.limits["max_message_bytes"] == 1 << 20
+    assert [result.error for result in results] == [None] * 100
+
+
+async def test_servers_with_different_models_are_not_mixed(call: Call) -> None:
+    async with fake_server() as first, fake_server({"other": embed}) as second:
+        with pytest.raises(CallError, match="different models"):
+            await call([first, second], "embed_crops", [crop(1)])
+
+
+async def test_the_statistics_of_several_servers_are_their_sum(call: Call) -> None:
+    async with fake_server() as first, fake_server() as second:
+        await call([first, second], "embed_crops", [crop(1)] * 7)
+        stats = await call([first, second], "server_stats")
+    assert stats.stage("colour").rows == 7
+
+
+async def test_a_server_that_drains_while_several_are_in_use_ends_the_stream_after_the_answers_before_it() -> None:
+    held = HeldNet()
+    shades = list(range(200))
+    results: list[Embedding] = []
+
+    async def consume(client: AsyncClient) -> None:
+        async for result in client.embed_crops_stream([crop(shade, 0, 0) for shade in shades]):
+            results.append(result)
+
+    async with fake_service({"colour": held}, max_items_per_message=1) as (first, draining):
+        async with fake_server({"colour": embed}, max_items_per_message=1) as second:
+            async with AsyncClient([first, second]) as client:
+                running = asyncio.create_task(consume(client))
+                await held.entered()
+                draining.drain()  # with at least one message accepted, whose answer is still due
+                held.open()
+                with pytest.raises(ServerUnavailable, match=first):
+                    await running
+    assert results
+    expected = embed(np.array([crop(shade, 0, 0) for shade in shades[: len(results)]]))[0]
+    np.testing.assert_allclose([np.asarray(result) for result in results], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["", [], "a:1,", ["a:1", ""]], ids=str)
+def test_an_empty_address_is_refused(target: Any) -> None:
+    with pytest.raises(ValueError, match="names no server"):
+        Client(target)
+
+
+def test_a_list_of_one_grpc_target_stays_one() -> None:
+    assert addresses("ipv4:127.0.0.1:1,127.0.0.1:2") == ("ipv4:127.0.0.1:1,127.0.0.1:2",)
+    assert addresses("dns:///a:1, b:2") == ("dns:///a:1", "b:2")
+
+
+async def test_an_array_that_its_owner_uses_again_is_sent_as_it_was(call: Call) -> None:
+    def camera() -> Iterator[np.ndarray]:
+        frame = crop(0)
+        for shade in range(50):
+            frame[:] = shade, 0, 0
+            yield frame
+
+    async with fake_server() as target:
+        results = await call(target, "embed_crops", camera())
+    expected = embed(np.array([crop(shade, 0, 0) for shade in range(50)]))[0]
+    np.testing.assert_allclose([np.asarray(result) for result in results], expected, atol=1e-6)
 
 
 async def test_the_servers_work_between_two_answers_is_their_difference(call: Call) -> None:

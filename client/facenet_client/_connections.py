@@ -3,7 +3,7 @@
 from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, NamedTuple
 
 import grpc
@@ -11,9 +11,60 @@ import grpc.aio
 from facenet_proto.v1 import face_pb2 as pb
 
 from facenet_client import _answers, _wire
-from facenet_client.errors import CallError, ServerFault
+from facenet_client.errors import AnswerTimeout, CallError, ServerFault
 
 _LISTS = ("ipv4:", "ipv6:")  # schemes whose one target has commas of its own
+
+
+class Call:
+    """A stream of messages to one server, bytes in both directions. What fails raises a CallError.
+
+    One task may write and one may read. A read that is cancelled, or not in time, ends the call.
+    """
+
+    def __init__(self, address: str, call: Any) -> None:
+        self._address = address
+        self._call = call
+
+    async def write(self, data: bytes, timeout_s: float | None = None) -> None:
+        """Send a message, once there is room for it on the way."""
+        await self._in_time(self._call.write(data), timeout_s)
+
+    async def done_writing(self) -> None:
+        """Tell the server that no message follows."""
+        await self._in_time(self._call.done_writing(), None)
+
+    async def read(self, timeout_s: float | None) -> bytes:
+        """The next message; there must be one."""
+        data = await self._in_time(self._call.read(), timeout_s)
+        if data is grpc.aio.EOF:
+            raise await self._end()
+        return bytes(data)
+
+    def cancel(self) -> None:
+        """End the call, if it has not ended."""
+        self._call.cancel()
+
+    async def _in_time(self, operation: Awaitable[Any], timeout_s: float | None) -> Any:
+        task = asyncio.current_task()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await operation
+        except TimeoutError:
+            raise AnswerTimeout(f"{self._address}: no answer within {timeout_s:g} s") from None
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            raise await self._end() from None
+        except asyncio.CancelledError:  # so grpc.aio says, too, that the server cancelled the call
+            if task is not None and task.cancelling():
+                raise
+            raise await self._end() from None
+
+    async def _end(self) -> CallError:
+        """The error of a call that ended though an answer was due."""
+        code = await self._call.code()
+        if code is grpc.StatusCode.OK:
+            return ServerFault(f"{self._address}: the server ended the stream with messages unanswered")
+        return _answers.call_error(self._address, code, await self._call.details())
 
 
 class Link(NamedTuple):
@@ -22,18 +73,10 @@ class Link(NamedTuple):
     address: str
     channel: grpc.aio.Channel
 
-    def call(self, path: str) -> Any:
-        """A new stream of messages, which are bytes in both directions."""
-        call: Any = self.channel.stream_stream(path)
-        return call()
-
-
-async def end_of(call: Any, address: str) -> CallError:
-    """The error of a call that ended though an answer was due."""
-    code = await call.code()
-    if code is grpc.StatusCode.OK:
-        return ServerFault(f"{address}: the server ended the stream with messages unanswered")
-    return _answers.call_error(address, code, await call.details())
+    def call(self, path: str) -> Call:
+        """A new stream of messages."""
+        stream: Any = self.channel.stream_stream(path)
+        return Call(self.address, stream())
 
 
 def addresses(target: str | Sequence[str]) -> tuple[str, ...]:

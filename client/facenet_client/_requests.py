@@ -8,8 +8,10 @@ from typing import Any
 import grpc
 import numpy as np
 from facenet_proto.v1 import face_pb2 as pb
+from numpy.typing import NDArray
 
 from facenet_client import errors, types
+from facenet_client._encoding import Encoded, field, leaf, raw
 from facenet_client.errors import ItemError
 from facenet_client.types import Embedding, Face
 
@@ -47,31 +49,46 @@ def selection(options: Mapping[str, Any]) -> str | None:
     return name
 
 
-def image(image: types.ImageLike, options: Mapping[str, Any]) -> pb.Image:
+def image(image: types.ImageLike, options: Mapping[str, Any]) -> Encoded:
+    """An Image of the contract."""
     match image:
         case bytes():
-            message = pb.Image(encoded=image)
+            data = field(pb.Image.ENCODED_FIELD_NUMBER, raw(image))
         case str() | os.PathLike():
-            message = pb.Image(encoded=_read(Path(image)))
+            data = field(pb.Image.ENCODED_FIELD_NUMBER, raw(_read(Path(image))))
         case np.ndarray():
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise _unusable(f"an array of {image.dtype} {image.shape} is no RGB image: (height, width, 3) uint8")
-            message = pb.Image(raw=pb.RawImage(rgb=image.tobytes(), height=image.shape[0], width=image.shape[1]))
+            data = field(pb.Image.RAW_FIELD_NUMBER, _pixels(image))
         case _:
             raise _unusable(f"a {type(image).__name__} is no image: give a path, bytes or an RGB uint8 array")
-    message.ignore_exif_orientation = options.get("apply_exif_orientation") is False
-    return message
+    if options.get("apply_exif_orientation") is False:
+        data += leaf(pb.Image(ignore_exif_orientation=True))
+    return data
 
 
-def side(side: types.Side, options: Mapping[str, Any]) -> pb.Side:
+def _pixels(image: NDArray[Any]) -> Encoded:
+    """A RawImage, of a copy: the caller may use the array again."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise _unusable(f"an array of {image.dtype} {image.shape} is no RGB image: (height, width, 3) uint8")
+    size = pb.RawImage(height=image.shape[0], width=image.shape[1])
+    return leaf(size) + field(pb.RawImage.RGB_FIELD_NUMBER, raw(image.tobytes()))
+
+
+def side(side: types.Side, options: Mapping[str, Any]) -> Encoded:
+    """A Side of the contract."""
     if isinstance(side, Face):
         if side.embedding is None:
             raise _unusable("the face carries no embedding: get it from embed, not detect")
         side = side.embedding
     if not isinstance(side, Embedding):
-        return pb.Side(image=image(side, options))
+        return field(pb.Side.IMAGE_FIELD_NUMBER, image(side, options))
     vector = np.asarray(side).astype("<f4", copy=False)
-    return pb.Side(embedding=pb.Embedding(vector=vector.tobytes(), dimension=len(vector), model=side.model))
+    message = pb.Embedding(vector=vector.tobytes(), dimension=len(vector), model=side.model)
+    return leaf(pb.Side(embedding=message))
+
+
+def names_a_file(value: Any) -> bool:
+    """Whether an image, or one of a pair of sides, is a path, so that preparing it reads a file."""
+    return isinstance(value, str | os.PathLike) or (isinstance(value, tuple) and any(map(names_a_file, value)))
 
 
 def _read(path: Path) -> bytes:

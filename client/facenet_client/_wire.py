@@ -15,6 +15,7 @@ import numpy as np
 from facenet_proto.v1 import face_pb2 as pb
 
 from facenet_client import _answers, _requests, errors, types
+from facenet_client._encoding import Encoded, field, joined, leaf
 from facenet_client.errors import ItemError
 from facenet_client.types import Comparison, Detection, Embedding
 
@@ -39,9 +40,9 @@ class Exchange(Generic[InputT, ResultT]):
     """One streaming method with one call's options."""
 
     method: str
-    request: Callable[[int, Sequence[Any]], Any]
+    request: Callable[[int, Sequence[Encoded]], bytes]
     response: type[Any]
-    to_item: Callable[[InputT], Any]
+    to_item: Callable[[InputT], Encoded]
     from_result: Callable[[Any], ResultT]
     from_error: Callable[[ItemError], ResultT]
 
@@ -50,7 +51,7 @@ class Exchange(Generic[InputT, ResultT]):
         """The RPC's full name."""
         return f"/{SERVICE}/{self.method}"
 
-    def prepare(self, value: InputT) -> Any:
+    def prepare(self, value: InputT) -> Encoded | ItemError:
         """The input as an item of a request, or the ItemError that it gets without being sent."""
         try:
             return self.to_item(value)
@@ -59,15 +60,15 @@ class Exchange(Generic[InputT, ResultT]):
 
 
 class Chunk(NamedTuple):
-    """Inputs that travel together: the request, None where there is nothing to send, and per input the
+    """Inputs that travel together: the request's bytes, None where there is nothing to send, and per input the
     ItemError that it got without being sent."""
 
     id: int
-    request: Any
+    request: bytes | None
     errors: Sequence[ItemError | None]
 
 
-def chunk(exchange: Exchange[Any, Any], number: int, prepared: Sequence[Any]) -> Chunk:
+def chunk(exchange: Exchange[Any, Any], number: int, prepared: Sequence[Encoded | ItemError]) -> Chunk:
     """Prepared inputs as one message."""
     items = [item for item in prepared if not isinstance(item, ItemError)]
     failed = [item if isinstance(item, ItemError) else None for item in prepared]
@@ -109,6 +110,17 @@ def _result(exchange: Exchange[Any, ResultT], result: Any) -> ResultT:
     return exchange.from_result(result)
 
 
+def _request(empty: Any, items_field: str) -> Callable[[int, Sequence[Encoded]], bytes]:
+    """Requests like an ``empty`` one, which has its options, with an id and items of their own."""
+    kind, options = type(empty), leaf(empty)
+    number_of_field = kind.DESCRIPTOR.fields_by_name[items_field].number
+
+    def request(number: int, items: Sequence[Encoded]) -> bytes:
+        return joined([leaf(kind(id=number)), options, *(field(number_of_field, item) for item in items)])
+
+    return request
+
+
 # ---- the four exchanges ----
 
 
@@ -118,7 +130,7 @@ def detect(options: Mapping[str, Any]) -> Exchange[types.ImageLike, Detection]:
     message = _requests.detect_options(options)
     return Exchange(
         "Detect",
-        lambda number, items: pb.DetectRequest(id=number, images=items, options=message),
+        _request(pb.DetectRequest(options=message), "images"),
         pb.DetectResponse,
         lambda image: _requests.image(image, options),
         lambda result: _answers.detection(result.detection),
@@ -134,9 +146,9 @@ def embed(options: Mapping[str, Any]) -> Exchange[types.ImageLike, Detection]:
     )
     return Exchange(
         "Embed",
-        lambda number, items: pb.EmbedRequest(id=number, items=items, options=message),
+        _request(pb.EmbedRequest(options=message), "items"),
         pb.EmbedResponse,
-        lambda image: pb.EmbedItem(image=_requests.image(image, options)),
+        lambda image: field(pb.EmbedItem.IMAGE_FIELD_NUMBER, _requests.image(image, options)),
         lambda result: _answers.detection(result.detection),
         _answers.failed_detection,
     )
@@ -147,9 +159,9 @@ def embed_crops(model: str) -> Exchange[types.ImageLike, Embedding]:
     message = pb.EmbedOptions(model=model)
     return Exchange(
         "Embed",
-        lambda number, items: pb.EmbedRequest(id=number, items=items, options=message),
+        _request(pb.EmbedRequest(options=message), "items"),
         pb.EmbedResponse,
-        lambda crop: pb.EmbedItem(crop=_requests.image(crop, {})),
+        lambda crop: field(pb.EmbedItem.CROP_FIELD_NUMBER, _requests.image(crop, {})),
         lambda result: _answers.embedding(result.embedding),
         lambda error: Embedding(np.empty(0, np.float32), "", error),
     )
@@ -166,13 +178,13 @@ def compare(options: Mapping[str, Any]) -> Exchange[tuple[types.Side, types.Side
         operating_point=options.get("operating_point", ""),
     )
 
-    def pair(sides: tuple[types.Side, types.Side]) -> pb.Pair:
-        a, b = sides
-        return pb.Pair(a=_requests.side(a, options), b=_requests.side(b, options))
+    def pair(sides: tuple[types.Side, types.Side]) -> Encoded:
+        a, b = (_requests.side(side, options) for side in sides)
+        return field(pb.Pair.A_FIELD_NUMBER, a) + field(pb.Pair.B_FIELD_NUMBER, b)
 
     return Exchange(
         "Compare",
-        lambda number, items: pb.CompareRequest(id=number, pairs=items, options=message),
+        _request(pb.CompareRequest(options=message), "pairs"),
         pb.CompareResponse,
         pair,
         lambda result: _answers.comparison(result.comparison),

@@ -119,8 +119,8 @@ class AsyncClient:
     ) -> Stream[InputT, ResultT]:
         """For the SDK's own use: a stream that is ready to be entered."""
         info = await self.connections.info()
-        link = self.connections.links()[0]
-        stream = Stream(link, exchange, inputs, info.limits, self.timeout_s, self.connections.forget_info)
+        links = self.connections.links()
+        stream = Stream(links, exchange, inputs, info.limits, self.timeout_s, self.connections.forget_info)
         self._streams.add(stream)
         return stream
 

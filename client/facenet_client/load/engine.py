@@ -5,19 +5,17 @@ from __future__ import annotations  # grpcio's classes take their type arguments
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-import grpc
-import grpc.aio
 import numpy as np
 
-from facenet_client._connections import Link, end_of
+from facenet_client._connections import Link
 from facenet_client.aio import AsyncClient
-from facenet_client.errors import AnswerTimeout, CallError, RequestRefused, ServerFault, ServerUnavailable
+from facenet_client.errors import CallError, RequestRefused, ServerFault, ServerUnavailable
 from facenet_client.load.report import Report, Tally
 from facenet_client.load.workload import Message, Workload
 from facenet_client.stats import ServerStats
@@ -150,7 +148,7 @@ class _Caller:
         self._messages = messages
         self._window = window
         self._timeout_s = timeout_s
-        self._call: Any = link.call(work.exchange.path)
+        self._call = link.call(work.exchange.path)
         self._under_way: deque[tuple[float, int]] = deque()  # since when, and how many items
 
     async def work(self, tickets: _Tickets, tally: Tally) -> None:
@@ -165,7 +163,7 @@ class _Caller:
             tally.failed(error, len(self._under_way))
             self._under_way.clear()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End the stream."""
         self._call.cancel()
 
@@ -176,13 +174,10 @@ class _Caller:
         message = next(self._messages)
         self._under_way.append((due_s, message.items))
         tally.late_s.add(time.perf_counter() - due_s)
-        await self._in_time(self._call.write(message.data))
+        await self._call.write(message.data, self._timeout_s)
 
     async def _take(self, tally: Tally) -> None:
-        data = await self._in_time(self._call.read())
-        if data is grpc.aio.EOF:
-            raise await end_of(self._call, self._address)
-        response = self._response.FromString(data)
+        response = self._response.FromString(await self._call.read(self._timeout_s))
         if response.draining:
             raise ServerUnavailable(f"{self._address}: the server is shutting down")
         since_s, items = self._under_way[0]
@@ -190,20 +185,6 @@ class _Caller:
             raise ServerFault(f"{self._address}: {items} items were answered with {len(response.results)}")
         self._under_way.popleft()
         tally.answered(response.results, time.perf_counter() - since_s)
-
-    async def _in_time(self, operation: Awaitable[Any]) -> Any:
-        task = asyncio.current_task()
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await operation
-        except TimeoutError:
-            raise AnswerTimeout(f"{self._address}: no answer within {self._timeout_s:g} s") from None
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            raise await end_of(self._call, self._address) from None
-        except asyncio.CancelledError:  # so grpc.aio says, too, that the server cancelled the call
-            if task is not None and task.cancelling():
-                raise
-            raise await end_of(self._call, self._address) from None
 
 
 @asynccontextmanager
@@ -216,7 +197,7 @@ async def _open_callers(
         yield callers
     finally:
         for caller in callers:
-            await caller.close()
+            caller.close()
 
 
 async def _send(callers: list[_Caller], tickets: _Tickets, tally: Tally) -> None:

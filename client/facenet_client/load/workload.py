@@ -1,12 +1,13 @@
 """What is sent: request messages as bytes, made once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facenet_client import _wire
+from facenet_client._encoding import Encoded
 from facenet_client.errors import ItemError
 from facenet_client.types import ImageLike
 
@@ -37,10 +38,11 @@ def workload(method: str, items: Iterable[ImageLike], *, batch: int = 1, **optio
     if method not in _EXCHANGES:
         raise ValueError(f"method is {method!r}; there is {', '.join(_EXCHANGES)}")
     exchange = _EXCHANGES[method](options)
-    prepared = [exchange.prepare(item) for item in items]
+    prepared = [_prepared(exchange, item) for item in items]
     if not prepared or batch < 1:
         raise ValueError("no items to send")
-    messages = tuple(_message(exchange, prepared[at : at + batch]) for at in range(0, len(prepared), batch))
+    chosen = (prepared[at : at + batch] for at in range(0, len(prepared), batch))
+    messages = tuple(Message(exchange.request(0, few), len(few)) for few in chosen)
     return Workload(method, exchange, messages)
 
 
@@ -59,11 +61,11 @@ def _crop(rng: np.random.Generator, ramp: NDArray[np.float64]) -> NDArray[np.uin
     return crop
 
 
-def _message(exchange: _wire.Exchange[Any, Any], prepared: Sequence[Any]) -> Message:
-    for item in prepared:
-        if isinstance(item, ItemError):
-            raise item
-    return Message(exchange.request(0, prepared).SerializeToString(), len(prepared))
+def _prepared(exchange: _wire.Exchange[Any, Any], item: ImageLike) -> Encoded:
+    prepared = exchange.prepare(item)
+    if isinstance(prepared, ItemError):
+        raise prepared
+    return prepared
 
 
 def _embed_crops(options: dict[str, Any]) -> _wire.Exchange[Any, Any]:
