@@ -22,12 +22,12 @@ async def run(target: str, work: load.Workload, *, connections: int = 1, **plan:
 async def test_a_load_sends_as_many_messages_as_planned_and_counts_their_items(plan: dict[str, Any]) -> None:
     async with fake_server() as target:
         report = await run(target, load.workload("embed_crops", [crop(1)] * 5, batch=2), messages=30, **plan)
-    assert (report.messages, report.items) == (30, 50)  # messages of 2, 2 and 1 item in turn
+    assert (report.messages, report.items) == (30, 60)
     assert report.is_clean
     assert 0 < report.latency.p50_s <= report.latency.p95_s <= report.latency.p99_s <= report.latency.max_s
-    assert report.items_per_s == pytest.approx(50 / report.elapsed_s)
+    assert report.items_per_s == pytest.approx(60 / report.elapsed_s)
     assert report.server is not None
-    assert report.server.stage("colour").rows == 50
+    assert report.server.stage("colour").rows == 60
 
 
 @pytest.mark.parametrize(("method", "item"), [("detect", square()), ("embed", square()), ("embed_crops", crop(1))])
@@ -100,11 +100,15 @@ async def test_a_server_that_is_not_there_is_raised_before_anything_is_counted()
 
 async def test_a_plan_beyond_the_servers_limits_is_refused() -> None:
     work = load.workload("embed_crops", [crop(1)])
-    async with fake_server(max_streams_per_connection=3, max_messages_in_flight=3) as target:
+    async with fake_server(max_streams_per_connection=3, max_messages_in_flight=3, max_message_mib=1) as target:
         with pytest.raises(ValueError, match="more connections"):
             await run(target, work, messages=3, callers=3)
-        with pytest.raises(ValueError, match="ahead"):
+        with pytest.raises(ValueError, match="4 messages of a stream"):
             await run(target, work, messages=3, window=4)
+        with pytest.raises(ValueError, match="65 items"):
+            await run(target, load.workload("embed_crops", [crop(1)], batch=65), messages=1)
+        with pytest.raises(ValueError, match="bytes of a message"):
+            await run(target, load.workload("embed_crops", [crop(1)], batch=14), messages=1)
         report = await run(target, work, messages=9, callers=3, connections=2)
     assert report.messages == 9
 

@@ -10,6 +10,7 @@ import click
 from facenet_client import Client, FaceNetError
 from facenet_client.cli import console, options, tables
 from facenet_client.cli.align import align
+from facenet_client.cli.bench import bench
 from facenet_client.cli.cluster import cluster
 from facenet_client.cli.compare import compare
 from facenet_client.cli.drawing import annotate
@@ -95,5 +96,5 @@ def info(connect: Callable[[], Client], /, as_json: bool) -> None:
     console.show(as_json, tables.server_info(server), [tables.server_info_record(server)])
 
 
-for command in (align, cluster, compare, evaluate, identify):
+for command in (align, bench, cluster, compare, evaluate, identify):
     facenet.add_command(command)

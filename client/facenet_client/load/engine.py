@@ -70,7 +70,7 @@ async def run(
     What fails is counted. Raises CallError where the server cannot be reached or fails before the clock starts, and
     ValueError where the plan exceeds its limits.
     """
-    await _check(client, plan)
+    await _check(client, work, plan)
     messages = cycle(work.messages)
     async with _open_callers(client, work, messages, plan) as callers:
         if plan.warm_up_s > 0:
@@ -225,7 +225,7 @@ async def _telling(tally: Tally, started: float, on_progress: Callable[[Progress
         await asyncio.wait({teller})
 
 
-async def _check(client: AsyncClient, plan: Plan) -> None:
+async def _check(client: AsyncClient, work: Workload, plan: Plan) -> None:
     limits = (await client.server_info()).limits
     per_connection = limits["max_streams_per_connection"] - 1  # one is for asking what the server has done
     streams = len(client.connections.links()) * per_connection
@@ -233,9 +233,13 @@ async def _check(client: AsyncClient, plan: Plan) -> None:
         raise ValueError(
             f"{plan.callers} callers; the connections hold the streams of {streams}: open more connections"
         )
-    if plan.window > limits["max_messages_in_flight"]:
-        most = limits["max_messages_in_flight"]
-        raise ValueError(f"window is {plan.window}; the server reads {most} messages of a stream ahead")
+    for what, needed, limit in (
+        ("messages of a stream under way", plan.window, limits["max_messages_in_flight"]),
+        ("items of a message", max(message.items for message in work.messages), limits["max_items_per_message"]),
+        ("bytes of a message", max(len(message.data) for message in work.messages), limits["max_message_bytes"]),
+    ):
+        if needed > limit:
+            raise ValueError(f"{needed:,} {what}; the server takes {limit:,}")
 
 
 async def _server_stats(client: AsyncClient) -> ServerStats | None:

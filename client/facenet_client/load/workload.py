@@ -1,6 +1,7 @@
 """What is sent: request messages as bytes, made once."""
 
 from collections.abc import Iterable
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ class Workload(NamedTuple):
 
 
 def workload(method: str, items: Iterable[ImageLike], *, batch: int = 1, **options: Any) -> Workload:
-    """The items in messages of ``batch``, with the SDK's options; the last message may hold fewer.
+    """The items in messages of ``batch``, with the SDK's options; the first ones fill up the last message.
 
     ``method`` is "detect", "embed" or "embed_crops". Raises the ItemError of an item that is no image, and ValueError
     for an unknown method, or no items.
@@ -41,8 +42,8 @@ def workload(method: str, items: Iterable[ImageLike], *, batch: int = 1, **optio
     prepared = [_prepared(exchange, item) for item in items]
     if not prepared or batch < 1:
         raise ValueError("no items to send")
-    chosen = (prepared[at : at + batch] for at in range(0, len(prepared), batch))
-    messages = tuple(Message(exchange.request(0, few), len(few)) for few in chosen)
+    items_left, n_messages = cycle(prepared), -(-len(prepared) // batch)
+    messages = tuple(Message(exchange.request(0, list(islice(items_left, batch))), batch) for _ in range(n_messages))
     return Workload(method, exchange, messages)
 
 
