@@ -36,8 +36,9 @@ class Batcher:
 
     ``workers`` run one batch each; what arrives meanwhile is the next batch (natural batching), up to ``max_rows``,
     and idle workers share what is there. An idle worker waits up to ``max_wait_s`` for more rows than the first. A
-    call is split to fit batches and workers, and rejoined. A cancelled call's waiting rows are dropped, a failed batch fails the calls in it and no others. Where
-    ``max_queued_rows`` would wait, a further call is refused. Every run is counted in ``stage``.
+    call is split to fit batches and workers, and rejoined. A cancelled call's waiting rows are dropped, a failed
+    batch fails the calls in it and no others. Where ``max_queued_rows`` would wait, a further call is refused. Every
+    run is counted in ``stage``.
     """
 
     def __init__(
