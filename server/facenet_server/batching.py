@@ -16,24 +16,29 @@ from facenet_server.stats import Stage
 
 Rows = NDArray[Any]
 Outputs = tuple[NDArray[np.float32], ...]
-Net = Callable[[Rows], Outputs]
+Net = Callable[..., Outputs]  # of one array or several with the same first dimension
 
 
 class _Part(NamedTuple):
     """At most a batch's worth of one call's rows, where its outputs go, and since when it waits."""
 
-    rows: Rows
+    inputs: tuple[Rows, ...]
     outputs: asyncio.Future[Outputs]
     since_ns: int
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.inputs[0])
 
 
 class Batcher:
     """A network that callers share: called like one, but awaited.
 
-    ``workers`` run one batch each; what arrives meanwhile is the next batch (natural batching), up to ``max_rows``.
-    An idle worker waits up to ``max_wait_s`` for more rows than the first. A call of more rows is split and rejoined.
-    A cancelled call's waiting rows are dropped, a failed batch fails the calls in it and no others. Where
-    ``max_queued_rows`` would wait, a further call is refused. Every run is counted in ``stage``.
+    ``workers`` run one batch each; what arrives meanwhile is the next batch (natural batching), up to ``max_rows``,
+    and idle workers share what is there. An idle worker waits up to ``max_wait_s`` for more rows than the first. A
+    call is split to fit batches and workers, and rejoined. A cancelled call's waiting rows are dropped, a failed
+    batch fails the calls in it and no others. Where ``max_queued_rows`` would wait, a further call is refused. Every
+    run is counted in ``stage``.
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class Batcher:
         self._parts: deque[_Part] = deque()
         self._queued_rows = 0
         self._arrived = asyncio.Event()
-        self._n_workers = workers
+        self._n_workers = self._idle = workers
         self._executor: Executor = ThreadPoolExecutor(workers, thread_name_prefix="network")
         self._workers: list[asyncio.Task[None]] = []
 
@@ -71,23 +76,25 @@ class Batcher:
         await asyncio.gather(*workers, return_exceptions=True)
         for part in self._parts:
             part.outputs.cancel()
-        self._executor.shutdown()
+        await asyncio.to_thread(self._executor.shutdown)  # once what runs has ended
 
-    async def __call__(self, rows: Rows) -> Outputs:
-        """Run (N, …) rows, N ≥ 1: one array per output, each with first dimension N, in their order.
+    async def __call__(self, *inputs: Rows) -> Outputs:
+        """Run (N, …) rows, N ≥ 1, of each of the network's inputs: one array per output, each with first dimension N,
+        in their order.
 
         Raises Overloaded, whatever the network raised on a batch that held any of them, and RuntimeError once closed.
         """
         if not self._workers:
             raise RuntimeError("the batcher is not open")
-        limit = self._max_queued_rows
-        if limit is not None and self._queued_rows and self._queued_rows + len(rows) > limit:
+        limit, count = self._max_queued_rows, len(inputs[0])
+        if limit is not None and self._queued_rows and self._queued_rows + count > limit:
             raise Overloaded(f"{self._queued_rows} rows wait for {self._stage.name}; the limit is {limit}")
         loop, now = asyncio.get_running_loop(), time.monotonic_ns()
-        starts = range(0, len(rows), self._max_rows)
-        parts = [_Part(rows[i : i + self._max_rows], loop.create_future(), now) for i in starts]
+        size = self._part_rows(count)
+        slices = [slice(start, start + size) for start in range(0, count, size)]
+        parts = [_Part(tuple(rows[some] for rows in inputs), loop.create_future(), now) for some in slices]
         self._parts.extend(parts)
-        self._queued_rows += len(rows)
+        self._queued_rows += count
         self._arrived.set()
         try:
             done = await asyncio.gather(*(part.outputs for part in parts))
@@ -95,6 +102,11 @@ class Batcher:
             for part in parts:
                 part.outputs.cancel()  # left by its caller: not to be run; no effect on one that is done
         return done[0] if len(done) == 1 else tuple(map(np.concatenate, zip(*done, strict=True)))
+
+    def _part_rows(self, count: int) -> int:
+        """How a call is split: no part larger than a batch, and about as much for each worker."""
+        rounds = -(-count // (self._max_rows * self._n_workers))
+        return -(-count // (rounds * self._n_workers))
 
     async def _work(self) -> None:
         while True:
@@ -104,6 +116,7 @@ class Batcher:
             batch = self._next_batch()
             if not batch:
                 continue
+            self._idle -= 1
             try:
                 outputs = await self._run(batch)
             except Exception as error:
@@ -115,9 +128,11 @@ class Batcher:
                 for part in batch:
                     part.outputs.cancel()
                 raise
+            finally:
+                self._idle += 1
             start = 0
             for part in batch:
-                stop = start + len(part.rows)
+                stop = start + part.n_rows
                 if not part.outputs.done():
                     part.outputs.set_result(tuple(output[start:stop] for output in outputs))
                 start = stop
@@ -125,13 +140,14 @@ class Batcher:
     async def _run(self, batch: list[_Part]) -> Outputs:
         def run() -> tuple[int, Outputs, int]:
             start_ns = time.monotonic_ns()
-            rows = batch[0].rows if len(batch) == 1 else np.concatenate([part.rows for part in batch])
-            return start_ns, self._net(rows), time.monotonic_ns()
+            inputs = [part.inputs for part in batch]
+            rows = inputs[0] if len(inputs) == 1 else map(np.concatenate, zip(*inputs, strict=True))
+            return start_ns, self._net(*rows), time.monotonic_ns()
 
         start_ns, outputs, end_ns = await asyncio.get_running_loop().run_in_executor(self._executor, run)
         self._stage.add(
-            rows=sum(len(part.rows) for part in batch),
-            queue_ns=sum((start_ns - part.since_ns) * len(part.rows) for part in batch),
+            rows=sum(part.n_rows for part in batch),
+            queue_ns=sum((start_ns - part.since_ns) * part.n_rows for part in batch),
             compute_ns=end_ns - start_ns,
         )
         return outputs
@@ -151,13 +167,13 @@ class Batcher:
 
     def _next_batch(self) -> list[_Part]:
         batch: list[_Part] = []
-        rows = 0
-        while self._parts and rows + len(self._parts[0].rows) <= self._max_rows:
+        rows, share = 0, -(-self._queued_rows // self._idle)  # idle workers, this one among them
+        while self._parts and rows < share and rows + self._parts[0].n_rows <= self._max_rows:
             part = self._parts.popleft()
-            self._queued_rows -= len(part.rows)
+            self._queued_rows -= part.n_rows
             if not part.outputs.done():
                 batch.append(part)
-                rows += len(part.rows)
+                rows += part.n_rows
         if self._parts:
             self._arrived.set()  # for the other workers
         else:
