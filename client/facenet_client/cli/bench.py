@@ -154,7 +154,7 @@ def _jpeg(pixels: Any) -> bytes:
 
 
 def _settings(target: str, work: Workload, given: dict[str, Any]) -> dict[str, Any]:
-    return {"target": target, "method": work.method, "distinct_messages": len(work.messages)} | given
+    return given | {"target": target, "method": work.method, "distinct_messages": len(work.messages)}
 
 
 def _print(report: Report, given: dict[str, Any]) -> None:
