@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from facenet_client import _answers, _wire
-from facenet_client._connections import Connections
+from facenet_client._connections import Connections, Link
 from facenet_client._stream import Stream
 from facenet_client.stats import ServerStats, together
 from facenet_client.types import (
@@ -40,11 +40,11 @@ class AsyncClient:
 
     def __init__(self, target: str | Sequence[str], *, timeout_s: float | None = 30.0, connections: int = 1) -> None:
         self.timeout_s = timeout_s
-        self.connections = Connections(target, connections, timeout_s)  # for the SDK's own use
+        self._connections = Connections(target, connections, timeout_s)
         self._streams: weakref.WeakSet[Stream[Any, Any]] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
-        self.connections.open()
+        self._connections.open()
         return self
 
     async def __aexit__(
@@ -52,15 +52,15 @@ class AsyncClient:
     ) -> None:
         for stream in list(self._streams):
             await stream.__aexit__(None, None, None)  # whoever waits for its results is told
-        await self.connections.close()
+        await self._connections.close()
 
     async def server_info(self) -> ServerInfo:
         """The server's models, providers and limits; of several servers, the smallest of each limit."""
-        return _answers.server_info(await self.connections.info())
+        return _answers.server_info(await self._connections.info())
 
     async def server_stats(self) -> ServerStats:
         """What the server has done so far; of several servers, their sum."""
-        return together([_answers.server_stats(answer) for answer in await self.connections.stats()])
+        return together([_answers.server_stats(answer) for answer in await self._connections.stats()])
 
     async def detect(
         self, images: Iterable[ImageLike] | AsyncIterable[ImageLike], **options: Unpack[DetectOptions]
@@ -118,11 +118,14 @@ class AsyncClient:
         self, exchange: _wire.Exchange[InputT, ResultT], inputs: Iterable[InputT] | AsyncIterable[InputT]
     ) -> Stream[InputT, ResultT]:
         """For the SDK's own use: a stream that is ready to be entered."""
-        info = await self.connections.info()
-        links = self.connections.links()
-        stream = Stream(links, exchange, inputs, info.limits, self.timeout_s, self.connections.forget_info)
+        info = await self._connections.info()
+        stream = Stream(self.links(), exchange, inputs, info.limits, self.timeout_s, self._connections.forget_info)
         self._streams.add(stream)
         return stream
+
+    def links(self) -> list[Link]:
+        """For the SDK's own use: every connection."""
+        return self._connections.links()
 
     def _results(
         self, exchange: _wire.Exchange[InputT, ResultT], inputs: Iterable[InputT] | AsyncIterable[InputT]

@@ -191,7 +191,7 @@ class _Caller:
 async def _open_callers(
     client: AsyncClient, work: Workload, messages: Iterator[Message], plan: Plan
 ) -> AsyncIterator[list[_Caller]]:
-    links = cycle(client.connections.links())
+    links = cycle(client.links())
     callers = [_Caller(next(links), work, messages, plan.window, client.timeout_s) for _ in range(plan.callers)]
     try:
         yield callers
@@ -228,7 +228,7 @@ async def _telling(tally: Tally, started: float, on_progress: Callable[[Progress
 async def _check(client: AsyncClient, work: Workload, plan: Plan) -> None:
     limits = (await client.server_info()).limits
     per_connection = limits["max_streams_per_connection"] - 1  # one is for asking what the server has done
-    streams = len(client.connections.links()) * per_connection
+    streams = len(client.links()) * per_connection
     if plan.callers > streams:
         raise ValueError(
             f"{plan.callers} callers; the connections hold the streams of {streams}: open more connections"
