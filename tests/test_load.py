@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from facenet_client import AsyncClient, ImageError, ServerUnavailable, load
+from facenet_client import AsyncClient, CallError, ImageError, ServerUnavailable, load
 from facenet_client.load.engine import _due_times
 from facenet_client.load.report import Reservoir
 from nets import HeldNet, crop, fake_server, fake_service, square
@@ -59,6 +59,18 @@ async def test_messages_without_an_answer_are_counted_by_the_name_of_their_error
     assert 1 <= report.messages <= 2
     assert report.first_failure.startswith(f"{target}: the server is shutting down")
     assert not report.is_clean
+
+
+async def test_a_message_without_an_answer_in_time_is_a_failure_that_ends_its_caller() -> None:
+    net = HeldNet()
+    async with fake_server({"colour": net}) as target, AsyncClient(target, timeout_s=0.2) as client:
+        plan = load.Plan(callers=2, messages=10, warm_up_s=0)
+        report = await load.run(client, load.workload("embed_crops", [crop(1)]), plan)
+        with pytest.raises(CallError, match="warming up"):
+            await load.run(client, load.workload("embed_crops", [crop(1)]), load.Plan(messages=1))
+        net.open()
+    assert report.failures == {"AnswerTimeout": 2}
+    assert np.isnan(report.latency.p50_s)
 
 
 async def test_latency_in_an_open_loop_counts_from_when_a_message_was_due() -> None:

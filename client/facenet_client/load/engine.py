@@ -77,7 +77,7 @@ async def run(
             warm_up = Tally()
             await _send(callers, _Closed(None, plan.warm_up_s), warm_up)
             if warm_up.failures:
-                raise ServerUnavailable(f"while warming up: {warm_up.first_failure}")
+                raise CallError(f"while warming up: {warm_up.first_failure}")
         before = await _server_stats(client)
         tally, started, cpu_started = Tally(), time.perf_counter(), time.process_time()
         async with _telling(tally, started, on_progress):
