@@ -1,10 +1,10 @@
 """Measuring several in one run: slice by slice in turn, so that whatever else the machine does meets all alike."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from benchmarks.workers.protocol import Slice
 
 SETTLE_S = 0.1  # idle threads of the one before may still spin
 STAGES = ("decode", "propose", "merge", "cut", "mtcnn-rnet", "refine", "mtcnn-onet", "finish", "align")
+
+K = TypeVar("K", bound=Hashable)
 
 Contender = Callable[[float], Slice]
 """Runs for about so many seconds."""
@@ -61,7 +63,7 @@ class Lap:
         return {name: StageWork(sums[name][0], sums[name][1] / 1e9) for name in ordered if sums[name][0]}
 
 
-def race(title: str, contenders: Mapping[str, Contender], pace: Pace, say: Callable[[str], None]) -> dict[str, Lap]:
+def race(title: str, contenders: Mapping[K, Contender], pace: Pace, say: Callable[[str], None]) -> dict[K, Lap]:
     """The contenders in turn, round after round."""
     laps = {name: Lap() for name in contenders}
     for number in range(1, pace.rounds + 1):
