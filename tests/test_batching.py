@@ -4,6 +4,8 @@ import threading
 import numpy as np
 import pytest
 from facenet_server.batching import Batcher
+from facenet_server.errors import Overloaded
+from facenet_server.stats import Stage
 
 
 class Recorder:
@@ -136,3 +138,64 @@ async def test_concurrent_callers_never_see_each_others_rows(callers: int) -> No
             return bool((doubled == mine * 2).all() and np.allclose(sums, mine.sum(axis=1)))
 
         assert all(await asyncio.gather(*map(call, range(callers))))
+
+
+async def test_each_worker_runs_a_batch_of_its_own() -> None:
+    both = threading.Barrier(2, timeout=10)
+
+    def net(batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        both.wait()  # passes only where two batches run at once
+        return (batch,)
+
+    async with Batcher(net, 1, workers=2) as batcher:
+        (answer,) = await batcher(rows(1, 2))
+    np.testing.assert_array_equal(answer, rows(1, 2))
+
+
+async def test_an_idle_worker_waits_for_a_full_batch() -> None:
+    net = Recorder()
+    async with Batcher(net, 3, max_wait_s=60) as batcher:
+        calls = []
+        for value in (1, 2, 3):
+            calls.append(asyncio.create_task(batcher(rows(value))))
+            for _ in range(5):  # the worker has every chance to run what is there
+                await asyncio.sleep(0)
+        await asyncio.gather(*calls)
+    assert net.batches == [[1, 2, 3]]
+
+
+async def test_an_idle_worker_does_not_wait_longer_than_allowed() -> None:
+    async with Batcher(Recorder(), 3, max_wait_s=0.01) as batcher:
+        (doubled, _) = await batcher(rows(1))
+    np.testing.assert_array_equal(doubled, rows(2))
+
+
+async def test_what_is_over_the_bound_is_refused_at_once_and_costs_nobody_else() -> None:
+    net = Recorder()
+    async with Batcher(net, 2, max_queued_rows=4) as batcher:
+        running = await held(net, batcher)
+        waiting = asyncio.create_task(batcher(rows(1, 2, 3)))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="3 rows wait"):
+            await batcher(rows(4, 5))
+        last = asyncio.create_task(batcher(rows(6)))  # fits
+        await asyncio.sleep(0)
+        net.open.set()
+        await asyncio.gather(running, waiting, last)
+        await batcher(rows(7, 8))  # there is room again
+    assert [value for batch in net.batches for value in batch] == [0, 1, 2, 3, 6, 7, 8]
+
+
+async def test_a_call_larger_than_the_bound_has_the_queue_for_itself() -> None:
+    async with Batcher(Recorder(), 2, max_queued_rows=4) as batcher:
+        doubled, _ = await batcher(rows(*range(9)))
+    np.testing.assert_array_equal(doubled[:, 0], np.arange(9) * 2)
+
+
+async def test_runs_rows_and_times_are_counted() -> None:
+    stage = Stage("double")
+    async with Batcher(Recorder(), 4, stage=stage) as batcher:
+        await batcher(rows(*range(10)))
+    assert (stage.runs, stage.rows) == (3, 10)
+    assert stage.queue_ns > 0
+    assert stage.compute_ns > 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from facenet_server.errors import InvalidInput
 from facenet_server.images import DecodeLimits, Encoded, Raw, cut_windows, decode
-from PIL import Image
+from PIL import Image, ImageOps
 
 LIMITS = DecodeLimits(("JPEG", "PNG", "WEBP"), 1 << 20, 1_000_000)
 ALL_FORMATS = DecodeLimits(("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"), 10 << 20, 25_000_000)
@@ -47,6 +47,43 @@ def test_the_exif_orientation_is_applied_and_told(orientation: int, upright: np.
     decoded = decode(Encoded(with_orientation(PATTERN, orientation, kind)), ALL_FORMATS)
     np.testing.assert_array_equal(decoded.pixels, upright)
     assert decoded.exif_orientation == orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_gives_the_pixels_that_pillow_gives(orientation: int, astronaut: np.ndarray) -> None:
+    data = with_orientation(astronaut[:201, :150], orientation, "JPEG")
+    with Image.open(io.BytesIO(data)) as file:
+        theirs = np.asarray(ImageOps.exif_transpose(file))
+    decoded = decode(Encoded(data), LIMITS)
+    np.testing.assert_array_equal(decoded.pixels, theirs)
+    assert (decoded.height, decoded.width) == theirs.shape[:2]
+
+
+def test_a_jpeg_with_odd_bytes_is_read_as_pillow_reads_it(astronaut: np.ndarray) -> None:
+    data = encoded(astronaut, "JPEG")
+    start = data.index(b"\xff\xda")
+    odd = data[:start] + b"\0\0" + data[start:]  # libjpeg skips them, with a warning
+    np.testing.assert_array_equal(decode(Encoded(odd), LIMITS).pixels, decode(Encoded(data), LIMITS).pixels)
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_is_decoded_smaller_where_that_is_allowed(
+    reduction: int, orientation: int, astronaut: np.ndarray
+) -> None:
+    data = with_orientation(astronaut[:400, :301], orientation, "JPEG")
+    whole, small = decode(Encoded(data), LIMITS), decode(Encoded(data), LIMITS, reduction)
+    assert small.reduction == reduction
+    assert (small.height, small.width) == (whole.height, whole.width)
+    assert small.pixels.shape == (-(-whole.height // reduction), -(-whole.width // reduction), 3)
+    average = cv2.resize(whole.pixels, small.pixels.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(small.pixels.astype(int) - average).mean() < 10
+
+
+def test_other_formats_are_decoded_whole(astronaut: np.ndarray) -> None:
+    decoded = decode(Encoded(encoded(astronaut)), LIMITS, 8)
+    assert decoded.reduction == 1
+    np.testing.assert_array_equal(decoded.pixels, astronaut)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
@@ -132,7 +169,7 @@ def test_every_odd_file_is_decoded_or_refused(odd_files: Sequence[Path]) -> None
     decoded, refusals = 0, set()
     for file in odd_files:
         try:
-            pixels, orientation = decode(Encoded(file.read_bytes()), ALL_FORMATS)
+            pixels, *_, orientation, _ = decode(Encoded(file.read_bytes()), ALL_FORMATS)
         except InvalidInput as error:
             refusals.add(error.reason)
             continue

@@ -44,3 +44,15 @@ def test_a_comparison_threshold_outside_its_range_is_refused(threshold: float) -
 def test_a_comparison_takes_one_face_a_side() -> None:
     with pytest.raises(InvalidInput, match="ALL"):
         CompareOptions(faces=FaceSelection.ALL)
+
+
+@pytest.mark.parametrize(
+    ("min_face_px", "allowed", "reduction"),
+    [(39, True, 1), (40, True, 2), (79, True, 2), (80, True, 4), (160, True, 8), (1000, True, 8), (160, False, 1)],
+)
+def test_an_image_is_reduced_as_far_as_its_smallest_face_stays_twenty_pixels(
+    min_face_px: int, allowed: bool, reduction: int
+) -> None:
+    options = DetectOptions(min_face_px=min_face_px, allow_scaled_decoding=allowed)
+    assert options.max_reduction == reduction
+    assert options.reduced(reduction).min_face_px == min_face_px / reduction

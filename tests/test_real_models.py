@@ -56,6 +56,19 @@ def test_an_image_gives_the_same_faces_encoded_and_raw(client: Client, astronaut
     np.testing.assert_allclose(vector(encoded), vector(raw), atol=1e-6)
 
 
+def test_a_photo_decoded_smaller_gives_nearly_the_same_face(client: Client, astronaut: np.ndarray) -> None:
+    large = jpeg(np.asarray(Image.fromarray(astronaut).resize((2048, 2048))))
+    whole, smaller = (
+        client.detect([large], min_face_px=160),
+        client.detect([large], min_face_px=160, allow_scaled_decoding=True),
+    )
+    (exact,), (near,) = whole[0].faces, smaller[0].faces
+    assert (smaller[0].height, smaller[0].width) == (2048, 2048)
+    np.testing.assert_allclose(near.box, exact.box, atol=0.1 * (exact.box[2] - exact.box[0]))
+    np.testing.assert_allclose(near.landmarks, exact.landmarks, atol=0.1 * (exact.box[2] - exact.box[0]))
+    assert near.box != exact.box
+
+
 def test_a_crop_that_the_server_cut_embeds_as_it_did_inside(client: Client, astronaut: np.ndarray) -> None:
     face = client.embed([astronaut], return_crops=True)[0].faces[0]
     assert face.crop is not None

@@ -29,6 +29,7 @@ def detect_options(options: Mapping[str, Any]) -> pb.DetectOptions:
             if options.get(name) is not None
         },
         return_crops=options.get("return_crops", False),
+        allow_scaled_decoding=options.get("allow_scaled_decoding", False),
     )
     if options.get("thresholds") is not None:
         proposal, refinement, output = options["thresholds"]

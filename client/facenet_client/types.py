@@ -39,6 +39,8 @@ class DetectOptions(TypedDict, total=False):
     """Margin around the box in a crop, half of it on each side, 0…1000 px of the image (32)."""
     crop_size_px: int
     """Side of a returned crop, 16…512 px (160)."""
+    allow_scaled_decoding: bool
+    """Decode large JPEGs at a fraction of their size where min_face_px is 40 or more: faster, not exact (False)."""
 
 
 class EmbedOptions(DetectOptions, total=False):

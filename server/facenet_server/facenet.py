@@ -32,13 +32,13 @@ def select(faces: Faces, selection: FaceSelection, height: int, width: int) -> F
     return faces.take(slice(best, best + 1))
 
 
-def visible(boxes: Boxes, height: int, width: int, margin_px: int) -> NDArray[np.intp]:
+def visible(boxes: Boxes, height: int, width: int, margin_px: float) -> NDArray[np.intp]:
     """Indices of the boxes that, with their margin, cover at least one pixel of the image."""
     edges = crop_edges(boxes, height, width, margin_px)
     return np.flatnonzero((edges[:, 2:] > edges[:, :2]).all(axis=1))
 
 
-def crop_edges(boxes: Boxes, height: int, width: int, margin_px: int) -> NDArray[np.int32]:
+def crop_edges(boxes: Boxes, height: int, width: int, margin_px: float) -> NDArray[np.int32]:
     """Boxes with half the margin on each side, inside the image, in whole pixels towards zero (N, 4);
     x2 and y2 are exclusive."""
     half = margin_px / 2
@@ -47,7 +47,7 @@ def crop_edges(boxes: Boxes, height: int, width: int, margin_px: int) -> NDArray
     return np.hstack([low, high]).astype(np.int32)
 
 
-def align(image: Pixels, boxes: Boxes, margin_px: int, size_px: int) -> NDArray[np.uint8]:
+def align(image: Pixels, boxes: Boxes, margin_px: float, size_px: int) -> NDArray[np.uint8]:
     """Each box's crop with its margin, resized bilinearly (antialiased, without keeping its aspect) to
     (N, size, size, 3) uint8. The boxes must be ``visible``."""
     height, width = image.shape[:2]
@@ -58,7 +58,7 @@ def align(image: Pixels, boxes: Boxes, margin_px: int, size_px: int) -> NDArray[
     return crops
 
 
-def crops(image: Pixels, boxes: Boxes, margin_px: int, size_px: int) -> list[Pixels | None]:
+def crops(image: Pixels, boxes: Boxes, margin_px: float, size_px: int) -> list[Pixels | None]:
     """Each box's crop as ``align`` makes it; None for a box outside the image."""
     height, width = image.shape[:2]
     seen = visible(boxes, height, width, margin_px)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -21,18 +22,17 @@ Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 Image.MAX_IMAGE_PIXELS = None  # the limit below, checked on the header, stands in for Pillow's global one
 
 _EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_UPRIGHT = {  # by EXIF orientation: swap the axes, then turn the rows round, then the columns
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
 }
-
-
-_BACK = {**_UPRIGHT, 6: _UPRIGHT[8], 8: _UPRIGHT[6]}  # the others are their own inverses
+_INVERSE = {6: 8, 8: 6}  # of the other orientations each is its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +62,24 @@ class DecodeLimits:
 
 
 class Decoded(NamedTuple):
-    """Upright pixels (H, W, 3) uint8 RGB, and the EXIF orientation (1…8) that was applied."""
+    """Upright pixels (H, W, 3) uint8 RGB of an upright image of height × width, which is ``reduction`` times as large
+    on each side (1, 2, 4 or 8); and the EXIF orientation (1…8) that was applied."""
 
     pixels: Pixels
-    exif_orientation: int
+    height: int
+    width: int
+    exif_orientation: int = 1
+    reduction: int = 1
 
 
-def decode(source: Encoded | Raw, limits: DecodeLimits) -> Decoded:
+def decode(source: Encoded | Raw, limits: DecodeLimits, max_reduction: int = 1) -> Decoded:
     """The image's pixels. Grey becomes three equal channels, alpha is dropped, 16 bits become 8.
 
+    A JPEG may be decoded at up to 1/``max_reduction`` of its size (1, 2, 4 or 8): sides are rounded up.
     Raises InvalidInput: EMPTY, UNSUPPORTED_FORMAT, TRUNCATED, CORRUPT, IMAGE_TOO_LARGE, WRONG_SIZE.
     """
     if isinstance(source, Raw):
-        return Decoded(_view_raw(source, limits), 1)
+        return Decoded(_view_raw(source, limits), source.height, source.width)
     if not source.data:
         raise InvalidInput("EMPTY", "the image has no bytes")
     if len(source.data) > limits.max_bytes:
@@ -82,11 +87,7 @@ def decode(source: Encoded | Raw, limits: DecodeLimits) -> Decoded:
             "IMAGE_TOO_LARGE", f"the image has {len(source.data):,} bytes; the limit is {limits.max_bytes:,}"
         )
     try:
-        with Image.open(io.BytesIO(source.data), formats=limits.formats) as file:
-            _check_size(file.height, file.width, limits)
-            stored = _orientation(file)
-            image = _to_rgb(file)
-            turned = stored if file.format == "TIFF" else 1  # Pillow turns TIFFs, and only them, as it loads
+        return _decode(source, limits, max_reduction)
     except InvalidInput:
         raise
     except UnidentifiedImageError:
@@ -96,10 +97,45 @@ def decode(source: Encoded | Raw, limits: DecodeLimits) -> Decoded:
     except Exception as error:  # decoders fail in any way on damaged files
         reason = "TRUNCATED" if "truncated" in str(error).lower() else "CORRUPT"
         raise InvalidInput(reason, f"the image cannot be decoded: its data is {reason.lower()}") from None
+
+
+def _decode(source: Encoded, limits: DecodeLimits, max_reduction: int) -> Decoded:
+    with Image.open(io.BytesIO(source.data), formats=limits.formats) as file:
+        _check_size(file.height, file.width, limits)
+        stored = _orientation(file)
+        size = file.size
+        turned = stored if file.format == "TIFF" else 1  # Pillow turns TIFFs, and only them, as it loads
+        reduction, pixels = max_reduction, _decode_jpeg(source.data, file, max_reduction)
+        if pixels is None:
+            reduction, pixels = 1, np.asarray(_to_rgb(file))
     orientation = 1 if source.ignore_exif_orientation else stored
     if turned != orientation:
-        image = image.transpose(_UPRIGHT[orientation] if turned == 1 else _BACK[turned])
-    return Decoded(np.asarray(image), orientation)
+        pixels = _turn(pixels, orientation if turned == 1 else _INVERSE.get(turned, turned))
+    width, height = reversed(size) if _UPRIGHT[orientation][0] else size
+    return Decoded(pixels, height, width, orientation, reduction)
+
+
+def _decode_jpeg(data: bytes, file: Image.Image, reduction: int) -> Pixels | None:
+    """By libjpeg-turbo at once: the very pixels that Pillow makes of it piece by piece. None where the file is none
+    of the usual, or where anything about it is odd: then Pillow has the say."""
+    if file.format not in ("JPEG", "MPO") or file.mode not in ("L", "RGB"):
+        return None
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        if (width, height) != file.size:
+            return None
+        smaller = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)} if reduction > 1 else {}
+        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", **smaller)
+    except ValueError:
+        return None
+    return pixels
+
+
+def _turn(pixels: Pixels, orientation: int) -> Pixels:
+    swap, rows, columns = _UPRIGHT[orientation]
+    if swap:
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels[:: -1 if rows else 1, :: -1 if columns else 1])
 
 
 def cut_windows(image: Pixels, boxes: Boxes, side_px: int) -> NDArray[np.float32]:

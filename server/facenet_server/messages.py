@@ -74,6 +74,7 @@ def read_detect_options(message: pb.DetectOptions) -> DetectOptions:
         return_crops=message.return_crops,
         margin_px=message.margin_px if message.HasField("margin_px") else _DEFAULTS.margin_px,
         crop_size_px=message.crop_size_px if message.HasField("crop_size_px") else _DEFAULTS.crop_size_px,
+        allow_scaled_decoding=message.allow_scaled_decoding,
     )
 
 
@@ -249,10 +250,10 @@ def _calibration(calibration: Calibration) -> pb.Calibration:
 def _detect_defaults() -> pb.DetectOptions:
     proposal, refinement, output = _DEFAULTS.thresholds
     return pb.DetectOptions(
-        min_face_px=_DEFAULTS.min_face_px,
+        min_face_px=int(_DEFAULTS.min_face_px),
         thresholds=pb.StageThresholds(proposal=proposal, refinement=refinement, output=output),
         scale_factor=_DEFAULTS.scale_factor,
         return_crops=_DEFAULTS.return_crops,
-        margin_px=_DEFAULTS.margin_px,
+        margin_px=int(_DEFAULTS.margin_px),
         crop_size_px=_DEFAULTS.crop_size_px,
     )

@@ -51,11 +51,19 @@ class Faces(NamedTuple):
         """Some of the faces."""
         return Faces(self.boxes[indices], self.scores[indices], self.landmarks[indices])
 
+    def enlarged(self, factor: int) -> "Faces":
+        """The same in an image so many times as large, where pixel x has become pixels (x − 1)·factor + 1 … x·factor
+        (boxes count from 1, landmarks from 0)."""
+        if factor == 1:
+            return self
+        corners = (self.boxes - [1, 1, 0, 0]) * factor + [1, 1, 0, 0]
+        return Faces(corners, self.scores, (self.landmarks + 0.5) * factor - 0.5)
+
 
 NO_FACES = Faces(np.empty((0, 4)), np.empty(0, np.float32), np.empty((0, 5, 2)))
 
 
-def scales(height: int, width: int, min_face_px: int, factor: float) -> list[float]:
+def scales(height: int, width: int, min_face_px: float, factor: float) -> list[float]:
     """The scales of an image's pyramid: the first shrinks ``min_face_px`` to P-Net's 12, each further one is
     ``factor`` times the last, down to the level whose shorter side is still 12."""
     first = CELL_PX / min_face_px
@@ -67,7 +75,7 @@ def scales(height: int, width: int, min_face_px: int, factor: float) -> list[flo
     return found
 
 
-def pyramid_pixels(height: int, width: int, min_face_px: int, factor: float) -> int:
+def pyramid_pixels(height: int, width: int, min_face_px: float, factor: float) -> int:
     """The pixels of the whole pyramid, by which the work of P-Net grows."""
     return sum(
         math.ceil(height * scale) * math.ceil(width * scale) for scale in scales(height, width, min_face_px, factor)
@@ -90,18 +98,28 @@ def propose(image: Pixels, pnet: Net, scales: Sequence[float], threshold: float,
 
     Raises InvalidInput, reason TOO_MUCH_WORK, where more than ``max_windows`` windows pass the threshold.
     """
-    height, width = image.shape[:2]
     levels: list[Level] = []
     for scale in scales:
-        # 1. Shrink the image by area, rounding to whole grey values, and let P-Net score every cell.
-        size = (math.ceil(width * scale), math.ceil(height * scale))
-        level = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        probability, regression = pnet(level[np.newaxis])
+        # 1. Shrink the image, and let P-Net score every cell.
+        probability, regression = pnet(shrink(image, scale)[np.newaxis])
         # 2. Keep the cells that pass, and suppress within the level.
-        windows = windows_of(probability[0], regression[0], scale, threshold)
-        _check_count(len(windows.boxes), max_windows)
-        levels.append(Level(scale, len(windows.boxes), _pick(windows, 0.5)))
+        levels.append(sift(probability[0], regression[0], scale, threshold, max_windows))
     return levels
+
+
+def shrink(image: Pixels, scale: float) -> Pixels:
+    """A level of the pyramid: by area, rounded to whole grey values, its sides rounded up."""
+    height, width = image.shape[:2]
+    size = (math.ceil(width * scale), math.ceil(height * scale))
+    level: Pixels = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return level
+
+
+def sift(probability: Array, regression: Array, scale: float, threshold: float, max_windows: int) -> Level:
+    """A level's windows, from P-Net's maps (h, w) and (h, w, 4). Raises InvalidInput as ``propose``."""
+    windows = windows_of(probability, regression, scale, threshold)
+    _check_count(len(windows.boxes), max_windows)
+    return Level(scale, len(windows.boxes), _pick(windows, 0.5))
 
 
 def merge(levels: Iterable[Level], max_windows: int) -> Boxes:

@@ -1,7 +1,7 @@
 """What a request asks for, as checked values. Bounds are the contract's (``face.proto``)."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from facenet_server.errors import InvalidInput
@@ -23,13 +23,14 @@ class DetectOptions:
     Raises InvalidInput, reason OPTION_OUT_OF_RANGE, for a value outside its range.
     """
 
-    min_face_px: int = 20
+    min_face_px: float = 20
     thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7)
     scale_factor: float = 0.709
     max_faces: int | None = None
     return_crops: bool = False
-    margin_px: int = 32
+    margin_px: float = 32
     crop_size_px: int = 160
+    allow_scaled_decoding: bool = False
 
     def __post_init__(self) -> None:
         _check("min_face_px", self.min_face_px, 12, 1000)
@@ -40,6 +41,18 @@ class DetectOptions:
             _check("max_faces", self.max_faces, 1, math.inf)
         _check("margin_px", self.margin_px, 0, 1000)
         _check("crop_size_px", self.crop_size_px, 16, 512)
+
+    @property
+    def max_reduction(self) -> int:
+        """How many times smaller an image may be decoded: 1, or where allowed 2, 4 or 8, the smallest face staying
+        at least 20 pixels."""
+        if not self.allow_scaled_decoding:
+            return 1
+        return max(reduction for reduction in (1, 2, 4, 8) if reduction == 1 or self.min_face_px / reduction >= 20)
+
+    def reduced(self, reduction: int) -> "DetectOptions":
+        """The same for an image that is so many times smaller."""
+        return replace(self, min_face_px=self.min_face_px / reduction, margin_px=self.margin_px / reduction)
 
 
 @dataclass(frozen=True, slots=True)

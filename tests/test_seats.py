@@ -1,0 +1,79 @@
+import asyncio
+
+from facenet_server.seats import Seats
+
+
+class Guest:
+    """Somebody who takes seats and keeps them until told to leave."""
+
+    def __init__(self, seats: Seats, count: int) -> None:
+        self.seated = False
+        self._leave = asyncio.Event()
+        self.task = asyncio.create_task(self._stay(seats, count))
+
+    async def _stay(self, seats: Seats, count: int) -> None:
+        async with seats.taken(count):
+            self.seated = True
+            await self._leave.wait()
+
+    async def leave(self) -> None:
+        self._leave.set()
+        await self.task
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_seats_are_taken_until_there_are_none() -> None:
+    seats = Seats(4)
+    two, three, one = Guest(seats, 2), Guest(seats, 3), Guest(seats, 1)
+    await settle()
+    # One would fit, but does not pass the three that came before.
+    assert (two.seated, three.seated, one.seated) == (True, False, False)
+    await two.leave()
+    await settle()
+    assert (three.seated, one.seated) == (True, True)
+    await three.leave()
+    await one.leave()
+
+
+async def test_who_needs_more_than_there_are_takes_all() -> None:
+    seats = Seats(4)
+    many, one = Guest(seats, 64), Guest(seats, 1)
+    await settle()
+    assert (many.seated, one.seated) == (True, False)
+    await many.leave()
+    await one.leave()
+
+
+async def test_a_cancelled_guest_gives_way() -> None:
+    seats = Seats(2)
+    first, second, third = Guest(seats, 1), Guest(seats, 2), Guest(seats, 1)
+    await settle()
+    assert (second.seated, third.seated) == (False, False)
+    second.task.cancel()
+    await settle()
+    assert third.seated
+    first.task.cancel()
+    third.task.cancel()
+    await settle()
+    last = Guest(seats, 2)
+    await settle()
+    assert last.seated
+    await last.leave()
+
+
+async def test_a_guest_cancelled_at_the_door_leaves_its_seats() -> None:
+    seats = Seats(1)
+    first, second = Guest(seats, 1), Guest(seats, 1)
+    await settle()
+    first._leave.set()
+    await asyncio.sleep(0)  # the first has left and the second is admitted, but has not run yet
+    second.task.cancel()
+    await settle()
+    third = Guest(seats, 1)
+    await settle()
+    assert third.seated
+    await third.leave()

@@ -1,0 +1,54 @@
+import asyncio
+import time
+
+import grpc
+import numpy as np
+import pytest
+from facenet_proto.v1 import face_pb2 as pb
+from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
+from facenet_server.compute import Compute
+from facenet_server.stats import LoopLag, Stats, resident_bytes
+from nets import crop, fake_server, square
+
+
+async def test_a_job_is_counted_under_its_stage() -> None:
+    stats = Stats()
+    with Compute(2, stats) as compute:
+        assert await compute("add", max, 1, 2) == 2
+        assert await compute("add", max, 3, 2) == 3
+        with pytest.raises(ZeroDivisionError):
+            await compute("fail", divmod, 1, 0)
+    assert {stage.name: (stage.runs, stage.rows) for stage in stats} == {"add": (2, 2)}
+
+
+async def test_a_blocked_loop_shows_in_its_lag() -> None:
+    async with LoopLag() as lag:
+        assert lag.now() == (0, 0, 0)
+        await asyncio.sleep(0)  # the sampler starts its timer
+        time.sleep(0.2)  # noqa: ASYNC251 (what must not happen)
+        await asyncio.sleep(0.01)
+        assert lag.now().max_s >= 0.1
+
+
+def test_the_process_holds_memory() -> None:
+    assert resident_bytes() > 10_000_000
+
+
+async def test_the_server_tells_what_it_has_done() -> None:
+    def raw(pixels: np.ndarray) -> pb.Image:
+        return pb.Image(raw=pb.RawImage(rgb=pixels.tobytes(), height=pixels.shape[0], width=pixels.shape[1]))
+
+    async with fake_server() as target, grpc.aio.insecure_channel(target) as channel:
+        stub = FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+        call = stub.Embed()
+        items = [pb.EmbedItem(image=raw(square())), pb.EmbedItem(crop=raw(crop(9, 9, 9)))]
+        await call.write(pb.EmbedRequest(items=items))
+        await call.read()
+        await call.done_writing()
+        stats = await stub.GetServerStats(pb.GetServerStatsRequest())
+    counted = {stage.name: stage for stage in stats.stages}
+    assert counted["colour"].rows == 2
+    assert counted["decode"].runs == counted["merge"].runs == 1
+    assert counted["rnet"].compute_ns > 0
+    assert stats.uptime_s > 0
+    assert stats.resident_bytes > 0
