@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import detection, embedding, importing, work
+from benchmarks import detection, embedding, importing, sweep, work
 from benchmarks.environments import FOLDER
 from benchmarks.errors import BenchmarkError
 from benchmarks.figures import Section, proven
@@ -22,6 +22,7 @@ PARTS: dict[str, Callable[[Plan], Section]] = {
     "d": work.measure,
     "e": importing.measure,
 }
+ON_CUDA = {**PARTS, "b": sweep.measure}
 THOROUGH, QUICK = Pace(rounds=15, slice_s=0.5), Pace(rounds=3, slice_s=0.2)
 
 
@@ -44,9 +45,10 @@ def main(models: Path, only: str, device: str, quick: bool, out: Path) -> None:
     def say(text: str) -> None:
         click.echo(f"[{time.monotonic() - start:5.0f} s] {text}", err=True)
 
+    parts = ON_CUDA if device == "cuda" else PARTS
     plan = Plan(models.resolve(), device, QUICK if quick else THOROUGH, out, say)
     try:
-        sections = [PARTS[part](plan) for part in sorted(only.split(","))]
+        sections = [parts[part](plan) for part in sorted(only.split(","))]
     except BenchmarkError as error:
         click.echo(f"benchmarks: {error}", err=True)
         sys.exit(2)

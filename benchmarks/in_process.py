@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -23,10 +22,10 @@ T = TypeVar("T")
 
 
 class InProcess:
-    """The pipeline with the configuration's defaults, on an event loop that runs while it is called."""
+    """The pipeline of a configuration, on an event loop that runs while it is called."""
 
-    def __init__(self, models: Path, device: str) -> None:
-        self._config = Config(models=models, device=device)
+    def __init__(self, config: Config) -> None:
+        self._config = config
         self._networks = open_networks(self._config)
         self._stats = Stats()
         self._runner = asyncio.Runner()

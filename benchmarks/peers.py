@@ -12,9 +12,15 @@ Maker = Callable[[Plan], Worker]
 OURS = "FaceNet Serve"
 
 
-def ours(plan: Plan) -> Worker:
-    """The server's pipeline in process."""
-    return Worker("ours", str(plan.models), plan.device)
+def ours(plan: Plan, *, max_batch_rows: int | None = None) -> Worker:
+    """The server's pipeline in process, with the server's own settings but for those given."""
+    settings = () if max_batch_rows is None else (str(max_batch_rows),)
+    return Worker("ours", str(plan.models), plan.device, *settings)
+
+
+def matrix_products(plan: Plan, *, side: int) -> Worker:
+    """What the device of our networks can do at best."""
+    return Worker("matrix_products", plan.device, str(side))
 
 
 def bare_onnxruntime(plan: Plan) -> Worker:

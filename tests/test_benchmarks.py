@@ -6,7 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.detection import found
 from benchmarks.errors import BenchmarkError
@@ -17,7 +19,11 @@ from benchmarks.plots import Line, draw
 from benchmarks.racing import Lap, Pace, fastest, race
 from benchmarks.report import Report, as_json, as_markdown
 from benchmarks.runners import Worker
+from benchmarks.sweep import operations
 from benchmarks.workers.protocol import Slice
+
+ENDS: dict[str, list[str | int | None]] = {"image": ["n", 3, 8, 8], "out": ["n", 5]}
+WEIGHTS = {"kernel": (4, 3, 3, 3), "matrix": (144, 5)}
 
 
 def timed(*durations_s: float, **stages: tuple[int, int]) -> Slice:
@@ -89,6 +95,19 @@ def test_boxes_are_found_again_where_they_overlap_enough() -> None:
 def test_mosaics_and_crops_have_the_asked_sizes() -> None:
     assert mosaic(6, 1200, 630).shape == (630, 1200, 3)
     assert crops(3).shape == (3, 160, 160, 3)
+
+
+def test_operations_count_multiplications_and_additions(tmp_path: Path) -> None:
+    shape = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in ENDS.items()]
+    weights = [numpy_helper.from_array(np.ones(dims, np.float32), name) for name, dims in WEIGHTS.items()]
+    nodes = [
+        helper.make_node("Conv", ["image", "kernel"], ["map"]),  # (N, 4, 6, 6), each of 3·3·3 products
+        helper.make_node("Flatten", ["map"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "matrix"], ["out"]),
+    ]
+    graph = helper.make_graph(nodes, "net", shape[:1], shape[1:], weights)
+    onnx.save(helper.make_model(graph), tmp_path / "net.onnx")
+    assert operations(tmp_path / "net.onnx") == 2 * (4 * 6 * 6 * 27 + 144 * 5)
 
 
 def test_a_report_says_the_same_to_machines_and_to_people(tmp_path: Path) -> None:
