@@ -51,17 +51,22 @@ def _speed(photo: Photo, laps: dict[str, Lap]) -> Figure:
 
 
 def _faces_found(photo: Photo, laps: dict[str, Lap]) -> Figure:
-    """The share of the reference's faces that we find; without them, of the faces that all the peers find."""
-    ours = laps[OURS].result
+    """The share of the reference's faces that we find; where they are not known, of the faces that all peers find."""
     if photo.reference is not None:
         expected, least, whose = photo.reference, SAME_BOX, "the reference finds"
     else:
-        first, *others = (laps[name].result for name in laps if name != OURS) if len(laps) > 1 else (ours,)
-        agreed = np.all([found(first, other, SAME_FACE) for other in (first, *others)], axis=0)
-        expected, least, whose = first[agreed], SAME_FACE, "all peers find"
-    share = float(found(expected, ours, least).mean()) if len(expected) else None
+        expected, least, whose = _agreed([laps[name].result for name in PEERS if name in laps]), SAME_FACE, "all find"
+    share = float(found(expected, laps[OURS].result, least).mean()) if len(expected) else None
     note = f"{len(expected)} faces, at an overlap of {least:g}"
     return Figure(f"detection, {photo.name}: of the faces that {whose}, ours", share, "", at_least=1, note=note)
+
+
+def _agreed(results: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The boxes of the first that are among those of all others; none of none."""
+    if not results:
+        return np.empty((0, 5))
+    first, *others = results
+    return first[np.all([found(first, each, SAME_FACE) for each in (first, *others)], axis=0)]
 
 
 def found(expected: NDArray[np.floating], boxes: NDArray[np.floating], least: float) -> NDArray[np.bool_]:
