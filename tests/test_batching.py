@@ -199,3 +199,16 @@ async def test_runs_rows_and_times_are_counted() -> None:
     assert (stage.runs, stage.rows) == (3, 10)
     assert stage.queue_ns > 0
     assert stage.compute_ns > 0
+
+
+@pytest.mark.parametrize(("count", "workers", "parts"), [(9, 2, [5, 4]), (41, 2, [21, 20]), (9, 1, [9])])
+async def test_a_call_is_split_evenly_among_the_workers(count: int, workers: int, parts: list[int]) -> None:
+    net = Recorder()
+    async with Batcher(net, 32, workers=workers) as batcher:
+        net.open.clear()
+        call = asyncio.create_task(batcher(rows(*range(count))))
+        await asyncio.to_thread(net.entered.wait, 10)
+        net.open.set()
+        doubled, _ = await call
+    np.testing.assert_array_equal(doubled[:, 0], np.arange(count) * 2)
+    assert sorted(map(len, net.batches), reverse=True) == parts

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from facenet_server.errors import StartError
-from facenet_server.sessions import PORTS, open_models
+from facenet_server.sessions import PORTS, Engine, cuda_options, open_models
 from onnx import TensorProto, helper
 
 METADATA = {
@@ -74,7 +74,7 @@ def files() -> dict[str, bytes]:
 
 def test_whole_models_open_under_their_names(tmp_path: Path, files: dict[str, bytes]) -> None:
     files["second.onnx"] = tiny_model("embedder", name="second")
-    networks = open_models(write(tmp_path, files), device="cpu", threads=1)
+    networks = open_models(write(tmp_path, files), Engine("cpu", 1))
     assert sorted(networks) == ["second", "tiny", "tiny-onet", "tiny-pnet", "tiny-pnet_canvas", "tiny-rnet"]
     (embedding,) = networks["tiny"](np.zeros((3, 160, 160, 3), np.uint8))
     assert embedding.shape == (3, 8)
@@ -84,7 +84,7 @@ def test_whole_models_open_under_their_names(tmp_path: Path, files: dict[str, by
 
 def refused(folder: Path) -> str:
     with pytest.raises(StartError) as error:
-        open_models(folder, device="cpu", threads=1)
+        open_models(folder, Engine("cpu", 1))
     return str(error.value)
 
 
@@ -108,7 +108,7 @@ def test_a_missing_network_is_named(tmp_path: Path, files: dict[str, bytes], kin
 
 def test_p_net_on_canvases_may_be_missing(tmp_path: Path, files: dict[str, bytes]) -> None:
     del files["pnet_canvas.onnx"]
-    assert "tiny-pnet_canvas" not in open_models(write(tmp_path, files), device="cpu", threads=1)
+    assert "tiny-pnet_canvas" not in open_models(write(tmp_path, files), Engine("cpu", 1))
 
 
 def test_a_listed_file_that_is_gone_is_named(tmp_path: Path, files: dict[str, bytes]) -> None:
@@ -152,3 +152,14 @@ def test_a_broken_manifest_is_refused(tmp_path: Path, files: dict[str, bytes], t
 def test_two_models_of_one_name_are_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
     files["again.onnx"] = tiny_model("embedder")
     assert "one name" in refused(write(tmp_path, files))
+
+
+def test_cuda_is_exact_and_unbounded_unless_asked_otherwise() -> None:
+    assert cuda_options(Engine("cuda", 1)) == {
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    asked = cuda_options(Engine("cuda", 1, gpu_mem_limit_mb=2000, tf32=True))
+    assert asked["use_tf32"] == "1"
+    assert asked["gpu_mem_limit"] == "2000000000"

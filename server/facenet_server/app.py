@@ -26,7 +26,7 @@ from facenet_server.errors import StartError
 from facenet_server.images import DecodeLimits
 from facenet_server.pipeline import Embedder, Pipeline
 from facenet_server.service import SERVICE, FaceService
-from facenet_server.sessions import Network, open_models
+from facenet_server.sessions import Engine, Network, open_models
 from facenet_server.stats import Stats
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ async def serve(config: Config) -> None:
 
 def open_networks(config: Config) -> dict[str, Network]:
     """The networks of the models folder, by name. Raises StartError."""
-    networks = open_models(config.models, device=config.device, threads=_threads(config))
+    networks = open_models(config.models, Engine(config.device, _threads(config), config.gpu_mem_limit_mb, config.tf32))
     for name, network in networks.items():
         _log.info("%s (%s) on %s", name, network.info.kind, network.providers[0])
     return networks

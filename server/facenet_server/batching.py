@@ -34,10 +34,11 @@ class _Part(NamedTuple):
 class Batcher:
     """A network that callers share: called like one, but awaited.
 
-    ``workers`` run one batch each; what arrives meanwhile is the next batch (natural batching), up to ``max_rows``.
-    An idle worker waits up to ``max_wait_s`` for more rows than the first. A call of more rows is split and rejoined.
-    A cancelled call's waiting rows are dropped, a failed batch fails the calls in it and no others. Where
-    ``max_queued_rows`` would wait, a further call is refused. Every run is counted in ``stage``.
+    ``workers`` run one batch each; what arrives meanwhile is the next batch (natural batching), up to ``max_rows``,
+    and idle workers share what is there. An idle worker waits up to ``max_wait_s`` for more rows than the first. A
+    call is split to fit batches and workers, and rejoined. A cancelled call's waiting rows are dropped, a failed
+    batch fails the calls in it and no others. Where ``max_queued_rows`` would wait, a further call is refused. Every
+    run is counted in ``stage``.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Batcher:
         self._parts: deque[_Part] = deque()
         self._queued_rows = 0
         self._arrived = asyncio.Event()
-        self._n_workers = workers
+        self._n_workers = self._idle = workers
         self._executor: Executor = ThreadPoolExecutor(workers, thread_name_prefix="network")
         self._workers: list[asyncio.Task[None]] = []
 
@@ -75,7 +76,7 @@ class Batcher:
         await asyncio.gather(*workers, return_exceptions=True)
         for part in self._parts:
             part.outputs.cancel()
-        self._executor.shutdown()
+        await asyncio.to_thread(self._executor.shutdown)  # once what runs has ended
 
     async def __call__(self, *inputs: Rows) -> Outputs:
         """Run (N, …) rows, N ≥ 1, of each of the network's inputs: one array per output, each with first dimension N,
@@ -89,7 +90,8 @@ class Batcher:
         if limit is not None and self._queued_rows and self._queued_rows + count > limit:
             raise Overloaded(f"{self._queued_rows} rows wait for {self._stage.name}; the limit is {limit}")
         loop, now = asyncio.get_running_loop(), time.monotonic_ns()
-        slices = [slice(start, start + self._max_rows) for start in range(0, count, self._max_rows)]
+        size = self._part_rows(count)
+        slices = [slice(start, start + size) for start in range(0, count, size)]
         parts = [_Part(tuple(rows[some] for rows in inputs), loop.create_future(), now) for some in slices]
         self._parts.extend(parts)
         self._queued_rows += count
@@ -101,6 +103,11 @@ class Batcher:
                 part.outputs.cancel()  # left by its caller: not to be run; no effect on one that is done
         return done[0] if len(done) == 1 else tuple(map(np.concatenate, zip(*done, strict=True)))
 
+    def _part_rows(self, count: int) -> int:
+        """How a call is split: no part larger than a batch, and about as much for each worker."""
+        rounds = -(-count // (self._max_rows * self._n_workers))
+        return -(-count // (rounds * self._n_workers))
+
     async def _work(self) -> None:
         while True:
             await self._arrived.wait()
@@ -109,6 +116,7 @@ class Batcher:
             batch = self._next_batch()
             if not batch:
                 continue
+            self._idle -= 1
             try:
                 outputs = await self._run(batch)
             except Exception as error:
@@ -120,6 +128,8 @@ class Batcher:
                 for part in batch:
                     part.outputs.cancel()
                 raise
+            finally:
+                self._idle += 1
             start = 0
             for part in batch:
                 stop = start + part.n_rows
@@ -157,8 +167,8 @@ class Batcher:
 
     def _next_batch(self) -> list[_Part]:
         batch: list[_Part] = []
-        rows = 0
-        while self._parts and rows + self._parts[0].n_rows <= self._max_rows:
+        rows, share = 0, -(-self._queued_rows // self._idle)  # idle workers, this one among them
+        while self._parts and rows < share and rows + self._parts[0].n_rows <= self._max_rows:
             part = self._parts.popleft()
             self._queued_rows -= part.n_rows
             if not part.outputs.done():

@@ -102,16 +102,27 @@ class Network:
         return outputs
 
 
-def open_models(folder: Path, *, device: str, threads: int) -> dict[str, Network]:
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How ONNX Runtime runs the networks: on which device ("auto", "cuda" or "cpu"), an embedder on how many threads
+    of the CPU, and on a GPU with how much memory each (0: no bound) and whether in TF32."""
+
+    device: str
+    threads: int
+    gpu_mem_limit_mb: int = 0
+    tf32: bool = False
+
+
+def open_models(folder: Path, engine: Engine) -> dict[str, Network]:
     """Every model that the folder's manifest lists, by name.
 
     Raises StartError where the folder, a file's hash, its metadata, names or shapes are wrong, where one of
     the detector's networks or every embedder is missing, or where the device cannot be had.
     """
-    providers = _providers(device)
-    networks = [_open(folder / file, sha256, providers, threads) for file, sha256 in _manifest(folder).items()]
+    providers = _providers(engine)
+    networks = [_open(folder / file, sha256, providers, engine.threads) for file, sha256 in _manifest(folder).items()]
     for network in networks:
-        if device == "cuda" and not network.on_cuda:
+        if engine.device == "cuda" and not network.on_cuda:
             raise StartError(f"device cuda cannot be had: {network.info.name} runs on {network.providers[0]}")
     kinds = [network.info.kind for network in networks]
     for kind in (*PORTS, "embedder"):
@@ -210,18 +221,29 @@ def _check_ports(info: ModelInfo, session: Any) -> None:
         raise StartError(f"as {info.kind} it should have {info.ports}, it has {inputs} and {outputs}")
 
 
-def _providers(device: str) -> list[Any]:
+def _providers(engine: Engine) -> list[Any]:
     cpu: tuple[str, dict[str, Any]] = ("CPUExecutionProvider", {})
-    if device == "cpu":
+    if engine.device == "cpu":
         return [cpu]
     missing = _missing_for_cuda()
     if missing is None:
-        # TF32 would cost three digits of the parity with the originals.
-        return [("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}), cpu]
-    if device == "cuda":
+        return [("CUDAExecutionProvider", cuda_options(engine)), cpu]
+    if engine.device == "cuda":
         raise StartError(f"device cuda cannot be had: {missing}")
     _log.info("no CUDA (%s): the networks run on the CPU", missing)
     return [cpu]
+
+
+def cuda_options(engine: Engine) -> dict[str, str]:
+    """Options of ONNX Runtime's CUDA provider."""
+    options = {
+        "use_tf32": str(int(engine.tf32)),
+        "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE, the default, tries every algorithm on every new shape
+        "arena_extend_strategy": "kSameAsRequested",  # not the next power of two: four networks share the memory
+    }
+    if engine.gpu_mem_limit_mb:
+        options["gpu_mem_limit"] = str(engine.gpu_mem_limit_mb * 1_000_000)
+    return options
 
 
 def _missing_for_cuda() -> str | None:
