@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install models demo test lint proto clean
+.PHONY: help install models demo test bench lint proto clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -25,6 +25,9 @@ demo: models  ## the main job: a server and its SDK on two portraits
 test: models lint  ## what must hold
 	$(BIN)/python -m pytest
 
+bench: models  ## the server beside its peers: a table, and benchmarks/results (BENCH='--quick --only a,b')
+	$(BIN)/python -m benchmarks --models models $(BENCH)
+
 lint: install  ## style, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,4 +39,4 @@ proto: install  ## the generated code, anew from face.proto
 		--grpc_python_out=protos facenet_proto/v1/face.proto
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) models out build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) models out build dist benchmarks/.venvs benchmarks/results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""FaceNet Serve beside its peers, measured in one run: ``make bench``."""

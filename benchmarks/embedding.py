@@ -1,0 +1,87 @@
+"""(b) Embedding: ready crops, decoded pixels in, at three batch sizes, against three ways to run the same network."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+
+import numpy as np
+
+from benchmarks import peers
+from benchmarks.figures import Figure, Section, Table
+from benchmarks.machine import has_vnni
+from benchmarks.peers import OURS
+from benchmarks.photos import Pixels, crops
+from benchmarks.plan import Plan
+from benchmarks.racing import Contender, race
+from benchmarks.runners import Worker
+
+BATCHES = (1, 8, 32)
+MODEL = "20180408-102900"
+INT8 = f"{MODEL}-int8"
+PEERS = {
+    "bare ONNX Runtime": peers.bare_onnxruntime,
+    "facenet-pytorch": peers.facenet_pytorch,
+    "TensorFlow": peers.tensorflow_graph,
+}
+AT_BEST = "each at its best batch and settings"
+OVER_BARE, OVER_PYTORCH, INT8_OVER_FP32 = 0.97, 1.3, 2.5
+
+Rates = Mapping[str, float]
+"""Embeddings per second at the best batch, by contender."""
+
+
+def measure(plan: Plan) -> Section:
+    """Embeddings per second of everybody at every batch size, and our bounds."""
+    section = Section("Embedding ready crops")
+    with ExitStack() as stack:
+        workers = peers.started({OURS: peers.ours, **PEERS}, plan, stack, section.versions)
+        contenders = {
+            (name, batch): contender
+            for batch in BATCHES
+            for name, contender in contenders_of(workers, crops(batch)).items()
+        }
+        laps = race("embedding", contenders, plan.pace, plan.say)
+    names = list(dict.fromkeys(name for name, _ in laps))
+    rates = {name: [batch / laps[name, batch].seconds for batch in BATCHES] for name in names}
+    table = Table("Embeddings per second by batch size", ("", *map(str, BATCHES)))
+    table.rows.extend((name, *measured) for name, measured in rates.items())
+    section.tables.append(table)
+    section.figures.extend(_figures({name: max(measured) for name, measured in rates.items()}))
+    ours, original = (laps[name, BATCHES[-1]].result for name in (f"{OURS}, {MODEL}", "TensorFlow"))
+    difference = float(np.abs(ours - original).max())
+    section.figures.append(Figure("embedding, fp32: largest difference from TensorFlow", difference, ""))
+    return section
+
+
+def contenders_of(workers: Mapping[str, Worker], rows: Pixels) -> dict[str, Contender]:
+    """Every function of every worker that embeds, on those crops."""
+    return {
+        name if function == "embed" else f"{name}, {function}": partial(worker.run, function, rows)
+        for name, worker in workers.items()
+        for function in worker.functions
+        if function != "detect"
+    }
+
+
+def _figures(best: Rates) -> list[Figure]:
+    ours = best[f"{OURS}, {MODEL}"]
+    bare = max(rate for name, rate in best.items() if name.startswith(f"bare ONNX Runtime, {MODEL},"))
+    int8 = best.get(f"{OURS}, {INT8}")
+    return [
+        Figure("embedding, fp32: speed over bare ONNX Runtime", ours / bare, "×", at_least=OVER_BARE, note=AT_BEST),
+        Figure(
+            "embedding, fp32: speed over facenet-pytorch",
+            ours / best["facenet-pytorch"],
+            "×",
+            at_least=OVER_PYTORCH,
+            note=AT_BEST,
+        ),
+        Figure("embedding, fp32: speed over TensorFlow", ours / best["TensorFlow"], "×", note=AT_BEST),
+        Figure(
+            "embedding, int8: speed over our fp32",
+            None if int8 is None else int8 / ours,
+            "×",
+            at_least=INT8_OVER_FP32 if has_vnni() else None,
+            note=AT_BEST if int8 else f"no facenet-{INT8}.onnx among the models",
+        ),
+    ]
