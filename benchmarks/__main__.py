@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import detection, embedding, importing, sweep, work
+from benchmarks import capacity, detection, embedding, importing, serving, sweep, work
 from benchmarks.environments import FOLDER
 from benchmarks.errors import BenchmarkError
 from benchmarks.figures import Section, proven
@@ -19,8 +19,10 @@ from benchmarks.report import Report, as_json, as_markdown
 PARTS: dict[str, Callable[[Plan], Section]] = {
     "a": detection.measure,
     "b": embedding.measure,
+    "c": serving.measure,
     "d": work.measure,
     "e": importing.measure,
+    "f": capacity.measure,
 }
 ON_CUDA = {**PARTS, "b": sweep.measure}
 THOROUGH, QUICK = Pace(rounds=15, slice_s=0.5), Pace(rounds=3, slice_s=0.2)
@@ -35,7 +37,8 @@ THOROUGH, QUICK = Pace(rounds=15, slice_s=0.5), Pace(rounds=3, slice_s=0.2)
 def main(models: Path, only: str, device: str, quick: bool, out: Path) -> None:
     """Measure FaceNet Serve beside its peers: a table on standard output, it and latest.json in the --out folder.
 
-    Parts: (a) detection, (b) embedding, (d) cost against work, (e) the SDK's import. Ends with 0 where every bound
+    Parts: (a) detection, (b) embedding, (c) the server over loopback, (d) cost against work, (e) the SDK's import, (f)
+    cost against load. Ends with 0 where every bound
     holds, 1 where one does not or was not measured, 2 where something is missing.
     """
     if unknown := set(only.split(",")) - set(PARTS):

@@ -10,7 +10,7 @@ import numpy as np
 from facenet_server.app import open_networks, open_pipeline
 from facenet_server.company import Company
 from facenet_server.config import Config
-from facenet_server.images import Raw
+from facenet_server.images import Encoded, Raw
 from facenet_server.options import DetectOptions, EmbedOptions
 from facenet_server.pipeline import ByteBudget, Pipeline
 from facenet_server.stats import Stats
@@ -53,6 +53,10 @@ class InProcess:
         found = self._run(self._pipeline.detect(_raw(image), DetectOptions(), ByteBudget(0), Company(1)))
         return np.column_stack([found.faces.boxes, found.faces.scores])
 
+    def detect_encoded(self, photos: Sequence[bytes], at_once: int) -> None:
+        """All the image files, so many on the way at a time."""
+        self._run(self._detect_encoded(photos, at_once))
+
     def embed(self, model: str, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(N, dimension) of ready crops, as one message brings them."""
         return self._run(self._embed(EmbedOptions(model=model), crops))
@@ -60,6 +64,15 @@ class InProcess:
     def stages(self) -> StageTimes:
         """What the server counts of its stages so far."""
         return {stage.name: (stage.rows, stage.compute_ns) for stage in self._stats}
+
+    async def _detect_encoded(self, photos: Sequence[bytes], at_once: int) -> None:
+        left = iter(photos)
+
+        async def work() -> None:
+            for photo in left:
+                await self._pipeline.detect(Encoded(photo), DetectOptions(), ByteBudget(0), Company(1))
+
+        await asyncio.gather(*(work() for _ in range(at_once)))
 
     async def _embed(self, options: EmbedOptions, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         answers = await asyncio.gather(*(self._pipeline.embed_crop(_raw(crop), options) for crop in crops))

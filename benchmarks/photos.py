@@ -1,5 +1,6 @@
 """What is looked at: two portraits that packages carry, a group photo where the research photos are, and mosaics."""
 
+import io
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from benchmarks.environments import ROOT
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 
+SMALL_PHOTOS = 96
 FACES = ((115, 10, 220), (115, 70, 300))  # left, top and side of a square around each portrait's face, px
 
 
@@ -35,9 +37,18 @@ def portraits() -> tuple[Pixels, Pixels]:
     return np.asarray(skimage.data.astronaut()), np.asarray(hopper.convert("RGB"))
 
 
+def small_photos() -> list[bytes]:
+    """96 JPEG files of 250×250: of LFW where the research photos are, else of the portraits at many sizes."""
+    folder = _research_photos() / "lfw"
+    files = sorted(folder.rglob("*.jpg"))[:SMALL_PHOTOS]
+    if len(files) == SMALL_PHOTOS:
+        return [file.read_bytes() for file in files]
+    return [_jpeg(mosaic(1 + number % 2, 250, 250, 125 + number)) for number in range(SMALL_PHOTOS)]
+
+
 def detection_photos() -> list[Photo]:
     """A portrait, and a group of six; where the group photo is missing, six portraits side by side."""
-    folder = Path(os.environ.get("FACENET_TEST_DATA", ROOT.parent / "shared" / "data"))
+    folder = _research_photos()
     golden = folder / "faces_golden.json"
     known = json.loads(golden.read_text()) if golden.exists() else {}
 
@@ -79,6 +90,16 @@ def crops(count: int) -> Pixels:
     ]
     made = [np.roll(faces[i % len(faces)], i // len(faces), axis=1) for i in range(count)]
     return np.stack([np.asarray(Image.fromarray(face).resize((160, 160))) for face in made])
+
+
+def _research_photos() -> Path:
+    return Path(os.environ.get("FACENET_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+
+def _jpeg(pixels: Pixels) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    return file.getvalue()
 
 
 def _square(pixels: Pixels, side: int) -> Image.Image:

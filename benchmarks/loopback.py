@@ -1,0 +1,89 @@
+"""A server of ours as a process on loopback, and what a load on it comes to."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from facenet_client import AsyncClient, ServerInfo
+from facenet_client.load import Plan as Load
+from facenet_client.load import Report, Workload, run
+from facenet_client.stats import ServerStats
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.plan import Plan
+from benchmarks.racing import Contender
+from benchmarks.workers.protocol import Slice
+
+T = TypeVar("T")
+
+TIMEOUT_S = 120.0
+WARM_UP_S = 0.3
+
+
+class Server:
+    """``facenet-server`` on a free port, with a client of its own. Synchronous: it is loaded while it is called."""
+
+    def __init__(self, plan: Plan, *flags: str) -> None:
+        command = [sys.executable, "-m", "facenet_server", "--listen", "127.0.0.1:0", "--device", plan.device, *flags]
+        environment = {**os.environ, "FACENET_MODELS": str(plan.models)}
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> Self:
+        self._client = self._do(self._open(self._address()))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._do(self._client.__aexit__(None, None, None))
+        self._runner.close()
+        self._process.terminate()
+        self._process.wait()
+
+    def load(self, work: Workload, **how: Any) -> Report:
+        """Send the work as facenet_client.load.Plan says; raises BenchmarkError where anything was not answered."""
+        report = self._do(run(self._client, work, Load(**{"warm_up_s": WARM_UP_S, **how})))
+        if not report.is_clean:
+            raise BenchmarkError(f"the load was not answered: {report.errors} {report.failures} {report.first_failure}")
+        return report
+
+    def stats(self) -> ServerStats:
+        """What it has done so far."""
+        return self._do(self._client.server_stats())
+
+    def info(self) -> ServerInfo:
+        """What it runs."""
+        return self._do(self._client.server_info())
+
+    def contender(self, work: Workload, **how: Any) -> Contender:
+        """The load as one that races: seconds an item."""
+
+        def slice_(seconds: float) -> Slice:
+            report = self.load(work, duration_s=seconds, **how)
+            return Slice([1 / report.items_per_s], np.array([]), {})
+
+        return slice_
+
+    async def _open(self, address: str) -> AsyncClient:
+        return await AsyncClient(address, timeout_s=TIMEOUT_S).__aenter__()
+
+    def _address(self) -> str:
+        assert self._process.stderr is not None
+        log = ""
+        for line in self._process.stderr:
+            log += line
+            if found := re.search(r"listening on (\S+)", line):
+                threading.Thread(target=self._process.stderr.read, daemon=True).start()  # so that its log never fills
+                return found[1]
+        raise BenchmarkError(f"the server did not start:\n{log}")
+
+    def _do(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(coroutine)

@@ -1,0 +1,129 @@
+"""(c) The server over loopback against the same pipeline in process, on the same cores; batching across callers."""
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import numpy as np
+from facenet_client.load import Workload, random_crops, workload
+from facenet_server.config import Config
+
+from benchmarks.embedding import INT8
+from benchmarks.figures import Figure, Section, Table
+from benchmarks.in_process import InProcess
+from benchmarks.loopback import Server
+from benchmarks.photos import crops, small_photos
+from benchmarks.plan import Plan
+from benchmarks.racing import Contender, Lap, race
+from benchmarks.workers.protocol import Slice
+
+CALLERS = 16
+BATCH = 32
+IN_PROCESS_AT_ONCE = (2, 8, 32)  # images; the best counts
+OVER_IN_PROCESS, BATCHING, OPEN_LOOP, LAG_MS = 0.85, 1.35, 4.0, 20.0
+
+FEW = f"photos, {CALLERS} callers, one a message"
+MANY = f"photos, one caller, messages of {BATCH}"
+READY = f"ready crops, int8, messages of {BATCH}"
+NO_INT8 = f"no facenet-{INT8}.onnx among the models"
+
+
+def measure(plan: Plan) -> Section:
+    """Rates over loopback and in process, taken in turn; then batching, open loop and the event loop's lag."""
+    section = Section("The server over loopback")
+    photos = small_photos()
+    with ExitStack() as stack:
+        plan.say("starting servers")
+        server = stack.enter_context(Server(plan))
+        in_process = stack.enter_context(InProcess(Config(models=plan.models, device=plan.device)))
+        _against_in_process(section, plan, server, in_process, photos)
+        if INT8 in in_process.embedders:
+            single = stack.enter_context(Server(plan, "--max-batch-rows", "1"))
+            _across_callers(section, plan, server, single)
+        else:
+            names = (f"crops, {CALLERS} callers: batching over none", "crops at half that rate: p99 over idle latency")
+            bounds: Sequence[dict[str, Any]] = ({"at_least": BATCHING}, {"at_most": OPEN_LOOP})
+            section.figures.extend(
+                Figure(name, None, "×", note=NO_INT8, **bound) for name, bound in zip(names, bounds, strict=True)
+            )
+        lag = server.stats().loop_lag
+    section.figures.append(Figure("event-loop lag under these loads: p99", lag.p99_s * 1e3, "ms", at_most=LAG_MS))
+    return section
+
+
+def _against_in_process(
+    section: Section, plan: Plan, server: Server, in_process: InProcess, photos: Sequence[bytes]
+) -> None:
+    contenders: dict[str, Contender] = {
+        f"{FEW}: server": server.contender(workload("detect", photos), callers=CALLERS),
+        f"{MANY}: server": server.contender(workload("detect", photos, batch=BATCH), window=2),
+    }
+    for at_once in IN_PROCESS_AT_ONCE:
+        contenders[f"photos: in process, {at_once} at once"] = _repeated(
+            partial(in_process.detect_encoded, photos, at_once), len(photos)
+        )
+    if INT8 in in_process.embedders:
+        work = workload("embed_crops", random_crops(2 * BATCH), batch=BATCH, model=INT8)
+        contenders[f"{READY}: server"] = server.contender(work, window=2)
+        contenders[f"{READY}: in process"] = _repeated(partial(in_process.embed, INT8, crops(BATCH)), BATCH)
+    laps = race("loopback and in process", contenders, plan.pace.longer(4), plan.say)
+    table = Table("Items per second", ("", "items/s"))
+    table.rows.extend((name, 1 / lap.seconds) for name, lap in laps.items())
+    section.tables.append(table)
+    best = min(lap.seconds for name, lap in laps.items() if name.startswith("photos: in process"))
+    section.figures.extend(_ratio(name, best, laps) for name in (FEW, MANY))
+    ready = laps.get(f"{READY}: in process")
+    section.figures.append(_ratio(READY, ready.seconds if ready else None, laps))
+
+
+def _ratio(name: str, in_process_s: float | None, laps: dict[str, Lap]) -> Figure:
+    value = None if in_process_s is None else in_process_s / laps[f"{name}: server"].seconds
+    note = NO_INT8 if value is None else ""
+    return Figure(f"{name}: server over in process", value, "×", at_least=OVER_IN_PROCESS, note=note)
+
+
+def _across_callers(section: Section, plan: Plan, server: Server, single: Server) -> None:
+    """Single crops of many callers, with batching and without; then at half the rate, by the clock."""
+    work = workload("embed_crops", random_crops(64), model=INT8)
+    contenders = {
+        "batching": server.contender(work, callers=CALLERS),
+        "max_batch_rows=1": single.contender(work, callers=CALLERS),
+        "one caller": server.contender(work),
+    }
+    laps = race(f"single crops, {CALLERS} callers", contenders, plan.pace.longer(4), plan.say)
+    rates = {name: 1 / lap.seconds for name, lap in laps.items()}
+    table = Table(f"Single int8 crops of {CALLERS} callers", ("", "crops/s"))
+    table.rows.extend(rates.items())
+    section.tables.append(table)
+    value = rates["batching"] / rates["max_batch_rows=1"]
+    section.figures.append(Figure(f"crops, {CALLERS} callers: batching over none", value, "×", at_least=BATCHING))
+    section.figures.append(_open_loop(plan, server, work, rates["batching"] / 2))
+
+
+def _open_loop(plan: Plan, server: Server, work: Workload, rate_per_s: float) -> Figure:
+    seconds = plan.pace.rounds * plan.pace.slice_s * 2
+    idle = server.load(work, duration_s=seconds / 2)
+    steady = server.load(work, duration_s=seconds, callers=2 * CALLERS, rate_per_s=rate_per_s)
+    waits_s = steady.latency.p50_s, steady.latency.p99_s, idle.latency.p50_s
+    p50_ms, p99_ms, idle_ms = (1e3 * wait_s for wait_s in waits_s)
+    note = f"{steady.items_per_s:.0f} crops/s: p50 {p50_ms:.1f}, p99 {p99_ms:.1f} ms; an idle caller {idle_ms:.1f} ms"
+    value = steady.latency.p99_s / idle.latency.p50_s
+    return Figure("crops at half that rate: p99 over idle latency", value, "×", at_most=OPEN_LOOP, note=note)
+
+
+def _repeated(call: Any, items: int) -> Contender:
+    """A call of so many items as one that races: seconds an item."""
+
+    def slice_(seconds: float) -> Slice:
+        call()
+        durations: list[float] = []
+        end = time.perf_counter() + seconds
+        while not durations or time.perf_counter() < end:
+            start = time.perf_counter()
+            call()
+            durations.append((time.perf_counter() - start) / items)
+        return Slice(durations, np.array([]), {})
+
+    return slice_
