@@ -106,8 +106,10 @@ async def fake_server(embedders: Mapping[str, Any] = EMBEDDERS, /, **settings: A
 async def fake_service(
     embedders: Mapping[str, Any] = EMBEDDERS, /, **settings: Any
 ) -> AsyncIterator[tuple[str, FaceService]]:
-    """The same, with the service itself. ``settings`` are the configuration's, and ``calibration``."""
+    """The same, with the service itself. ``settings`` are the configuration's, ``calibration``, and what each embedder
+    is ``interchangeable_with``."""
     calibration = settings.pop("calibration", CALIBRATION)
+    twins = settings.pop("interchangeable_with", {})
     config = Config(**{"listen": "127.0.0.1:0", "image_formats": "JPEG,PNG,WEBP", **settings})
     async with AsyncExitStack() as stack:
         stats = Stats()
@@ -119,7 +121,10 @@ async def fake_service(
             pnet=pnet,
             rnet=await share("rnet", rnet),
             onet=await share("onet", onet),
-            embedders={name: Embedder(await share(name, net), 4, calibration) for name, net in embedders.items()},
+            embedders={
+                name: Embedder(await share(name, net), 4, calibration, twins.get(name, ()))
+                for name, net in embedders.items()
+            },
             default_embedder=next(iter(embedders)),
         )
         pipeline = Pipeline(nets, work_limits(config), stack.enter_context(Compute(2, stats)))
