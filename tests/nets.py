@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 from facenet_server import messages
-from facenet_server.app import bind, work_limits
+from facenet_server.app import bind, decode_limits, work_limits
 from facenet_server.batching import Batcher
 from facenet_server.calibration import Calibration, OperatingPoint
 from facenet_server.compute import Compute
 from facenet_server.config import Config
-from facenet_server.pipeline import Embedder, Nets, Pipeline
+from facenet_server.detector import Detector, Nets
+from facenet_server.pipeline import Embedder, Pipeline
 from facenet_server.service import FaceService
 from facenet_server.sessions import ModelInfo
 from facenet_server.stats import Stats
@@ -117,21 +118,19 @@ async def fake_service(
         async def share(name: str, net: Any) -> Batcher:
             return await stack.enter_async_context(Batcher(net, config.max_batch_rows, stage=stats.stage(name)))
 
-        nets = Nets(
-            pnet=pnet,
-            rnet=await share("rnet", rnet),
-            onet=await share("onet", onet),
-            embedders={
-                name: Embedder(await share(name, net), 4, calibration, twins.get(name, ()))
-                for name, net in embedders.items()
-            },
-            default_embedder=next(iter(embedders)),
-        )
-        pipeline = Pipeline(nets, work_limits(config), stack.enter_context(Compute(2, stats)))
+        compute = stack.enter_context(Compute(2, stats))
+        nets = Nets(pnet, await share("rnet", rnet), await share("onet", onet))
+        shared = {
+            name: Embedder(await share(name, net), 4, calibration, twins.get(name, ()))
+            for name, net in embedders.items()
+        }
+        default = next(iter(embedders))
+        detector = Detector(nets, work_limits(config), compute)
+        pipeline = Pipeline(detector, shared, default, decode_limits(config), compute)
         models = [
             ModelInfo(name, "embedder", "test", "0", "0", "fixed", 160, 0.0, 4, calibration) for name in embedders
         ]
-        info = messages.server_info("test", models, ["FakeExecutionProvider"], nets.default_embedder, config, 64)
+        info = messages.server_info("test", models, ["FakeExecutionProvider"], default, config, 64)
         service = FaceService(pipeline, info, stats)
         server, port = bind(service, config)
         await server.start()

@@ -13,26 +13,29 @@ from facenet_server.sessions import PORTS, open_models
 from onnx import TensorProto, helper
 
 METADATA = {
-    "format": "2",
+    "format": "3",
     "source": "a test",
     "source_sha256": "0" * 64,
     "preprocessing": "fixed",
     "parity_max_abs_diff": "0.0",
 }
-DTYPES = {"tensor(uint8)": TensorProto.UINT8, "tensor(float)": TensorProto.FLOAT}
+DTYPES = {
+    "tensor(uint8)": TensorProto.UINT8,
+    "tensor(int32)": TensorProto.INT32,
+    "tensor(float)": TensorProto.FLOAT,
+}
 
 
 def tiny_model(kind: str, *, outputs: dict[str, list[int | None]] | None = None, **metadata: str) -> bytes:
     """A model of the right form that answers zeros for as many rows as it gets."""
     if kind == "embedder":
-        dtype, image_shape = "tensor(uint8)", [None, 160, 160, 3]
+        inputs: dict[str, Any] = {"image": ("tensor(uint8)", (None, 160, 160, 3))}
         shapes: dict[str, list[int | None]] = {"embedding": [None, 8]}
         metadata = {"name": "tiny", "dimension": "8", "input_size_px": "160", **metadata}
     else:
-        dtype, shape = PORTS[kind].image
-        image_shape = list(shape)
+        inputs = dict(PORTS[kind].inputs)
         shapes = {name: list(shape) for name, shape in PORTS[kind].outputs.items()}
-        metadata = {"name": f"tiny-{kind}", "input_size_px": str(shape[1] or 0), **metadata}
+        metadata = {"name": f"tiny-{kind}", "input_size_px": str(inputs["image"][1][1] or 0), **metadata}
     nodes = [
         helper.make_node("Shape", ["image"], ["shape"]),
         helper.make_node("Gather", ["shape", "first"], ["rows"]),
@@ -46,7 +49,7 @@ def tiny_model(kind: str, *, outputs: dict[str, list[int | None]] | None = None,
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [helper.make_tensor_value_info("image", DTYPES[dtype], image_shape)],
+        [helper.make_tensor_value_info(name, DTYPES[dtype], shape) for name, (dtype, shape) in inputs.items()],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in (outputs or shapes).items()],
         initializers,
     )
@@ -72,7 +75,7 @@ def files() -> dict[str, bytes]:
 def test_whole_models_open_under_their_names(tmp_path: Path, files: dict[str, bytes]) -> None:
     files["second.onnx"] = tiny_model("embedder", name="second")
     networks = open_models(write(tmp_path, files), device="cpu", threads=1)
-    assert sorted(networks) == ["second", "tiny", "tiny-onet", "tiny-pnet", "tiny-rnet"]
+    assert sorted(networks) == ["second", "tiny", "tiny-onet", "tiny-pnet", "tiny-pnet_canvas", "tiny-rnet"]
     (embedding,) = networks["tiny"](np.zeros((3, 160, 160, 3), np.uint8))
     assert embedding.shape == (3, 8)
     assert networks["tiny"].info.dimension == 8
@@ -97,10 +100,15 @@ def test_one_flipped_byte_is_found(tmp_path: Path, files: dict[str, bytes]) -> N
     assert "SHA-256" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("kind", [*PORTS, "embedder"])
+@pytest.mark.parametrize("kind", ["pnet", "rnet", "onet", "embedder"])
 def test_a_missing_network_is_named(tmp_path: Path, files: dict[str, bytes], kind: str) -> None:
     del files[f"{kind}.onnx"]
     assert f"no {kind}" in refused(write(tmp_path, files))
+
+
+def test_p_net_on_canvases_may_be_missing(tmp_path: Path, files: dict[str, bytes]) -> None:
+    del files["pnet_canvas.onnx"]
+    assert "tiny-pnet_canvas" not in open_models(write(tmp_path, files), device="cpu", threads=1)
 
 
 def test_a_listed_file_that_is_gone_is_named(tmp_path: Path, files: dict[str, bytes]) -> None:

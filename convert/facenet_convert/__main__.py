@@ -178,7 +178,7 @@ def _mtcnn_jobs(cache: Path | None, local: Path | None) -> "list[_Job]":
 
     return [
         (recipe, partial(_load, weights.MTCNN[name], cache, local))
-        for name, recipe in zip(weights.MTCNN, recipes.mtcnn_recipes(), strict=True)
+        for name, recipe in zip([*weights.MTCNN, "pnet"], recipes.mtcnn_recipes(), strict=True)
     ]
 
 

@@ -17,8 +17,10 @@ OPSET = 17
 Dims = Sequence[str | int]
 
 
-def to_onnx(function: Callable[[Any], dict[str, Any]], signature: Any, dims: dict[str, Dims]) -> onnx.ModelProto:
-    """Export ``function``, whose only input is ``signature.name`` and whose outputs are its dict's keys.
+def to_onnx(
+    function: Callable[..., dict[str, Any]], signature: Sequence[Any], dims: dict[str, Dims]
+) -> onnx.ModelProto:
+    """Export ``function``, whose inputs are the names in ``signature`` and whose outputs are its dict's keys.
 
     ``dims`` gives every input's and output's dimensions: an int is fixed, a str names a dynamic one.
     Raises SourceError where the exported graph has other inputs, outputs or ranks.
@@ -26,13 +28,14 @@ def to_onnx(function: Callable[[Any], dict[str, Any]], signature: Any, dims: dic
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     model: onnx.ModelProto
     with contextlib.redirect_stderr(io.StringIO()):  # TensorFlow's optimiser reports each of its passes there
-        model, _ = tf2onnx.convert.from_function(tf.function(function), [signature], opset=OPSET)
+        model, _ = tf2onnx.convert.from_function(tf.function(function), list(signature), opset=OPSET)
     values = {value.name: value for value in [*model.graph.input, *model.graph.output]}
     if values.keys() != dims.keys():
         raise SourceError(f"the exported graph has inputs and outputs {sorted(values)}, not {sorted(dims)}")
     for name, value in values.items():
         _name_dims(value, dims[name])
-    outputs = [values[name] for name in dims if name != signature.name]
+    inputs = {spec.name for spec in signature}
+    outputs = [values[name] for name in dims if name not in inputs]
     del model.graph.output[:]  # tf.function sorted them by name
     model.graph.output.extend(outputs)
     del model.graph.value_info[:]  # shapes inferred under the old dimension names

@@ -15,7 +15,7 @@ import onnx
 from facenet_convert import calibrate
 from facenet_convert.weights import write_atomically
 
-FORMAT = "2"
+FORMAT = "3"
 """Raised when the graphs or the keys change: files of another format are converted anew."""
 
 MANIFEST = "manifest.json"
@@ -33,8 +33,8 @@ def stamp(model: onnx.ModelProto, pretrained: Source, facts: Mapping[str, object
     """Write into the model what it is, what it was made from, and with what.
 
     Keys: ``format``, ``source``, ``source_sha256``, ``versions``, ``parity_max_abs_diff`` and every one of
-    ``facts``: ``name``, ``kind`` (pnet, rnet, onet or embedder), ``preprocessing``, ``input_size_px``, and for
-    embedders ``dimension`` and, where one is known, ``calibration``.
+    ``facts``: ``name``, ``kind`` (pnet, pnet_canvas, rnet, onet or embedder), ``preprocessing``, ``input_size_px``, and
+    for embedders ``dimension`` and, where one is known, ``calibration``.
     """
     tools = ("facenet-serve", "onnx", "onnxruntime-gpu", "onnxruntime", "tensorflow", "tf2onnx")
     entries = _expected(pretrained, facts) | {

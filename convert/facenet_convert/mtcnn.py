@@ -93,9 +93,27 @@ def signature(name: str) -> Any:
     return tf.TensorSpec((None, side, side, 3), tf.float32, "image")
 
 
+VALID = tf.TensorSpec((None, 2), tf.int32, "valid")
+"""Rows and columns of each canvas that its image fills."""
+
+
 def pnet(image: Any, weights: Weights) -> dict[str, Any]:
     """(N, h, w, 3) uint8 → probability (N, h', w'), regression (N, h', w', 4), h' = ⌈(h − 2) / 2⌉ − 4."""
-    x = _conv_prelu_pool(_normalise(image), weights[0:3])
+    return _pnet(image, weights)
+
+
+def pnet_canvas(image: Any, valid: Any, weights: Weights) -> dict[str, Any]:
+    """P-Net on canvases (N, H, W, 3) uint8 that hold an image each, in the upper left ``valid`` (N, 2) int32 rows and
+    columns: of the outputs, the first ⌈(h − 2) / 2⌉ − 4 rows and as many columns are those of the image alone.
+
+    Only the pooling, whose last windows may be half empty, looks past an image's end: there the cells outside do not
+    count. So images of all sizes share a few shapes.
+    """
+    return _pnet(image, weights, valid)
+
+
+def _pnet(image: Any, weights: Weights, valid: Any = None) -> dict[str, Any]:
+    x = _conv_prelu_pool(_normalise(image), weights[0:3], valid)
     x = _conv_prelu(x, weights[3:6])
     x = _conv_prelu(x, weights[6:9])
     kernel = np.concatenate([weights[9], weights[11]], axis=-1)  # both heads as one: (1, 1, 32, 4 + 2)
@@ -161,7 +179,7 @@ def _conv_prelu(x: Any, layer: Weights) -> Any:
     return _scale(x, slope) + _scale(tf.nn.relu(x), 1 - slope)
 
 
-def _conv_prelu_pool(x: Any, layer: Weights) -> Any:
+def _conv_prelu_pool(x: Any, layer: Weights, valid: Any = None) -> Any:
     """Convolution, PReLU and 2×2 max-pooling, with all but the convolution after the pool: on a quarter of the cells.
 
     Over a window, max prelu(x) is prelu(max x) where the slope s is ≥ 0, and max(P, R) = relu(P − R) + R with
@@ -172,7 +190,12 @@ def _conv_prelu_pool(x: Any, layer: Weights) -> Any:
     (falling,) = np.nonzero(slope < 0)
     n_out, n_pooled = len(slope), len(slope) + len(falling)
     kernel = np.concatenate([kernel, kernel[..., falling] * slope[falling]], axis=-1)
-    pooled = tf.nn.max_pool2d(_conv(x, kernel, np.concatenate([bias, bias[falling] * slope[falling]])), 2, 2, "SAME")
+    x = _conv(x, kernel, np.concatenate([bias, bias[falling] * slope[falling]]))
+    if valid is not None:
+        x = tf.where(_inside(x, valid - 2), x, x.dtype.min)
+    pooled = tf.nn.max_pool2d(x, 2, 2, "SAME")
+    if valid is not None:  # not that the least of all numbers meets others in a fast convolution's sums
+        pooled = tf.where(_inside(pooled, (valid - 1) // 2), pooled, 0.0)
     rising = np.diag(slope >= 0)
     to_bent, to_straight = np.zeros((2, n_pooled, n_out), np.float32)
     to_bent[:n_out] = np.eye(n_out)
@@ -182,6 +205,13 @@ def _conv_prelu_pool(x: Any, layer: Weights) -> Any:
     from_bent = np.where(rising, np.diag(1 - slope), np.eye(n_out)).astype(np.float32)
     bent = tf.nn.relu(_conv(pooled, to_bent[np.newaxis, np.newaxis]))
     return _conv(pooled, to_straight[np.newaxis, np.newaxis]) + _conv(bent, from_bent[np.newaxis, np.newaxis])
+
+
+def _inside(x: Any, valid: Any) -> Any:
+    """Which cells of (N, H, W, C) lie in the first ``valid`` (N, 2) rows and columns: (N, H, W, 1) bool."""
+    rows = tf.range(tf.shape(x)[1])[np.newaxis, :, np.newaxis, np.newaxis] < valid[:, 0, None, None, None]
+    columns = tf.range(tf.shape(x)[2])[np.newaxis, np.newaxis, :, np.newaxis] < valid[:, 1, None, None, None]
+    return rows & columns
 
 
 def _scale(x: Any, factors: np.ndarray) -> Any:

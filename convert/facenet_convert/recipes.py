@@ -41,6 +41,13 @@ def mtcnn_recipes() -> list[Recipe]:
             make=partial(make_mtcnn, name),
         )
         for name, side_px in mtcnn.SIDES_PX.items()
+    ] + [
+        Recipe(
+            file="pnet-canvas.onnx",
+            source=MTCNN["pnet"],
+            facts={"name": "mtcnn-pnet-canvas", "kind": "pnet_canvas", "preprocessing": "fixed", "input_size_px": 0},
+            make=make_pnet_canvas,
+        )
     ]
 
 
@@ -77,7 +84,7 @@ def make_mtcnn(name: str, data: bytes) -> tuple[onnx.ModelProto, Parity]:
 
 def export_mtcnn(name: str, weights: mtcnn.Weights) -> onnx.ModelProto:
     """The network over ordinary images, unverified."""
-    return to_onnx(lambda image: mtcnn.NETWORKS[name](image, weights), mtcnn.signature(name), _MTCNN_DIMS[name])
+    return to_onnx(lambda image: mtcnn.NETWORKS[name](image, weights), [mtcnn.signature(name)], _MTCNN_DIMS[name])
 
 
 def verify_mtcnn(name: str, model: onnx.ModelProto, weights: mtcnn.Weights) -> Parity:
@@ -86,6 +93,17 @@ def verify_mtcnn(name: str, model: onnx.ModelProto, weights: mtcnn.Weights) -> P
     inputs = verify.window_inputs(side_px, np.float32) if side_px else verify.level_inputs
     verify.check_weights(name, model, weights)
     return verify.verify(name, verify.onnx_runner(model), partial(reference.mtcnn, name, weights), inputs)
+
+
+def make_pnet_canvas(data: bytes) -> tuple[onnx.ModelProto, Parity]:
+    """P-Net over images on larger canvases, from the bytes of its weight file."""
+    weights = mtcnn.parse("pnet", data)
+    signature = [mtcnn.signature("pnet"), mtcnn.VALID]
+    dims: dict[str, Dims] = _MTCNN_DIMS["pnet"] | {"valid": ("batch", 2)}
+    model = to_onnx(lambda image, valid: mtcnn.pnet_canvas(image, valid, weights), signature, dims)
+    verify.check_weights("pnet_canvas", model, weights)
+    runner = verify.canvas_runner(model)
+    return model, verify.verify("pnet_canvas", runner, partial(reference.mtcnn, "pnet", weights), verify.level_inputs)
 
 
 def make_facenet(release: Release, data: bytes) -> tuple[onnx.ModelProto, Parity]:
@@ -110,7 +128,7 @@ def export_facenet(release: Release, graph_def: Any) -> onnx.ModelProto:
     freed = facenet.free_batch(graph_def)
     side = facenet.INPUT_SIZE_PX
     dims: dict[str, Dims] = {"image": ("batch", side, side, 3), "embedding": ("batch", release.dimension)}
-    return to_onnx(partial(facenet.network, freed, release.preprocessing), facenet.signature(), dims)
+    return to_onnx(partial(facenet.network, freed, release.preprocessing), [facenet.signature()], dims)
 
 
 def verify_facenet(release: Release, model: onnx.ModelProto, original: Any) -> Parity:

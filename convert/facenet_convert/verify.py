@@ -29,11 +29,31 @@ _FACE_BOXES = {"astronaut": (180, 60, 268, 174), "grace_hopper": (177, 118, 357,
 
 def onnx_runner(model: onnx.ModelProto) -> Runner:
     """Run a model in ONNX Runtime on CPU, the kernels its graph was not built with."""
+    run = _onnx(model)
+    return lambda image: run(image=image)
+
+
+def canvas_runner(model: onnx.ModelProto) -> Runner:
+    """Run P-Net over canvases: each image in the corner of a larger one full of noise, the outputs cropped to its."""
+    run = _onnx(model)
+
+    def run_on_canvas(image: np.ndarray) -> dict[str, np.ndarray]:
+        batch, height, width, _ = image.shape
+        canvas = np.random.default_rng(height).integers(0, 256, (batch, height + 7, width + 20, 3), dtype=np.uint8)
+        canvas[:, :height, :width] = image
+        outputs = run(image=canvas, valid=np.full((batch, 2), (height, width), np.int32))
+        rows, columns = ((side - 1) // 2 - 4 for side in (height, width))
+        return {name: output[:, :rows, :columns] for name, output in outputs.items()}
+
+    return run_on_canvas
+
+
+def _onnx(model: onnx.ModelProto) -> Callable[..., dict[str, np.ndarray]]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return lambda image: dict(zip(names, session.run(names, {"image": image}), strict=True))
+    return lambda **inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
 
 def verify(

@@ -18,11 +18,13 @@ from grpc_reflection.v1alpha import reflection
 
 from facenet_server import messages
 from facenet_server.batching import Batcher
+from facenet_server.canvases import Canvases
 from facenet_server.compute import Compute
 from facenet_server.config import MIB, Config
+from facenet_server.detector import Detector, Nets, WorkLimits
 from facenet_server.errors import StartError
 from facenet_server.images import DecodeLimits
-from facenet_server.pipeline import Embedder, Nets, Pipeline, WorkLimits
+from facenet_server.pipeline import Embedder, Pipeline
 from facenet_server.service import SERVICE, FaceService
 from facenet_server.sessions import Network, open_models
 from facenet_server.stats import Stats
@@ -67,7 +69,7 @@ async def open_pipeline(networks: Mapping[str, Network], config: Config, stats: 
 
         # R-Net and O-Net: small batches that stay in the caches, one on each core; an accelerator wants large ones.
         workers = 1 if by_kind["rnet"].on_cuda else threads
-        detector = {
+        windows = {
             kind: await share(by_kind[kind], max_window_rows(by_kind[kind], config), workers=workers)
             for kind in ("rnet", "onet")
         }
@@ -86,8 +88,22 @@ async def open_pipeline(networks: Mapping[str, Network], config: Config, stats: 
             for name, network in networks.items()
             if network.info.kind == "embedder"
         }
-        nets = Nets(by_kind["pnet"], detector["rnet"], detector["onet"], embedders, default)
-        yield Pipeline(nets, work_limits(config), stack.enter_context(Compute(threads, stats)))
+        canvases = None
+        if _shares_levels(by_kind, config):
+            canvas = by_kind["pnet_canvas"]
+            canvases = await stack.enter_async_context(Canvases(canvas, stats.stage(canvas.info.name)))
+        compute = stack.enter_context(Compute(threads, stats))
+        nets = Nets(by_kind["pnet"], windows["rnet"], windows["onet"], canvases)
+        detector = Detector(nets, work_limits(config), compute)
+        yield Pipeline(detector, embedders, default, decode_limits(config), compute)
+
+
+def _shares_levels(by_kind: Mapping[str, Network], config: Config) -> bool:
+    if config.share_levels == "auto":
+        return "pnet_canvas" in by_kind and by_kind["pnet_canvas"].on_cuda
+    if config.share_levels == "on" and "pnet_canvas" not in by_kind:
+        raise StartError(f"share_levels needs pnet-canvas.onnx: `facenet-convert mtcnn --out {config.models}`")
+    return config.share_levels == "on"
 
 
 def max_window_rows(network: Network, config: Config) -> int:
@@ -160,12 +176,12 @@ def _describe(networks: Mapping[str, Network], config: Config) -> pb.GetServerIn
 
 def work_limits(config: Config) -> WorkLimits:
     """What the configuration lets one image cost."""
-    pixels = config.max_image_megapixels * 1_000_000
-    return WorkLimits(
-        decode=DecodeLimits(config.formats, config.max_image_mib * MIB, pixels),
-        max_pyramid_pixels=config.max_pyramid_megapixels * 1_000_000,
-        max_candidates=config.max_candidates,
-    )
+    return WorkLimits(config.max_pyramid_megapixels * 1_000_000, config.max_candidates)
+
+
+def decode_limits(config: Config) -> DecodeLimits:
+    """What the configuration lets an image be."""
+    return DecodeLimits(config.formats, config.max_image_mib * MIB, config.max_image_megapixels * 1_000_000)
 
 
 def _channel_options(config: Config) -> list[tuple[str, int]]:

@@ -16,15 +16,19 @@ from facenet_server.stats import Stage
 
 Rows = NDArray[Any]
 Outputs = tuple[NDArray[np.float32], ...]
-Net = Callable[[Rows], Outputs]
+Net = Callable[..., Outputs]  # of one array or several with the same first dimension
 
 
 class _Part(NamedTuple):
     """At most a batch's worth of one call's rows, where its outputs go, and since when it waits."""
 
-    rows: Rows
+    inputs: tuple[Rows, ...]
     outputs: asyncio.Future[Outputs]
     since_ns: int
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.inputs[0])
 
 
 class Batcher:
@@ -73,21 +77,22 @@ class Batcher:
             part.outputs.cancel()
         self._executor.shutdown()
 
-    async def __call__(self, rows: Rows) -> Outputs:
-        """Run (N, …) rows, N ≥ 1: one array per output, each with first dimension N, in their order.
+    async def __call__(self, *inputs: Rows) -> Outputs:
+        """Run (N, …) rows, N ≥ 1, of each of the network's inputs: one array per output, each with first dimension N,
+        in their order.
 
         Raises Overloaded, whatever the network raised on a batch that held any of them, and RuntimeError once closed.
         """
         if not self._workers:
             raise RuntimeError("the batcher is not open")
-        limit = self._max_queued_rows
-        if limit is not None and self._queued_rows and self._queued_rows + len(rows) > limit:
+        limit, count = self._max_queued_rows, len(inputs[0])
+        if limit is not None and self._queued_rows and self._queued_rows + count > limit:
             raise Overloaded(f"{self._queued_rows} rows wait for {self._stage.name}; the limit is {limit}")
         loop, now = asyncio.get_running_loop(), time.monotonic_ns()
-        starts = range(0, len(rows), self._max_rows)
-        parts = [_Part(rows[i : i + self._max_rows], loop.create_future(), now) for i in starts]
+        slices = [slice(start, start + self._max_rows) for start in range(0, count, self._max_rows)]
+        parts = [_Part(tuple(rows[some] for rows in inputs), loop.create_future(), now) for some in slices]
         self._parts.extend(parts)
-        self._queued_rows += len(rows)
+        self._queued_rows += count
         self._arrived.set()
         try:
             done = await asyncio.gather(*(part.outputs for part in parts))
@@ -117,7 +122,7 @@ class Batcher:
                 raise
             start = 0
             for part in batch:
-                stop = start + len(part.rows)
+                stop = start + part.n_rows
                 if not part.outputs.done():
                     part.outputs.set_result(tuple(output[start:stop] for output in outputs))
                 start = stop
@@ -125,13 +130,14 @@ class Batcher:
     async def _run(self, batch: list[_Part]) -> Outputs:
         def run() -> tuple[int, Outputs, int]:
             start_ns = time.monotonic_ns()
-            rows = batch[0].rows if len(batch) == 1 else np.concatenate([part.rows for part in batch])
-            return start_ns, self._net(rows), time.monotonic_ns()
+            inputs = [part.inputs for part in batch]
+            rows = inputs[0] if len(inputs) == 1 else map(np.concatenate, zip(*inputs, strict=True))
+            return start_ns, self._net(*rows), time.monotonic_ns()
 
         start_ns, outputs, end_ns = await asyncio.get_running_loop().run_in_executor(self._executor, run)
         self._stage.add(
-            rows=sum(len(part.rows) for part in batch),
-            queue_ns=sum((start_ns - part.since_ns) * len(part.rows) for part in batch),
+            rows=sum(part.n_rows for part in batch),
+            queue_ns=sum((start_ns - part.since_ns) * part.n_rows for part in batch),
             compute_ns=end_ns - start_ns,
         )
         return outputs
@@ -152,12 +158,12 @@ class Batcher:
     def _next_batch(self) -> list[_Part]:
         batch: list[_Part] = []
         rows = 0
-        while self._parts and rows + len(self._parts[0].rows) <= self._max_rows:
+        while self._parts and rows + self._parts[0].n_rows <= self._max_rows:
             part = self._parts.popleft()
-            self._queued_rows -= len(part.rows)
+            self._queued_rows -= part.n_rows
             if not part.outputs.done():
                 batch.append(part)
-                rows += len(part.rows)
+                rows += part.n_rows
         if self._parts:
             self._arrived.set()  # for the other workers
         else:

@@ -33,6 +33,12 @@ class Config:
     max_window_rows: int = _option(
         0, "Windows of one run of R-Net or O-Net. 0: 32 on the CPU, whose caches they fit, 1024 on CUDA."
     )
+    share_levels: str = _option(
+        "auto",
+        "Let pyramid levels of many images share P-Net's batches, in a few fixed shapes. auto: on CUDA; the CPU takes "
+        "twice as long that way.",
+        choices=("auto", "on", "off"),
+    )
     max_wait_s: float = _option(0.0, "How long an idle embedder waits for a fuller batch.")
     max_queued_rows: int = _option(4096, "Crops that may wait for one embedder; an item beyond is refused.")
     images_per_group: int = _option(

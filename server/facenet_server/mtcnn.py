@@ -98,18 +98,28 @@ def propose(image: Pixels, pnet: Net, scales: Sequence[float], threshold: float,
 
     Raises InvalidInput, reason TOO_MUCH_WORK, where more than ``max_windows`` windows pass the threshold.
     """
-    height, width = image.shape[:2]
     levels: list[Level] = []
     for scale in scales:
-        # 1. Shrink the image by area, rounding to whole grey values, and let P-Net score every cell.
-        size = (math.ceil(width * scale), math.ceil(height * scale))
-        level = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        probability, regression = pnet(level[np.newaxis])
+        # 1. Shrink the image, and let P-Net score every cell.
+        probability, regression = pnet(shrink(image, scale)[np.newaxis])
         # 2. Keep the cells that pass, and suppress within the level.
-        windows = windows_of(probability[0], regression[0], scale, threshold)
-        _check_count(len(windows.boxes), max_windows)
-        levels.append(Level(scale, len(windows.boxes), _pick(windows, 0.5)))
+        levels.append(sift(probability[0], regression[0], scale, threshold, max_windows))
     return levels
+
+
+def shrink(image: Pixels, scale: float) -> Pixels:
+    """A level of the pyramid: by area, rounded to whole grey values, its sides rounded up."""
+    height, width = image.shape[:2]
+    size = (math.ceil(width * scale), math.ceil(height * scale))
+    level: Pixels = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return level
+
+
+def sift(probability: Array, regression: Array, scale: float, threshold: float, max_windows: int) -> Level:
+    """A level's windows, from P-Net's maps (h, w) and (h, w, 4). Raises InvalidInput as ``propose``."""
+    windows = windows_of(probability, regression, scale, threshold)
+    _check_count(len(windows.boxes), max_windows)
+    return Level(scale, len(windows.boxes), _pick(windows, 0.5))
 
 
 def merge(levels: Iterable[Level], max_windows: int) -> Boxes:

@@ -6,7 +6,6 @@ off the event loop; only the waiting is here.
 """
 
 import asyncio
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -14,19 +13,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from facenet_server import facenet, images, mtcnn
-from facenet_server.batching import Batcher, Outputs
-from facenet_server.boxes import Boxes
+from facenet_server import facenet, images
+from facenet_server.batching import Batcher
 from facenet_server.calibration import BEST_ACCURACY, Calibration
 from facenet_server.company import Company
 from facenet_server.compute import Compute
+from facenet_server.detector import Detector
 from facenet_server.errors import InvalidInput, NoFace, UnknownModel, UnknownOperatingPoint
 from facenet_server.images import Decoded, Encoded, Pixels, Raw
-from facenet_server.mtcnn import NO_FACES, Faces
+from facenet_server.mtcnn import Faces
 from facenet_server.options import CompareOptions, DetectOptions, EmbedOptions
 
-_WINDOWS_A_CUT = 64  # windows that one thread cuts in one go, while others cut the next
-_WINDOWS_AT_ONCE = 4096  # windows of one image between their cut and their network: 28 MB of R-Net's
 _MAX_CROP_PIXELS = 1_000_000  # a ready crop has 25,600: what is far larger need not be decoded to be refused
 
 Image = Encoded | Raw
@@ -41,26 +38,6 @@ class Embedder:
     dimension: int
     calibration: Calibration | None
     interchangeable_with: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Nets:
-    """The networks: P-Net run directly per level, the others in batches; embedders by name."""
-
-    pnet: mtcnn.Net
-    rnet: Batcher
-    onet: Batcher
-    embedders: Mapping[str, Embedder]
-    default_embedder: str
-
-
-@dataclass(frozen=True, slots=True)
-class WorkLimits:
-    """What one image may cost."""
-
-    decode: images.DecodeLimits
-    max_pyramid_pixels: int
-    max_candidates: int
 
 
 class Detection(NamedTuple):
@@ -117,16 +94,24 @@ class Pipeline:
     """The three answers. Each method raises ItemError subclasses for what its item is to blame for; whoever calls it
     lets the item's images leave their company once it has ended."""
 
-    def __init__(self, nets: Nets, limits: WorkLimits, compute: Compute) -> None:
-        self._nets = nets
+    def __init__(
+        self,
+        detector: Detector,
+        embedders: Mapping[str, Embedder],
+        default_embedder: str,
+        limits: images.DecodeLimits,
+        compute: Compute,
+    ) -> None:
+        self._detector = detector
+        self._embedders = embedders
+        self._default_embedder = default_embedder
         self._limits = limits
         self._compute = compute
-        self._proposing = 0  # images whose pyramids are worked on
 
     async def detect(self, image: Image, options: DetectOptions, budget: ByteBudget, company: Company) -> Detection:
         """Faces, and their crops if the options ask for them."""
         decoded, options = await self._decode(image, options)
-        faces = (await self._find(decoded.pixels, options, company)).take(slice(options.max_faces))
+        faces = (await self._detector.find(decoded.pixels, options, company)).take(slice(options.max_faces))
         crops = await self._crops(decoded.pixels, faces, options, budget)
         return _detection(decoded, faces, crops)
 
@@ -136,7 +121,7 @@ class Pipeline:
         decoded, detect = await self._decode(image, options.detect)
         pixels = decoded.pixels
         height, width = pixels.shape[:2]
-        faces = await self._find(pixels, detect, company)
+        faces = await self._detector.find(pixels, detect, company)
         faces = faces.take(facenet.visible(faces.boxes, height, width, detect.margin_px))
         faces = facenet.select(faces, options.faces, height, width).take(slice(detect.max_faces))
         vectors = np.empty((0, embedder.dimension), np.float32)
@@ -151,7 +136,7 @@ class Pipeline:
     async def embed_crop(self, crop: Image, options: EmbedOptions) -> Embedded:
         """The embedding of one ready 160×160 crop."""
         embedder = self._embedder(options.model)
-        limits = replace(self._limits.decode, max_pixels=min(self._limits.decode.max_pixels, _MAX_CROP_PIXELS))
+        limits = replace(self._limits, max_pixels=min(self._limits.max_pixels, _MAX_CROP_PIXELS))
         if isinstance(crop, Raw):  # nothing to compute
             decoded = images.decode(crop, limits)
         else:
@@ -197,7 +182,7 @@ class Pipeline:
 
     async def _decode(self, image: Image, options: DetectOptions) -> tuple[Decoded, DetectOptions]:
         """The image, perhaps smaller than it is, and the options as they count for it."""
-        decoded = await self._compute("decode", images.decode, image, self._limits.decode, options.max_reduction)
+        decoded = await self._compute("decode", images.decode, image, self._limits, options.max_reduction)
         return decoded, options.reduced(decoded.reduction)
 
     async def _crops(
@@ -208,70 +193,14 @@ class Pipeline:
         budget.take(len(faces.boxes) * options.crop_size_px**2 * 3)
         return await self._compute("align", facenet.crops, image, faces.boxes, options.margin_px, options.crop_size_px)
 
-    async def _find(self, image: Pixels, options: DetectOptions, company: Company) -> Faces:
-        """MTCNN's cascade: fewer and better boxes at every stage."""
-        thresholds = options.thresholds
-        self._check_work(image, options)
-        boxes = await self._propose(image, options)
-        if not len(boxes):
-            return NO_FACES
-        probability, regression = await self._judge(image, boxes, 24, self._nets.rnet, company)
-        boxes = await self._compute("refine", mtcnn.refine, boxes, probability, regression, thresholds[1])
-        if not len(boxes):
-            return NO_FACES
-        probability, regression, landmarks = await self._judge(image, boxes, 48, self._nets.onet, company)
-        return await self._compute("finish", mtcnn.finish, boxes, probability, regression, landmarks, thresholds[2])
-
-    async def _propose(self, image: Pixels, options: DetectOptions) -> Boxes:
-        """P-Net over the pyramid: side by side where threads are free, in one where other images have them."""
-        height, width = image.shape[:2]
-        scales = mtcnn.scales(height, width, options.min_face_px, options.scale_factor)
-        most = self._limits.max_candidates
-        self._proposing += 1
-        try:
-            shares = mtcnn.shares(scales, max(1, self._compute.n_threads // self._proposing))
-            found = await asyncio.gather(
-                *(
-                    self._compute("propose", mtcnn.propose, image, self._nets.pnet, share, options.thresholds[0], most)
-                    for share in shares
-                )
-            )
-        finally:
-            self._proposing -= 1
-        return await self._compute("merge", mtcnn.merge, [level for levels in found for level in levels], most)
-
-    async def _judge(self, image: Pixels, boxes: Boxes, side_px: int, net: Batcher, company: Company) -> Outputs:
-        """The network's outputs for windows of the image."""
-        outputs: list[Outputs] = []
-        for start in range(0, len(boxes), _WINDOWS_AT_ONCE):
-            some = boxes[start : start + _WINDOWS_AT_ONCE]
-            cuts = (
-                self._compute("cut", images.cut_windows, image, part, side_px)
-                for part in np.array_split(some, math.ceil(len(some) / _WINDOWS_A_CUT))
-            )
-            windows = np.concatenate(await asyncio.gather(*cuts))
-            await company.meet()
-            outputs.append(await net(windows))
-        return outputs[0] if len(outputs) == 1 else tuple(map(np.concatenate, zip(*outputs, strict=True)))
-
-    def _check_work(self, image: Pixels, options: DetectOptions) -> None:
-        height, width = image.shape[:2]
-        work = mtcnn.pyramid_pixels(height, width, options.min_face_px, options.scale_factor)
-        if work > self._limits.max_pyramid_pixels:
-            raise InvalidInput(
-                "TOO_MUCH_WORK",
-                f"from min_face_px {options.min_face_px} the pyramid of {height}×{width} pixels has {work:,}; "
-                f"the limit is {self._limits.max_pyramid_pixels:,}: raise min_face_px or shrink the image",
-            )
-
     def _name(self, model: str) -> str:
-        return model or self._nets.default_embedder
+        return model or self._default_embedder
 
     def _embedder(self, model: str) -> Embedder:
         try:
-            return self._nets.embedders[self._name(model)]
+            return self._embedders[self._name(model)]
         except KeyError:
-            raise UnknownModel(model, sorted(self._nets.embedders)) from None
+            raise UnknownModel(model, sorted(self._embedders)) from None
 
 
 def _detection(

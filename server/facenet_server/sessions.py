@@ -21,7 +21,7 @@ from facenet_server import calibration
 from facenet_server.calibration import Calibration
 from facenet_server.errors import StartError
 
-FORMAT = "2"
+FORMAT = "3"
 MANIFEST = "manifest.json"
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -29,23 +29,26 @@ _log = logging.getLogger(__name__)
 
 Shape = tuple[int | None, ...]
 
+_DTYPES = {"tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(float)": np.float32}
+
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """A network's input and outputs by name: dtype (as ONNX Runtime spells it) and shape, None: dynamic."""
+    """A network's inputs and outputs by name: dtype (as ONNX Runtime spells it) and shape, None: dynamic."""
 
-    image: tuple[str, Shape]
+    inputs: Mapping[str, tuple[str, Shape]]
     outputs: Mapping[str, Shape]
 
 
+_LEVELS: tuple[str, Shape] = ("tensor(uint8)", (None, None, None, 3))
+_MAPS: Mapping[str, Shape] = {"probability": (None, None, None), "regression": (None, None, None, 4)}
+
 PORTS = {
-    "pnet": Ports(
-        ("tensor(uint8)", (None, None, None, 3)),
-        {"probability": (None, None, None), "regression": (None, None, None, 4)},
-    ),
-    "rnet": Ports(("tensor(float)", (None, 24, 24, 3)), {"probability": (None,), "regression": (None, 4)}),
+    "pnet": Ports({"image": _LEVELS}, _MAPS),
+    "pnet_canvas": Ports({"image": _LEVELS, "valid": ("tensor(int32)", (None, 2))}, _MAPS),
+    "rnet": Ports({"image": ("tensor(float)", (None, 24, 24, 3))}, {"probability": (None,), "regression": (None, 4)}),
     "onet": Ports(
-        ("tensor(float)", (None, 48, 48, 3)),
+        {"image": ("tensor(float)", (None, 48, 48, 3))},
         {"probability": (None,), "regression": (None, 4), "landmarks": (None, 5, 2)},
     ),
 }
@@ -74,7 +77,7 @@ class ModelInfo:
         """The input and outputs that a model of this kind must have."""
         if self.kind != "embedder":
             return PORTS[self.kind]
-        return Ports(("tensor(uint8)", (None, 160, 160, 3)), {"embedding": (None, self.dimension)})
+        return Ports({"image": ("tensor(uint8)", (None, 160, 160, 3))}, {"embedding": (None, self.dimension)})
 
 
 class Network:
@@ -87,6 +90,7 @@ class Network:
         self.info = info
         self.providers: Sequence[str] = session.get_providers()
         self._session = session
+        self._inputs = list(info.ports.inputs)
         self._outputs = list(info.ports.outputs)
 
     @property
@@ -94,11 +98,11 @@ class Network:
         """Whether it runs on a GPU."""
         return "CUDAExecutionProvider" in self.providers
 
-    def __call__(self, rows: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
-        """Run one batch: (N, H, W, 3) → arrays whose first dimension is N."""
-        outputs = tuple(self._session.run(self._outputs, {"image": rows}))
-        if any(len(output) != len(rows) for output in outputs):
-            raise RuntimeError(f"{self.info.name} answered {len(outputs[0])} rows for {len(rows)}")
+    def __call__(self, *inputs: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
+        """Run one batch: arrays with first dimension N, in the order of its kind's inputs → arrays with N."""
+        outputs = tuple(self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True))))
+        if any(len(output) != len(inputs[0]) for output in outputs):
+            raise RuntimeError(f"{self.info.name} answered {len(outputs[0])} rows for {len(inputs[0])}")
         return outputs
 
 
@@ -115,7 +119,7 @@ def open_models(folder: Path, *, device: str, threads: int) -> dict[str, Network
             raise StartError(f"device cuda cannot be had: {network.info.name} runs on {network.providers[0]}")
     kinds = [network.info.kind for network in networks]
     for kind in (*PORTS, "embedder"):
-        if kind not in kinds:
+        if kind not in (*kinds, "pnet_canvas"):  # which only some servers use
             raise StartError(f"{folder} holds no {kind}: make it with `facenet-convert all --out {folder}`")
         if kind in PORTS and kinds.count(kind) > 1:
             raise StartError(f"{folder} holds {kinds.count(kind)} models of kind {kind}: keep one")
@@ -163,7 +167,7 @@ def _open(path: Path, sha256: str, providers: list[Any], threads: int) -> Networ
             session = _session(data, providers, 1)
         _check_ports(info, session)
         network = Network(info, session)
-        network(_one_row(info))  # the first run allocates; a device that does not work shows here
+        network(*_one_row(info))  # the first run allocates; a device that does not work shows here
     except StartError as error:
         raise StartError(f"{path}: {error}; {again}") from error
     except Exception as error:  # ONNX Runtime's own errors have no common base
@@ -181,9 +185,11 @@ def _session(data: bytes, providers: list[Any], threads: int) -> Any:
     return ort.InferenceSession(data, options, providers=providers)
 
 
-def _one_row(info: ModelInfo) -> NDArray[Any]:
-    kind, (_, *dims) = info.ports.image
-    return np.zeros([1, *(dim or 12 for dim in dims)], np.uint8 if kind == "tensor(uint8)" else np.float32)
+def _one_row(info: ModelInfo) -> list[NDArray[Any]]:
+    """The least that the network can be run on."""
+    return [
+        np.full([1, *(dim or 12 for dim in dims)], 12, _DTYPES[kind]) for kind, (_, *dims) in info.ports.inputs.values()
+    ]
 
 
 def _info(metadata: Mapping[str, str], onnx_sha256: str) -> ModelInfo:
@@ -230,7 +236,7 @@ def _check_ports(info: ModelInfo, session: Any) -> None:
 
     inputs = {port.name: (port.type, shape(port)) for port in session.get_inputs()}
     outputs = {port.name: shape(port) for port in session.get_outputs()}
-    if inputs != {"image": info.ports.image} or outputs != dict(info.ports.outputs):
+    if inputs != dict(info.ports.inputs) or outputs != dict(info.ports.outputs):
         raise StartError(f"as {info.kind} it should have {info.ports}, it has {inputs} and {outputs}")
 
 

@@ -1,0 +1,66 @@
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from facenet_server.app import open_networks, open_pipeline
+from facenet_server.canvases import Canvases
+from facenet_server.company import Company
+from facenet_server.config import Config
+from facenet_server.errors import StartError
+from facenet_server.images import Raw
+from facenet_server.options import DetectOptions
+from facenet_server.pipeline import ByteBudget, Detection
+from facenet_server.sessions import Network
+from facenet_server.stats import Stage, Stats
+
+
+@pytest.fixture(scope="module")
+def networks(models: Path) -> dict[str, Network]:
+    return open_networks(Config(models=models, device="cpu"))
+
+
+async def test_levels_of_all_sizes_get_their_own_outputs_bit_by_bit(networks: dict[str, Network]) -> None:
+    rng = np.random.default_rng(0)
+    sizes = [(12, 12), (12, 13), (13, 30), (16, 16), (17, 24), (97, 64), (191, 362), (50, 51), (51, 50), (60, 60)]
+    levels = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in sizes]
+    stage = Stage("canvas")
+    async with Canvases(networks["mtcnn-pnet-canvas"], stage) as canvases:
+        answers = await asyncio.gather(*map(canvases, levels))
+    for level, (probability, regression) in zip(levels, answers, strict=True):
+        alone = networks["mtcnn-pnet"](level[np.newaxis])
+        np.testing.assert_array_equal(probability, alone[0][0])
+        np.testing.assert_array_equal(regression, alone[1][0])
+    assert stage.rows == len(levels)
+    assert stage.runs < len(levels), "levels of one canvas share a run"
+
+
+async def test_detection_is_the_same_on_canvases(
+    models: Path, networks: dict[str, Network], astronaut: np.ndarray, hopper: np.ndarray
+) -> None:
+    async def detect(share_levels: str) -> list[Detection]:
+        config = Config(models=models, device="cpu", share_levels=share_levels)
+        company = Company(2)
+
+        async def one(image: np.ndarray) -> Detection:
+            raw = Raw(image.tobytes(), *image.shape[:2])
+            try:
+                return await pipeline.detect(raw, DetectOptions(), ByteBudget(0), company)
+            finally:
+                company.leave(1)
+
+        async with open_pipeline(networks, config, Stats()) as pipeline:
+            return list(await asyncio.gather(one(astronaut), one(hopper)))
+
+    for alone, shared in zip(await detect("off"), await detect("on"), strict=True):
+        assert len(alone.faces.boxes) == 1
+        np.testing.assert_array_equal(alone.faces.boxes, shared.faces.boxes)
+        np.testing.assert_array_equal(alone.faces.scores, shared.faces.scores)
+
+
+async def test_without_the_file_sharing_is_refused(models: Path, networks: dict[str, Network]) -> None:
+    config = Config(models=models, device="cpu", share_levels="on")
+    others = {name: network for name, network in networks.items() if network.info.kind != "pnet_canvas"}
+    with pytest.raises(StartError, match="facenet-convert mtcnn"):
+        async with open_pipeline(others, config, Stats()):
+            pass
