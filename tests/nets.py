@@ -107,8 +107,10 @@ async def fake_server(embedders: Mapping[str, Any] = EMBEDDERS, /, **settings: A
 async def fake_service(
     embedders: Mapping[str, Any] = EMBEDDERS, /, **settings: Any
 ) -> AsyncIterator[tuple[str, FaceService]]:
-    """The same, with the service itself. ``settings`` are the configuration's, and ``calibration``."""
+    """The same, with the service itself. ``settings`` are the configuration's, ``calibration``, and what each embedder
+    is ``interchangeable_with``."""
     calibration = settings.pop("calibration", CALIBRATION)
+    twins = settings.pop("interchangeable_with", {})
     config = Config(**{"listen": "127.0.0.1:0", "image_formats": "JPEG,PNG,WEBP", **settings})
     async with AsyncExitStack() as stack:
         stats = Stats()
@@ -118,7 +120,10 @@ async def fake_service(
 
         compute = stack.enter_context(Compute(2, stats))
         nets = Nets(pnet, await share("rnet", rnet), await share("onet", onet))
-        shared = {name: Embedder(await share(name, net), 4, calibration) for name, net in embedders.items()}
+        shared = {
+            name: Embedder(await share(name, net), 4, calibration, twins.get(name, ()))
+            for name, net in embedders.items()
+        }
         default = next(iter(embedders))
         detector = Detector(nets, work_limits(config), compute)
         pipeline = Pipeline(detector, shared, default, decode_limits(config), compute)

@@ -79,5 +79,9 @@ UNIT = np.eye(1, 8, dtype=np.float32)[0]
 )
 def test_an_embedding_that_the_model_cannot_have_made_is_refused(vector: np.ndarray, made_by: str, reason: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        facenet.check_embedding(vector, made_by, "mine", 8)
+        facenet.check_embedding(vector, made_by, ["mine", "mine-int8"], 8)
     assert refused.value.reason == reason
+
+
+def test_an_embedding_of_an_interchangeable_model_is_accepted() -> None:
+    assert facenet.check_embedding(UNIT, "mine-int8", ["mine", "mine-int8"], 8) is UNIT

@@ -18,10 +18,12 @@ from conftest import ROOT, ServerProcess, server_process
 from facenet_client import AsyncClient, Client, ServerUnavailable
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_server.config import Config
+from facenet_server.sessions import PORTS
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
+from test_sessions import tiny_model, write
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -161,6 +163,25 @@ async def test_every_answer_given_before_sigterm_reaches_a_caller_who_goes_on_se
                 await consume(client, server)
         assert await asyncio.to_thread(server.process.wait, 10) == 0
     assert count >= 20
+
+
+def test_the_fp32_embedder_stays_the_default_beside_its_quantised_forms(tmp_path: Path) -> None:
+    forms: dict[str, Any] = {
+        "20180408-102900": {},
+        "20180408-102900-fp16": {"precision": "fp16"},
+        "20180408-102900-int8": {"precision": "int8", "interchangeable_with": '["20180408-102900"]'},
+    }
+    files = {f"{kind}.onnx": tiny_model(kind) for kind in PORTS}
+    files |= {f"{name}.onnx": tiny_model("embedder", name=name, **told) for name, told in forms.items()}
+    with server_process("--models", str(write(tmp_path, files))) as (target, _), Client(target) as client:
+        info = client.server_info()
+    told = {model.name: (model.precision, model.interchangeable_with) for model in info.models if model.dimension}
+    assert info.default_embedder == "20180408-102900"
+    assert told == {
+        "20180408-102900": ("fp32", ("20180408-102900-int8",)),
+        "20180408-102900-fp16": ("fp16", ()),
+        "20180408-102900-int8": ("int8", ("20180408-102900",)),
+    }
 
 
 async def test_a_second_signal_stops_at_once(models: Path) -> None:

@@ -250,6 +250,19 @@ async def test_embeddings_are_compared_with_their_own_kind_only() -> None:
     assert reasons == ["MODEL_MISMATCH", "BAD_EMBEDDING", "BAD_EMBEDDING", "BAD_EMBEDDING", "EMPTY"]
 
 
+async def test_embeddings_of_interchangeable_models_are_compared() -> None:
+    def side(model: str) -> pb.Side:
+        return pb.Side(embedding=pb.Embedding(vector=np.eye(1, 4, dtype="<f4").tobytes(), dimension=4, model=model))
+
+    pairs = [pb.Pair(a=side("colour"), b=side(model)) for model in ("colour-int8", "other")]
+    twins = {"colour": ("colour-int8",)}
+    async with fake_server(interchangeable_with=twins) as target:
+        async with stream(target, "Compare", pb.CompareResponse) as call:
+            same, other = (await ask(call, pb.CompareRequest(pairs=pairs))).results
+    assert same.comparison.distance == 0
+    assert other.error.reason == "MODEL_MISMATCH"
+
+
 async def test_a_side_without_a_face_is_an_error_of_its_pair() -> None:
     pair = pb.Pair(a=pb.Side(image=raw(square())), b=pb.Side(image=raw(crop(0))))
     async with fake_server() as target, stream(target, "Compare", pb.CompareResponse) as call:

@@ -69,5 +69,11 @@ def apply(model: onnx.ModelProto, path: Path) -> str:
     return name
 
 
+def taken_over(calibration: dict[str, Any], base: str, n_pairs: int) -> str:
+    """A calibration fitted on ``base``, for a model that ``n_pairs`` pairs showed to be interchangeable with it."""
+    told = f"fitted on {base}, with which this model was interchangeable on {n_pairs} pairs"
+    return _compact(calibration | {"data": f"{calibration['data']}; {told}"})
+
+
 def _compact(values: dict[str, Any]) -> str:
     return json.dumps(values, separators=(",", ":"))

@@ -5,6 +5,9 @@
     package index ──fetch──▶ source file ──parse──▶ weights ──export──▶ ONNX graph ──verify──▶ model file
                    FetchError           SourceError        SourceError           ParityError
 
+    model file ──quantize──▶ model file in lower precision
+                PrecisionError
+
 Each message says what to do next; ``__main__`` prints it and exits with 1.
 """
 
@@ -23,3 +26,7 @@ class SourceError(ConversionError):
 
 class ParityError(ConversionError):
     """The exported graph does not compute what the TensorFlow original computes."""
+
+
+class PrecisionError(ConversionError):
+    """A model in lower precision lost too much of what its fp32 form computes."""

@@ -36,15 +36,29 @@ def stamp(model: onnx.ModelProto, pretrained: Source, facts: Mapping[str, object
     ``facts``: ``name``, ``kind`` (pnet, pnet_canvas, rnet, onet or embedder), ``preprocessing``, ``input_size_px``, and
     for embedders ``dimension`` and, where one is known, ``calibration``.
     """
-    tools = ("facenet-serve", "onnx", "onnxruntime-gpu", "onnxruntime", "tensorflow", "tf2onnx")
     entries = _expected(pretrained, facts) | {
         "source": str(pretrained),
-        "versions": ", ".join(f"{tool} {_version(tool)}" for tool in tools if _version(tool)),
+        "versions": _versions("facenet-serve", "onnx", "onnxruntime-gpu", "onnxruntime", "tensorflow", "tf2onnx"),
         "parity_max_abs_diff": str(parity_max_abs_diff),
     }
     published = calibrate.published(entries["name"])
     if published is not None:
         entries[calibrate.KEY] = published
+    onnx.helper.set_model_props(model, entries)
+
+
+def stamp_derived(model: onnx.ModelProto, base: Mapping[str, str], facts: Mapping[str, object]) -> None:
+    """Write into a model made from another one what it is: what still holds of ``base``, the other's metadata, and
+    ``facts``.
+
+    Keys beside those of ``stamp``: ``precision`` (fp16 or int8), ``base`` (the other's name), ``cosine_mean`` and
+    ``cosine_worst`` to it on ``held_out_crops`` crops, ``ranges`` (what they were taken from); where pairs were given
+    ``pairs``, ``pairs_accuracy`` and ``pairs_accuracy_fp32``; where it was measured so, ``interchangeable_with``, a
+    JSON list of names. ``parity_max_abs_diff`` is to the other.
+    """
+    kept = ("format", "source", "source_sha256", "kind", "preprocessing", "input_size_px", "dimension")
+    entries = {key: base[key] for key in kept} | {key: str(value) for key, value in facts.items()}
+    entries["versions"] = _versions("facenet-serve", "onnx", "onnxruntime-gpu", "onnxruntime")
     onnx.helper.set_model_props(model, entries)
 
 
@@ -81,6 +95,10 @@ def _files(folder: Path) -> dict[str, dict[str, str | int]]:
         return {name: dict(entry) for name, entry in manifest["files"].items()}
     except (AttributeError, KeyError, OSError, TypeError, ValueError):
         return {}  # none yet, or unreadable: everything is converted anew
+
+
+def _versions(*tools: str) -> str:
+    return ", ".join(f"{tool} {_version(tool)}" for tool in tools if _version(tool))
 
 
 def _version(package: str) -> str | None:

@@ -27,9 +27,10 @@ _FACE_BOXES = {"astronaut": (180, 60, 268, 174), "grace_hopper": (177, 118, 357,
 """Where MTCNN finds the faces of the portraits: x1 y1 x2 y2, px."""
 
 
-def onnx_runner(model: onnx.ModelProto) -> Runner:
-    """Run a model in ONNX Runtime on CPU, the kernels its graph was not built with."""
-    run = _onnx(model)
+def onnx_runner(model: onnx.ModelProto, *, optimised: bool = True) -> Runner:
+    """Run a model in ONNX Runtime on CPU, the kernels its graph was not built with; its nodes as they are, unless
+    ``optimised``."""
+    run = _onnx(model, optimised)
     return lambda image: run(image=image)
 
 
@@ -48,9 +49,12 @@ def canvas_runner(model: onnx.ModelProto) -> Runner:
     return run_on_canvas
 
 
-def _onnx(model: onnx.ModelProto) -> Callable[..., dict[str, np.ndarray]]:
+def _onnx(model: onnx.ModelProto, optimised: bool = True) -> Callable[..., dict[str, np.ndarray]]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as the server does
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda **inputs: dict(zip(names, session.run(names, inputs), strict=True))
@@ -107,7 +111,7 @@ def window_inputs(side_px: int, dtype: type[np.generic]) -> Callable[[int], Iter
     def inputs(batch: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng(batch)
         yield rng.integers(0, 256, (batch, side_px, side_px, 3)).astype(dtype)
-        yield np.stack([_window(rng, side_px) for _ in range(batch)]).astype(dtype)
+        yield np.stack([face_window(rng, side_px) for _ in range(batch)]).astype(dtype)
 
     return inputs
 
@@ -131,7 +135,8 @@ def portraits() -> dict[str, np.ndarray]:
     return {"astronaut": skimage.data.astronaut(), "grace_hopper": np.asarray(hopper.convert("RGB"))}
 
 
-def _window(rng: np.random.Generator, side_px: int) -> np.ndarray:
+def face_window(rng: np.random.Generator, side_px: int) -> np.ndarray:
+    """A square around one of the portraits' faces, moved and scaled at random, (side, side, 3) uint8 RGB."""
     name = str(rng.choice(sorted(_FACE_BOXES)))
     x1, y1, x2, y2 = _FACE_BOXES[name]
     size = max(x2 - x1, y2 - y1) * rng.uniform(0.8, 1.25)

@@ -83,6 +83,7 @@ async def open_pipeline(networks: Mapping[str, Network], config: Config, stats: 
                 ),
                 network.info.dimension,
                 network.info.calibration,
+                network.info.interchangeable_with,
             )
             for name, network in networks.items()
             if network.info.kind == "embedder"

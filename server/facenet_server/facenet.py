@@ -4,6 +4,8 @@ Schroff et al., "FaceNet: A Unified Embedding for Face Recognition and Clusterin
 follow davidsandberg/facenet: ``align/align_dataset_mtcnn.py`` and ``compare.py``.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -66,12 +68,16 @@ def crops(image: Pixels, boxes: Boxes, margin_px: float, size_px: int) -> list[P
     return [made.get(index) for index in range(len(boxes))]
 
 
-def check_embedding(vector: NDArray[np.float32], made_by: str, model: str, dimension: int) -> NDArray[np.float32]:
-    """The vector, if it is one that ``model`` could have made: its own, of its dimension, of unit length.
+def check_embedding(
+    vector: NDArray[np.float32], made_by: str, makers: Sequence[str], dimension: int
+) -> NDArray[np.float32]:
+    """The vector, if it is one that the model of the comparison, which is the first of ``makers``, or one of the
+    others, which are interchangeable with it, could have made: of its dimension, of unit length.
 
     Raises InvalidInput: MODEL_MISMATCH, BAD_EMBEDDING.
     """
-    if made_by != model:
+    model = makers[0]
+    if made_by not in makers:
         raise InvalidInput(
             "MODEL_MISMATCH",
             f"the embedding was made by {shown(made_by)}, the comparison is by {model!r}: distances between different "

@@ -238,6 +238,8 @@ def _model_info(model: ModelInfo) -> pb.ModelInfo:
         threshold=model.calibration.operating_points[BEST_ACCURACY].threshold if model.calibration else 0,
         calibration=_calibration(model.calibration) if model.calibration else None,
         parity_max_abs_diff=model.parity_max_abs_diff,
+        precision=model.precision,
+        interchangeable_with=model.interchangeable_with,
     )
 
 

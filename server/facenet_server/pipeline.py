@@ -37,6 +37,7 @@ class Embedder:
     net: Batcher
     dimension: int
     calibration: Calibration | None
+    interchangeable_with: tuple[str, ...] = ()
 
 
 class Detection(NamedTuple):
@@ -155,7 +156,8 @@ class Pipeline:
         threshold, operating_point = _decision(embedder.calibration, options)
         for side in (a, b):  # before any image is worked on
             if isinstance(side, Embedded):
-                facenet.check_embedding(side.vector, side.model, model, embedder.dimension)
+                makers = (model, *embedder.interchangeable_with)
+                facenet.check_embedding(side.vector, side.model, makers, embedder.dimension)
         sides = [asyncio.create_task(self._side(name, side, options, company)) for name, side in (("a", a), ("b", b))]
         try:
             (vector_a, found_a), (vector_b, found_b) = await asyncio.gather(*sides)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from facenet_server.errors import StartError
 
 FORMAT = "3"
 MANIFEST = "manifest.json"
+PRECISIONS = ("fp32", "fp16", "int8")
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ PORTS = {
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a model file says of itself; ``dimension`` and ``calibration`` count for embedders only."""
+    """What a model file says of itself; ``dimension``, ``calibration`` and ``interchangeable_with`` count for
+    embedders only."""
 
     name: str
     kind: str
@@ -67,6 +69,8 @@ class ModelInfo:
     parity_max_abs_diff: float
     dimension: int = 0
     calibration: Calibration | None = None
+    precision: str = PRECISIONS[0]
+    interchangeable_with: tuple[str, ...] = ()
 
     @property
     def ports(self) -> Ports:
@@ -133,7 +137,16 @@ def open_models(folder: Path, engine: Engine) -> dict[str, Network]:
     names = [network.info.name for network in networks]
     if len(set(names)) < len(names):
         raise StartError(f"{folder} holds two models of one name, among {', '.join(names)}: keep one")
+    _agree(networks)
     return dict(zip(names, networks, strict=True))
+
+
+def _agree(networks: Sequence[Network]) -> None:
+    """What one model says of another holds for both: the one that was there first could not know."""
+    for network in networks:
+        told = {other.info.name for other in networks if network.info.name in other.info.interchangeable_with}
+        known = tuple(sorted(told.union(network.info.interchangeable_with)))
+        network.info = replace(network.info, interchangeable_with=known)
 
 
 def _manifest(folder: Path) -> dict[str, str]:
@@ -178,6 +191,8 @@ def _session(data: bytes, providers: list[Any], threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the networks share the cores
+    # Where the CPU's 8-bit products could overflow (x86 without VNNI), slower ones that cannot.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     return ort.InferenceSession(data, options, providers=providers)
 
 
@@ -206,9 +221,24 @@ def _info(metadata: Mapping[str, str], onnx_sha256: str) -> ModelInfo:
             parity_max_abs_diff=float(metadata["parity_max_abs_diff"]),
             dimension=int(metadata.get("dimension", 0)),
             calibration=calibration.parse(metadata["calibration"]) if metadata.get("calibration") else None,
+            precision=_precision(metadata.get("precision", PRECISIONS[0])),
+            interchangeable_with=_names(metadata.get("interchangeable_with", "[]")),
         )
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise StartError(f"its metadata is wrong: {error}") from error
+
+
+def _precision(text: str) -> str:
+    if text not in PRECISIONS:
+        raise ValueError(f"its precision is {text!r}, none of {', '.join(PRECISIONS)}")
+    return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{text!r} is no list of names")
+    return tuple(names)
 
 
 def _check_ports(info: ModelInfo, session: Any) -> None:

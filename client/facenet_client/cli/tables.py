@@ -48,10 +48,12 @@ def server_info(info: ServerInfo) -> Table:
     table = Table("", "", title=f"FaceNet Serve {info.version} on {', '.join(info.providers)}", show_header=False)
     for model in info.models:
         default = ", default" if model.name == info.default_embedder else ""
-        about = f"{model.kind}{default}; {model.preprocessing} preprocessing; {model.source}"
+        about = f"{model.kind}{default}; {model.precision}; {model.preprocessing} preprocessing; {model.source}"
         if model.dimension:
             decision = f"same under {model.threshold:.3f}" if model.calibration else "uncalibrated"
             about += f"; {model.dimension}-D, {decision}"
+        if model.interchangeable_with:
+            about += f"; interchangeable with {', '.join(model.interchangeable_with)}"
         table.add_row(model.name, about)
         for point in model.calibration.operating_points if model.calibration else ():
             rates = f"false accepts {point.false_accept_rate:.1e}, true accepts {point.true_accept_rate:.3f}"
