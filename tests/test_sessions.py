@@ -151,14 +151,14 @@ def test_a_broken_manifest_is_refused(tmp_path: Path, files: dict[str, bytes], t
 
 def test_a_model_that_says_no_precision_is_fp32(tmp_path: Path, files: dict[str, bytes]) -> None:
     files["int8.onnx"] = tiny_model("embedder", name="tiny-int8", precision="int8")
-    networks = open_models(write(tmp_path, files), device="cpu", threads=1)
+    networks = open_models(write(tmp_path, files), Engine("cpu", 1))
     assert (networks["tiny"].info.precision, networks["tiny-int8"].info.precision) == ("fp32", "int8")
 
 
 def test_models_are_interchangeable_when_one_of_them_says_so(tmp_path: Path, files: dict[str, bytes]) -> None:
     files["int8.onnx"] = tiny_model("embedder", name="tiny-int8", interchangeable_with='["tiny", "elsewhere"]')
     files["fp16.onnx"] = tiny_model("embedder", name="tiny-fp16")
-    networks = open_models(write(tmp_path, files), device="cpu", threads=1)
+    networks = open_models(write(tmp_path, files), Engine("cpu", 1))
     told = {name: network.info.interchangeable_with for name, network in networks.items()}
     assert told["tiny-int8"] == ("elsewhere", "tiny")
     assert told["tiny"] == ("tiny-int8",)
