@@ -86,6 +86,15 @@ def test_the_base_is_left_as_it_was() -> None:
     assert base.SerializeToString() == before
 
 
+def test_the_real_embedder_passes_the_gate_in_int8(models: Path) -> None:
+    base = onnx.load(models / "facenet-20180408-102900.onnx")
+    few = crops.Material(material().calibration[:32], material().held_out[:16], "32 variations of two portraits")
+    made = quantize.quantise(base, "int8", few, None, silently)
+    assert made.name == "20180408-102900-int8"
+    assert float(about(made.model)["cosine_mean"]) > 0.999
+    assert made.model.ByteSize() < base.ByteSize() / 3
+
+
 # ---- what it says of itself ----
 
 
