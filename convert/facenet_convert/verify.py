@@ -54,7 +54,7 @@ def _onnx(model: onnx.ModelProto, optimised: bool = True) -> Callable[..., dict[
     options.log_severity_level = 3
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as the server does
+    options.add_session_config_entry("session.x64quantprecision", "1")  # 8-bit products that cannot overflow
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda **inputs: dict(zip(names, session.run(names, inputs), strict=True))

@@ -37,6 +37,11 @@ class Config:
     max_window_rows: int = _option(
         0, "Windows of one run of R-Net or O-Net. 0: 32 on the CPU, whose caches they fit, 1024 on CUDA."
     )
+    runs_per_embedder: int = _option(
+        1,
+        "Batches of one embedder that run at once, each on its share of the threads. 1 answers soonest; one per core "
+        "is steadier where other programs use the cores.",
+    )
     share_levels: str = _option(
         "auto",
         "Let pyramid levels of many images share P-Net's batches, in a few fixed shapes. auto: on CUDA; the CPU takes "
