@@ -106,7 +106,7 @@ def test_a_release_converts_and_equals_its_original(
 
 def test_prewhitening_in_the_graph_equals_numpys() -> None:
     dims: dict[str, Dims] = dict.fromkeys(("image", "pixels"), ("batch", 160, 160, 3))
-    model = to_onnx(lambda image: {"pixels": facenet.prewhiten(image)}, facenet.signature(), dims)
+    model = to_onnx(lambda image: {"pixels": facenet.prewhiten(image)}, [facenet.signature()], dims)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (6, 160, 160, 3), np.uint8)
     images[1] //= 16  # dark
