@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INT8 := models/facenet-20180408-102900-int8.onnx
 
 .PHONY: help install models demo test bench lint proto clean
 
@@ -25,8 +26,11 @@ demo: models  ## the main job: a server and its SDK on two portraits
 test: models lint  ## what must hold
 	$(BIN)/python -m pytest
 
-bench: models  ## the server beside its peers: a table, and benchmarks/results (BENCH='--quick --only a,b')
+bench: $(INT8)  ## the server beside its peers: a table, and benchmarks/results (BENCH='--quick --only a,b')
 	$(BIN)/python -m benchmarks --models models $(BENCH)
+
+$(INT8): models
+	test -e $@ || $(BIN)/facenet-convert quantize models/facenet-20180408-102900.onnx --precision int8
 
 lint: install  ## style, types, architecture
 	$(BIN)/ruff check .
