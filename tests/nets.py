@@ -130,7 +130,7 @@ async def fake_service(
         models = [
             ModelInfo(name, "embedder", "test", "0", "0", "fixed", 160, 0.0, 4, calibration) for name in embedders
         ]
-        info = messages.server_info("test", models, ["FakeExecutionProvider"], default, config, 64)
+        info = messages.server_info("test", models, ["FakeExecutionProvider"], default, config)
         service = FaceService(pipeline, info, stats)
         server, port = bind(service, config)
         await server.start()

@@ -72,11 +72,10 @@ async def open_pipeline(networks: Mapping[str, Network], config: Config, stats: 
             batcher = Batcher(network, max_rows, stage=stats.stage(network.info.name), **details)
             return await stack.enter_async_context(batcher)
 
-        # R-Net and O-Net: small batches that stay in the caches, one on each core; an accelerator wants large ones.
+        # R-Net and O-Net: a batch on each core; an accelerator takes one at a time.
         workers = 1 if by_kind["rnet"].on_cuda else threads
         windows = {
-            kind: await share(by_kind[kind], max_window_rows(by_kind[kind], config), workers=workers)
-            for kind in ("rnet", "onet")
+            kind: await share(by_kind[kind], config.max_window_rows, workers=workers) for kind in ("rnet", "onet")
         }
         embedders = {
             name: Embedder(
@@ -110,11 +109,6 @@ def _shares_levels(by_kind: Mapping[str, Network], config: Config) -> bool:
     if config.share_levels == "on" and "pnet_canvas" not in by_kind:
         raise StartError(f"share_levels needs pnet-canvas.onnx: `facenet-convert mtcnn --out {config.models}`")
     return config.share_levels == "on"
-
-
-def max_window_rows(network: Network, config: Config) -> int:
-    """Windows of one run of R-Net or O-Net."""
-    return config.max_window_rows or (1024 if network.on_cuda else 32)
 
 
 async def _listen(service: FaceService, config: Config) -> None:
@@ -175,9 +169,8 @@ def usable_cores() -> int:
 def _describe(networks: Mapping[str, Network], config: Config) -> pb.GetServerInfoResponse:
     providers = list(dict.fromkeys(name for network in networks.values() for name in network.providers))
     models = [network.info for network in networks.values()]
-    rows = max(max_window_rows(network, config) for network in networks.values())
     default = _default_embedder(networks, config)
-    return messages.server_info(version("facenet-serve"), models, providers, default, config, rows)
+    return messages.server_info(version("facenet-serve"), models, providers, default, config)
 
 
 def work_limits(config: Config) -> WorkLimits:

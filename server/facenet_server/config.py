@@ -34,9 +34,7 @@ class Config:
     )
     threads: int = _option(0, "Threads for computing, per network and for images. 0: one per usable core.")
     max_batch_rows: int = _option(64, "Crops of one run of an embedder.")
-    max_window_rows: int = _option(
-        0, "Windows of one run of R-Net or O-Net. 0: 32 on the CPU, whose caches they fit, 1024 on CUDA."
-    )
+    max_window_rows: int = _option(1024, "Windows of one batch of R-Net or O-Net.")
     runs_per_embedder: int = _option(
         1,
         "Batches of one embedder that run at once, each on its share of the threads. 1 answers soonest; one per core "

@@ -4,7 +4,6 @@ The pure stages are in ``mtcnn``; here is the waiting between them.
 """
 
 import asyncio
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,11 +16,10 @@ from facenet_server.canvases import Canvases
 from facenet_server.company import Company
 from facenet_server.compute import Compute
 from facenet_server.errors import InvalidInput
-from facenet_server.images import Pixels
+from facenet_server.images import Pixels, Values
 from facenet_server.mtcnn import NO_FACES, Faces
 from facenet_server.options import DetectOptions
 
-_WINDOWS_A_CUT = 64  # windows that one thread cuts in one go, while others cut the next
 _WINDOWS_AT_ONCE = 4096  # windows of one image between their cut and their network: 28 MB of R-Net's
 
 
@@ -51,12 +49,20 @@ class Detector:
         self._nets = nets
         self._limits = limits
         self._compute = compute
-        self._proposing = 0  # images whose pyramids are worked on
+        self._on_the_way = 0  # images that are searched
 
     async def find(self, image: Pixels, options: DetectOptions, company: Company) -> Faces:
-        """MTCNN's cascade: fewer and better boxes at every stage."""
-        thresholds = options.thresholds
+        """MTCNN's faces in an image."""
         self._check_work(image, options)
+        self._on_the_way += 1
+        try:
+            return await self._find(await self._compute("convert", images.to_resize, image), options, company)
+        finally:
+            self._on_the_way -= 1
+
+    async def _find(self, image: Values, options: DetectOptions, company: Company) -> Faces:
+        """The cascade: fewer and better boxes at every stage."""
+        thresholds = options.thresholds
         boxes = await self._propose(image, options)
         if not len(boxes):
             return NO_FACES
@@ -67,7 +73,7 @@ class Detector:
         probability, regression, landmarks = await self._judge(image, boxes, 48, self._nets.onet, company)
         return await self._compute("finish", mtcnn.finish, boxes, probability, regression, landmarks, thresholds[2])
 
-    async def _propose(self, image: Pixels, options: DetectOptions) -> Boxes:
+    async def _propose(self, image: Values, options: DetectOptions) -> Boxes:
         """P-Net over the pyramid."""
         height, width = image.shape[:2]
         scales = mtcnn.scales(height, width, options.min_face_px, options.scale_factor)
@@ -80,24 +86,19 @@ class Detector:
         return await self._compute("merge", mtcnn.merge, found, self._limits.max_candidates)
 
     async def _propose_directly(
-        self, image: Pixels, scales: Sequence[float], options: DetectOptions
+        self, image: Values, scales: Sequence[float], options: DetectOptions
     ) -> Sequence[mtcnn.Level]:
         """Levels in the threads' own runs of P-Net, side by side where threads are free."""
         propose, pnet, most = mtcnn.propose, self._nets.pnet, self._limits.max_candidates
-        self._proposing += 1
-        try:
-            shares = mtcnn.shares(scales, max(1, self._compute.n_threads // self._proposing))
-            found = await asyncio.gather(
-                *(
-                    self._compute("propose", propose, image, pnet, share, options.thresholds[0], most)
-                    for share in shares
-                )
+        found = await asyncio.gather(
+            *(
+                self._compute("propose", propose, image, pnet, share, options.thresholds[0], most)
+                for share in mtcnn.shares(scales, self._free_threads())
             )
-        finally:
-            self._proposing -= 1
+        )
         return [level for levels in found for level in levels]
 
-    async def _propose_on_canvas(self, image: Pixels, scale: float, options: DetectOptions) -> mtcnn.Level:
+    async def _propose_on_canvas(self, image: Values, scale: float, options: DetectOptions) -> mtcnn.Level:
         """One level, in a run of P-Net that it shares with others of its shape."""
         assert self._nets.canvases is not None
         level = await self._compute("shrink", mtcnn.shrink, image, scale)
@@ -105,19 +106,22 @@ class Detector:
         most = self._limits.max_candidates
         return await self._compute("sift", mtcnn.sift, probability, regression, scale, options.thresholds[0], most)
 
-    async def _judge(self, image: Pixels, boxes: Boxes, side_px: int, net: Batcher, company: Company) -> Outputs:
+    async def _judge(self, image: Values, boxes: Boxes, side_px: int, net: Batcher, company: Company) -> Outputs:
         """The network's outputs for windows of the image."""
         outputs: list[Outputs] = []
         for start in range(0, len(boxes), _WINDOWS_AT_ONCE):
             some = boxes[start : start + _WINDOWS_AT_ONCE]
-            cuts = (
-                self._compute("cut", images.cut_windows, image, part, side_px)
-                for part in np.array_split(some, math.ceil(len(some) / _WINDOWS_A_CUT))
+            parts = np.array_split(some, min(self._free_threads(), len(some)))
+            cuts = await asyncio.gather(
+                *(self._compute("cut", images.cut_windows, image, part, side_px) for part in parts)
             )
-            windows = np.concatenate(await asyncio.gather(*cuts))
             await company.meet()
-            outputs.append(await net(windows))
+            outputs.append(await net(np.concatenate(cuts)))
         return outputs[0] if len(outputs) == 1 else tuple(map(np.concatenate, zip(*outputs, strict=True)))
+
+    def _free_threads(self) -> int:
+        """The threads that one image may take: all where it is alone."""
+        return max(1, self._compute.n_threads // self._on_the_way)
 
     def _check_work(self, image: Pixels, options: DetectOptions) -> None:
         height, width = image.shape[:2]

@@ -155,7 +155,6 @@ def server_info(
     providers: list[str],
     default_embedder: str,
     config: Config,
-    max_window_rows: int,
 ) -> pb.GetServerInfoResponse:
     """What the server runs and refuses."""
     return pb.GetServerInfoResponse(
@@ -172,7 +171,7 @@ def server_info(
             max_images_per_stream=config.max_images_per_stream,
             max_images_in_flight=config.max_images_in_flight,
             max_batch_rows=config.max_batch_rows,
-            max_window_rows=max_window_rows,
+            max_window_rows=config.max_window_rows,
             max_queued_rows=config.max_queued_rows,
             max_messages_in_flight=config.max_messages_in_flight,
             max_streams_per_connection=config.max_streams_per_connection,

@@ -4,6 +4,7 @@ Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Conv
 davidsandberg/facenet, ``align/detect_face.py``. Pure: networks are passed in, or their outputs are.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 
 from facenet_server.boxes import Boxes, Regressions, Scores, regress, square, suppress, truncate
 from facenet_server.errors import InvalidInput
-from facenet_server.images import Pixels
+from facenet_server.images import Pixels, Values
 
 STRIDE_PX, CELL_PX = 2, 12  # P-Net's output cells: their distance and their field of view
 
+_STRIP_PIXELS = 30_000  # of a level: what P-Net makes of them lies in a core's own caches
+_MIN_STRIP_ROWS = 8  # of the map: a strip reads ten rows of the level beside its own
 _RESIZE_WORK = 0.05  # reading the whole image for a level, against P-Net on a level as large as the image
 
 Array = NDArray[np.float32]
@@ -93,7 +96,7 @@ def shares(scales: Sequence[float], parts: int) -> list[list[float]]:
     return shared
 
 
-def propose(image: Pixels, pnet: Net, scales: Sequence[float], threshold: float, max_windows: int) -> list[Level]:
+def propose(image: Values, pnet: Net, scales: Sequence[float], threshold: float, max_windows: int) -> list[Level]:
     """Stage 1 of some levels, given by their scales: where P-Net sees faces in each.
 
     Raises InvalidInput, reason TOO_MUCH_WORK, where more than ``max_windows`` windows pass the threshold.
@@ -101,18 +104,35 @@ def propose(image: Pixels, pnet: Net, scales: Sequence[float], threshold: float,
     levels: list[Level] = []
     for scale in scales:
         # 1. Shrink the image, and let P-Net score every cell.
-        probability, regression = pnet(shrink(image, scale)[np.newaxis])
+        probability, regression = score(shrink(image, scale), pnet)
         # 2. Keep the cells that pass, and suppress within the level.
-        levels.append(sift(probability[0], regression[0], scale, threshold, max_windows))
+        levels.append(sift(probability, regression, scale, threshold, max_windows))
     return levels
 
 
-def shrink(image: Pixels, scale: float) -> Pixels:
+def shrink(image: Values, scale: float) -> Pixels:
     """A level of the pyramid: by area, rounded to whole grey values, its sides rounded up."""
     height, width = image.shape[:2]
     size = (math.ceil(width * scale), math.ceil(height * scale))
-    level: Pixels = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return level
+    level: Values = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return np.rint(level).astype(np.uint8) if level.dtype == np.float32 else level.astype(np.uint8, copy=False)
+
+
+def score(level: Pixels, pnet: Net) -> tuple[Array, Array]:
+    """P-Net's maps (h', w') and (h', w', 4) of a level, made in strips that fit the caches.
+
+    Exactly those of the level at once: a cell sees 12 rows, and every strip begins at an even one, as the pooling does.
+    """
+    height, width = level.shape[:2]
+    rows = (height - 1) // STRIDE_PX - 4  # of the map
+    n_strips = max(1, min(rows // _MIN_STRIP_ROWS, round(height * width / _STRIP_PIXELS)))
+    strips: list[Sequence[Array]] = []
+    for start, stop in itertools.pairwise(rows * strip // n_strips for strip in range(n_strips + 1)):
+        end = height if stop == rows else STRIDE_PX * stop + CELL_PX - STRIDE_PX
+        maps = pnet(level[np.newaxis, STRIDE_PX * start : end])
+        strips.append([values[0, : stop - start] for values in maps])
+    probability, regression = (np.concatenate(maps) for maps in zip(*strips, strict=True))
+    return probability, regression
 
 
 def sift(probability: Array, regression: Array, scale: float, threshold: float, max_windows: int) -> Level:
