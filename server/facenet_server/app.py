@@ -50,7 +50,10 @@ def open_networks(config: Config) -> dict[str, Network]:
     networks = open_models(
         config.models,
         Engine(
-            config.device, max(1, _threads(config) // config.runs_per_embedder), config.gpu_mem_limit_mb, config.tf32
+            config.device,
+            max(1, _threads(config) // (config.runs_per_embedder or _threads(config))),
+            config.gpu_mem_limit_mb,
+            config.tf32,
         ),
     )
     for name, network in networks.items():
@@ -82,7 +85,7 @@ async def open_pipeline(networks: Mapping[str, Network], config: Config, stats: 
                 await share(
                     network,
                     config.max_batch_rows,
-                    workers=config.runs_per_embedder,
+                    workers=config.runs_per_embedder or (1 if network.on_cuda else threads),
                     max_wait_s=config.max_wait_s,
                     max_queued_rows=config.max_queued_rows,
                 ),
@@ -206,7 +209,7 @@ def _check(config: Config) -> None:
     unknown = set(config.formats) - set(known)
     if unknown:
         raise StartError(f"unknown image formats {', '.join(sorted(unknown))}; known are {', '.join(known)}")
-    limits = [field for field in fields(config) if field.name.startswith(("max_", "runs_")) and field.default]
+    limits = [field for field in fields(config) if field.name.startswith("max_") and field.default]
     zero = [field.name for field in limits if not getattr(config, field.name)]
     if zero:
         raise StartError(f"{zero[0]} must be at least 1")

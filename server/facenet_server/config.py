@@ -36,9 +36,10 @@ class Config:
     max_batch_rows: int = _option(64, "Crops of one run of an embedder.")
     max_window_rows: int = _option(1024, "Windows of one batch of R-Net or O-Net.")
     runs_per_embedder: int = _option(
-        1,
-        "Batches of one embedder that run at once, each on its share of the threads. 1 answers soonest; one per core "
-        "is steadier where other programs use the cores.",
+        0,
+        "Batches of one embedder that run at once, each on its share of the threads. 0: on the CPU one per thread, "
+        "which does most and is steady beside other programs; on CUDA one. 1: all threads on one batch, which answers "
+        "a lone crop sooner.",
     )
     share_levels: str = _option(
         "auto",

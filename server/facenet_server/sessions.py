@@ -203,7 +203,7 @@ def _session(data: bytes, providers: list[Any], threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Threads spin between the operators of a run, which is worth 10 to 20 %, but not after it: others want the cores.
+    # Where a run has several threads they spin between its operators, which is worth 10 to 20 %, but not after it.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if _products_overflow():  # then slower ones that cannot; elsewhere they would cost int8 its speed for nothing
         options.add_session_config_entry("session.x64quantprecision", "1")
