@@ -38,8 +38,8 @@ def main(models: Path, only: str, device: str, quick: bool, out: Path) -> None:
     """Measure FaceNet Serve beside its peers: a table on standard output, it and latest.json in the --out folder.
 
     Parts: (a) detection, (b) embedding, (c) the server over loopback, (d) cost against work, (e) the SDK's import, (f)
-    cost against load. Ends with 0 where every bound
-    holds, 1 where one does not or was not measured, 2 where something is missing.
+    cost against load. Ends with 0 where every bound holds, 1 where one does not or was not measured, 2 where something
+    is missing.
     """
     if unknown := set(only.split(",")) - set(PARTS):
         raise click.BadParameter(f"no part {', '.join(sorted(unknown))}", param_hint="--only")

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from facenet_server import mtcnn
 from facenet_server.app import open_networks, open_pipeline
 from facenet_server.canvases import Canvases
 from facenet_server.company import Company
@@ -33,6 +34,33 @@ async def test_levels_of_all_sizes_get_their_own_outputs_bit_by_bit(networks: di
         np.testing.assert_array_equal(regression, alone[1][0])
     assert stage.rows == len(levels)
     assert stage.runs < len(levels), "levels of one canvas share a run"
+
+
+@pytest.mark.parametrize(("height", "width"), [(378, 720), (379, 721), (61, 3000), (300, 12), (12, 300)])
+def test_a_level_in_strips_gets_the_outputs_of_the_whole_bit_by_bit(
+    height: int, width: int, networks: dict[str, Network]
+) -> None:
+    pnet = networks["mtcnn-pnet"]
+    level = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    strips: list[int] = []
+
+    def counted(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        strips.append(len(rows))
+        return pnet(rows)
+
+    probability, regression = mtcnn.score(level, counted)
+    whole = pnet(level[np.newaxis])
+    np.testing.assert_array_equal(probability, whole[0][0])
+    np.testing.assert_array_equal(regression, whole[1][0])
+    assert (len(strips) > 1) == (height * width > 60_000)
+
+
+def test_windows_in_slices_get_the_outputs_of_one_run(networks: dict[str, Network]) -> None:
+    windows = np.random.default_rng(0).uniform(0, 255, (37, 24, 24, 3)).astype(np.float32)
+    together = networks["mtcnn-rnet"](windows)
+    alone = [networks["mtcnn-rnet"](window[np.newaxis]) for window in windows]
+    for output, singles in zip(together, zip(*alone, strict=True), strict=True):
+        np.testing.assert_allclose(output, np.concatenate(singles), atol=1e-6)
 
 
 async def test_detection_is_the_same_on_canvases(

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from facenet_server import mtcnn
+from facenet_server import images, mtcnn
 from facenet_server.errors import InvalidInput
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +45,18 @@ def test_the_pyramid_pixels_are_those_of_its_levels() -> None:
     image = np.zeros((120, 90, 3), np.uint8)
     mtcnn.propose(image, pnet, mtcnn.scales(120, 90, 20, 0.709), 0.6, 10)
     assert sum(seen) == mtcnn.pyramid_pixels(120, 90, 20, 0.709)
+
+
+@pytest.mark.parametrize("scale", [0.6, 0.4254, 0.3016, 0.1, 0.0301])
+def test_a_level_is_the_same_from_either_type_of_pixels(scale: float, astronaut: np.ndarray) -> None:
+    level = mtcnn.shrink(images.to_resize(astronaut), scale)
+    np.testing.assert_array_equal(level, mtcnn.shrink(astronaut, scale))
+    assert level.dtype == np.uint8
+
+
+def test_a_large_image_is_not_made_four_times_as_large() -> None:
+    large = np.zeros((2000, 2000, 3), np.uint8)
+    assert images.to_resize(large) is large
 
 
 def test_an_image_smaller_than_a_face_has_no_levels() -> None:
