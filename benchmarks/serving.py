@@ -1,7 +1,6 @@
 """(c) The server over loopback against the same pipeline in process, on the same cores; batching across callers."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from benchmarks.loopback import Server
 from benchmarks.photos import crops, small_photos
 from benchmarks.plan import Plan
 from benchmarks.racing import Contender, Lap, race
-from benchmarks.workers.protocol import Slice
+from benchmarks.workers.protocol import Slice, repeated
 
 CALLERS = 16
 BATCH = 32
@@ -113,17 +112,12 @@ def _open_loop(plan: Plan, server: Server, work: Workload, rate_per_s: float) ->
     return Figure("crops at half that rate: p99 over idle latency", value, "×", at_most=OPEN_LOOP, note=note)
 
 
-def _repeated(call: Any, items: int) -> Contender:
+def _repeated(call: Callable[[], object], items: int) -> Contender:
     """A call of so many items as one that races: seconds an item."""
 
     def slice_(seconds: float) -> Slice:
         call()
-        durations: list[float] = []
-        end = time.perf_counter() + seconds
-        while not durations or time.perf_counter() < end:
-            start = time.perf_counter()
-            call()
-            durations.append((time.perf_counter() - start) / items)
-        return Slice(durations, np.array([]), {})
+        durations_s, _ = repeated(call, seconds)
+        return Slice([duration_s / items for duration_s in durations_s], np.array([]), {})
 
     return slice_

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from facenet_server.engine import Engine, cuda_options
 from facenet_server.errors import StartError
-from facenet_server.sessions import PORTS, Engine, cuda_options, open_models
+from facenet_server.sessions import PORTS, open_models
 from onnx import TensorProto, helper
 
 METADATA = {

@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 Function = Callable[[NDArray[np.uint8]], NDArray[Any]]
 """What is timed: pixels to boxes (N, 5: x1 y1 x2 y2 score), or crops (N, 160, 160, 3) to embeddings."""
@@ -61,15 +63,22 @@ def serve(
             benchmark.send(_timed(functions[request.function], request, stages))
 
 
+def repeated(call: Callable[[], T], seconds: float) -> tuple[list[float], T]:
+    """How long each call took, over about so many seconds and at least one, and what the last one gave."""
+    durations: list[float] = []
+    end = time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        result = call()
+        durations.append(time.perf_counter() - start)
+        if time.perf_counter() >= end:
+            return durations, result
+
+
 def _timed(function: Function, request: Request, stages: Callable[[], StageTimes]) -> Slice:
     function(request.rows)  # another worker ran before: caches and clocks come back untimed
     before = stages()
-    durations: list[float] = []
-    end = time.perf_counter() + request.seconds
-    while not durations or time.perf_counter() < end:
-        start = time.perf_counter()
-        result = function(request.rows)
-        durations.append(time.perf_counter() - start)
+    durations, result = repeated(lambda: function(request.rows), request.seconds)
     return Slice(durations, result, _difference(before, stages()))
 
 

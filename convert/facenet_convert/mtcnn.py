@@ -117,7 +117,7 @@ def _pnet(image: Any, weights: Weights, valid: Any = None) -> dict[str, Any]:
     x = _conv_prelu(x, weights[3:6])
     x = _conv_prelu(x, weights[6:9])
     kernel = np.concatenate([weights[9], weights[11]], axis=-1)  # both heads as one: (1, 1, 32, 4 + 2)
-    x = tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "VALID"), np.concatenate([weights[10], weights[12]]))
+    x = _conv(x, kernel, np.concatenate([weights[10], weights[12]]))
     regression, no_face, face = tf.split(x, [4, 1, 1], axis=-1)
     return {"probability": tf.squeeze(tf.sigmoid(face - no_face), -1), "regression": regression}  # softmax of two
 

@@ -22,11 +22,12 @@ from facenet_server.canvases import Canvases
 from facenet_server.compute import Compute
 from facenet_server.config import MIB, Config
 from facenet_server.detector import Detector, Nets, WorkLimits
+from facenet_server.engine import Engine
 from facenet_server.errors import StartError
 from facenet_server.images import DecodeLimits
 from facenet_server.pipeline import Embedder, Pipeline
 from facenet_server.service import SERVICE, FaceService
-from facenet_server.sessions import Engine, Network, open_models
+from facenet_server.sessions import Network, open_models
 from facenet_server.stats import Stats
 
 _log = logging.getLogger(__name__)

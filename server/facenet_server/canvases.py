@@ -15,6 +15,7 @@ import numpy as np
 
 from facenet_server.batching import Batcher, Net, Outputs
 from facenet_server.images import Pixels
+from facenet_server.mtcnn import map_side
 from facenet_server.stats import Stage
 
 _SIDES_PX = [16 << step // 2 if step % 2 == 0 else 24 << step // 2 for step in range(20)]  # 16, 24, 32, 48 … 12288
@@ -46,7 +47,7 @@ class Canvases:
         canvas = np.zeros((1, *shape, 3), np.uint8)
         canvas[0, :height, :width] = level
         outputs = await (await self._batcher(shape))(canvas, np.array([[height, width]], np.int32))
-        rows, columns = ((side - 1) // 2 - 4 for side in (height, width))
+        rows, columns = map_side(height), map_side(width)
         return tuple(output[0, :rows, :columns] for output in outputs)
 
     async def _batcher(self, shape: tuple[int, int]) -> Batcher:

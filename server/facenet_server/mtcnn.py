@@ -118,13 +118,18 @@ def shrink(image: Values, scale: float) -> Pixels:
     return np.rint(level).astype(np.uint8) if level.dtype == np.float32 else level.astype(np.uint8, copy=False)
 
 
+def map_side(side_px: int) -> int:
+    """P-Net's cells along a side of a level: ⌈(side − 2) / 2⌉ − 4."""
+    return (side_px - 1) // STRIDE_PX - 4
+
+
 def score(level: Pixels, pnet: Net) -> tuple[Array, Array]:
     """P-Net's maps (h', w') and (h', w', 4) of a level, made in strips that fit the caches.
 
     Exactly those of the level at once: a cell sees 12 rows, and every strip begins at an even one, as the pooling does.
     """
     height, width = level.shape[:2]
-    rows = (height - 1) // STRIDE_PX - 4  # of the map
+    rows = map_side(height)
     n_strips = max(1, min(rows // _MIN_STRIP_ROWS, round(height * width / _STRIP_PIXELS)))
     strips: list[Sequence[Array]] = []
     for start, stop in itertools.pairwise(rows * strip // n_strips for strip in range(n_strips + 1)):

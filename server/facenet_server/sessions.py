@@ -4,29 +4,24 @@ A file is read once; its bytes are hashed, checked, and become the session. The 
 with ``facenet-convert``.
 """
 
-import ctypes
 import hashlib
 import json
-import logging
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from facenet_server import calibration
 from facenet_server.calibration import Calibration
+from facenet_server.engine import Engine, execution_providers, open_session
 from facenet_server.errors import StartError
 
 FORMAT = "3"
 MANIFEST = "manifest.json"
 PRECISIONS = ("fp32", "fp16", "int8")
-
-_log = logging.getLogger(__name__)
 
 Shape = tuple[int | None, ...]
 
@@ -118,24 +113,13 @@ class Network:
         return tuple(self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True))))
 
 
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """How ONNX Runtime runs the networks: on which device ("auto", "cuda" or "cpu"), an embedder on how many threads
-    of the CPU, and on a GPU with how much memory each (0: no bound) and whether in TF32."""
-
-    device: str
-    threads: int
-    gpu_mem_limit_mb: int = 0
-    tf32: bool = False
-
-
 def open_models(folder: Path, engine: Engine) -> dict[str, Network]:
     """Every model that the folder's manifest lists, by name.
 
     Raises StartError where the folder, a file's hash, its metadata, names or shapes are wrong, where one of
     the detector's networks or every embedder is missing, or where the device cannot be had.
     """
-    providers = _providers(engine)
+    providers = execution_providers(engine)
     networks = [_open(folder / file, sha256, providers, engine.threads) for file, sha256 in _manifest(folder).items()]
     for network in networks:
         if engine.device == "cuda" and not network.on_cuda:
@@ -184,10 +168,10 @@ def _open(path: Path, sha256: str, providers: list[Any], threads: int) -> Networ
     if found != sha256:
         raise StartError(f"{path} is not the file in {MANIFEST} (SHA-256 {found}, not {sha256}); {again}")
     try:
-        session = _session(data, providers, threads)
+        session = open_session(data, providers, threads)
         info = _info(session.get_modelmeta().custom_metadata_map, found)
-        if info.kind in PORTS:  # small networks: a thread for each of several runs does more than several for one
-            session = _session(data, providers, 1)
+        if info.kind in PORTS and threads > 1:  # small networks: a thread for each of several runs does more
+            session = open_session(data, providers, 1)
         _check_ports(info, session)
         on_cuda = "CUDAExecutionProvider" in session.get_providers()
         network = Network(info, session, _WINDOWS_A_RUN if info.kind in ("rnet", "onet") and not on_cuda else None)
@@ -197,26 +181,6 @@ def _open(path: Path, sha256: str, providers: list[Any], threads: int) -> Networ
     except Exception as error:  # ONNX Runtime's own errors have no common base
         raise StartError(f"{path}: ONNX Runtime cannot load it: {error}; {again}") from error
     return network
-
-
-def _session(data: bytes, providers: list[Any], threads: int) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Where a run has several threads they spin between its operators, which is worth 10 to 20 %, but not after it.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if _products_overflow():  # then slower ones that cannot; elsewhere they would cost int8 its speed for nothing
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    return ort.InferenceSession(data, options, providers=providers)
-
-
-def _products_overflow() -> bool:
-    """Whether sums of this processor's 8-bit products may overflow: on x86 without VNNI, or where nobody tells."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text().partition("flags")[2].partition("\n")[0].split() if cpuinfo.exists() else []
-    return {"avx512_vnni", "avx_vnni"}.isdisjoint(flags)
 
 
 def _one_row(info: ModelInfo) -> list[NDArray[Any]]:
@@ -272,40 +236,3 @@ def _check_ports(info: ModelInfo, session: Any) -> None:
     outputs = {port.name: shape(port) for port in session.get_outputs()}
     if inputs != dict(info.ports.inputs) or outputs != dict(info.ports.outputs):
         raise StartError(f"as {info.kind} it should have {info.ports}, it has {inputs} and {outputs}")
-
-
-def _providers(engine: Engine) -> list[Any]:
-    cpu: tuple[str, dict[str, Any]] = ("CPUExecutionProvider", {})
-    if engine.device == "cpu":
-        return [cpu]
-    missing = _missing_for_cuda()
-    if missing is None:
-        return [("CUDAExecutionProvider", cuda_options(engine)), cpu]
-    if engine.device == "cuda":
-        raise StartError(f"device cuda cannot be had: {missing}")
-    _log.info("no CUDA (%s): the networks run on the CPU", missing)
-    return [cpu]
-
-
-def cuda_options(engine: Engine) -> dict[str, str]:
-    """Options of ONNX Runtime's CUDA provider."""
-    options = {
-        "use_tf32": str(int(engine.tf32)),
-        "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE, the default, tries every algorithm on every new shape
-        "arena_extend_strategy": "kSameAsRequested",  # not the next power of two: four networks share the memory
-    }
-    if engine.gpu_mem_limit_mb:
-        options["gpu_mem_limit"] = str(engine.gpu_mem_limit_mb * 1_000_000)
-    return options
-
-
-def _missing_for_cuda() -> str | None:
-    """What keeps ONNX Runtime from CUDA, found without its noisy attempt; None where nothing does."""
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return "this onnxruntime is built without it; install onnxruntime-gpu"
-    try:
-        ctypes.CDLL("nvcuda.dll" if hasattr(ctypes, "windll") else "libcuda.so.1")
-    except OSError:
-        return "no NVIDIA driver on this machine"
-    ort.preload_dlls()  # CUDA and cuDNN out of the nvidia wheels, where they are installed
-    return None

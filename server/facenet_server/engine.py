@@ -1,0 +1,84 @@
+"""ONNX Runtime as the networks run on it: the device, the providers with their options, the sessions."""
+
+import ctypes
+import logging
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from facenet_server.errors import StartError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How ONNX Runtime runs the networks: on which device ("auto", "cuda" or "cpu"), an embedder on how many threads
+    of the CPU, and on a GPU with how much memory each (0: no bound) and whether in TF32."""
+
+    device: str
+    threads: int
+    gpu_mem_limit_mb: int = 0
+    tf32: bool = False
+
+
+def execution_providers(engine: Engine) -> list[Any]:
+    """The providers with their options, the preferred one first. Raises StartError where the device cannot be had."""
+    cpu: tuple[str, dict[str, Any]] = ("CPUExecutionProvider", {})
+    if engine.device == "cpu":
+        return [cpu]
+    missing = _missing_for_cuda()
+    if missing is None:
+        return [("CUDAExecutionProvider", cuda_options(engine)), cpu]
+    if engine.device == "cuda":
+        raise StartError(f"device cuda cannot be had: {missing}")
+    _log.info("no CUDA (%s): the networks run on the CPU", missing)
+    return [cpu]
+
+
+def cuda_options(engine: Engine) -> dict[str, str]:
+    """Options of ONNX Runtime's CUDA provider."""
+    options = {
+        "use_tf32": str(int(engine.tf32)),
+        "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE, the default, tries every algorithm on every new shape
+        "arena_extend_strategy": "kSameAsRequested",  # not the next power of two: four networks share the memory
+    }
+    if engine.gpu_mem_limit_mb:
+        options["gpu_mem_limit"] = str(engine.gpu_mem_limit_mb * 1_000_000)
+    return options
+
+
+def open_session(data: bytes, providers: list[Any], threads: int) -> Any:
+    """A session on a model's bytes; a run on the CPU has so many threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Where a run has several threads they spin between its operators, which is worth 10 to 20 %, but not after it.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if _products_overflow():  # then slower ones that cannot; elsewhere they would cost int8 its speed for nothing
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return ort.InferenceSession(data, options, providers=providers)
+
+
+def _products_overflow() -> bool:
+    """Whether sums of this processor's 8-bit products may overflow: on x86 without VNNI, or where nobody tells."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().partition("flags")[2].partition("\n")[0].split() if cpuinfo.exists() else []
+    return {"avx512_vnni", "avx_vnni"}.isdisjoint(flags)
+
+
+def _missing_for_cuda() -> str | None:
+    """What keeps ONNX Runtime from CUDA, found without its noisy attempt; None where nothing does."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return "this onnxruntime is built without it; install onnxruntime-gpu"
+    try:
+        ctypes.CDLL("nvcuda.dll" if hasattr(ctypes, "windll") else "libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver on this machine"
+    ort.preload_dlls()  # CUDA and cuDNN out of the nvidia wheels, where they are installed
+    return None
