@@ -48,15 +48,10 @@ async def serve(config: Config) -> None:
 
 def open_networks(config: Config) -> dict[str, Network]:
     """The networks of the models folder, by name. Raises StartError."""
-    networks = open_models(
-        config.models,
-        Engine(
-            config.device,
-            max(1, _threads(config) // (config.runs_per_embedder or _threads(config))),
-            config.gpu_mem_limit_mb,
-            config.tf32,
-        ),
-    )
+    threads = _threads(config)
+    a_run = max(1, threads // (config.runs_per_embedder or threads))
+    engine = Engine(config.device, a_run, config.gpu_mem_limit_mb, config.tf32)
+    networks = open_models(config.models, engine)
     for name, network in networks.items():
         _log.info("%s (%s) on %s", name, network.info.kind, network.providers[0])
     return networks
@@ -81,22 +76,17 @@ async def open_pipeline(networks: Mapping[str, Network], config: Config, stats: 
         windows = {
             kind: await share(by_kind[kind], config.max_window_rows, workers=workers) for kind in ("rnet", "onet")
         }
-        embedders = {
-            name: Embedder(
-                await share(
-                    network,
-                    config.max_batch_rows,
-                    workers=config.runs_per_embedder or (1 if network.on_cuda else threads),
-                    max_wait_s=config.max_wait_s,
-                    max_queued_rows=config.max_queued_rows,
-                ),
-                network.info.dimension,
-                network.info.calibration,
-                network.info.interchangeable_with,
+        embedders: dict[str, Embedder] = {}
+        for name in _embedders(networks):
+            network, info = networks[name], networks[name].info
+            batcher = await share(
+                network,
+                config.max_batch_rows,
+                workers=config.runs_per_embedder or (1 if network.on_cuda else threads),
+                max_wait_s=config.max_wait_s,
+                max_queued_rows=config.max_queued_rows,
             )
-            for name, network in networks.items()
-            if network.info.kind == "embedder"
-        }
+            embedders[name] = Embedder(batcher, info.dimension, info.calibration, info.interchangeable_with)
         canvases = None
         if _shares_levels(by_kind, config):
             canvas = by_kind["pnet_canvas"]
@@ -153,8 +143,12 @@ def bind(service: FaceService, config: Config) -> tuple[grpc.aio.Server, int]:
     return server, port
 
 
+def _embedders(networks: Mapping[str, Network]) -> list[str]:
+    return [name for name, network in networks.items() if network.info.kind == "embedder"]
+
+
 def _default_embedder(networks: Mapping[str, Network], config: Config) -> str:
-    embedders = [name for name, network in networks.items() if network.info.kind == "embedder"]
+    embedders = _embedders(networks)
     default = config.default_embedder or min(embedders)
     if default not in embedders:
         raise StartError(f"the default embedder {default!r} is not there; there is {', '.join(embedders)}")
