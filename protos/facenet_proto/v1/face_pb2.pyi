@@ -71,24 +71,28 @@ class DetectOptions(_message.Message):
     def __init__(self, min_face_px: _Optional[int] = ..., thresholds: _Optional[_Union[StageThresholds, _Mapping]] = ..., scale_factor: _Optional[float] = ..., max_faces: _Optional[int] = ..., return_crops: bool = ..., margin_px: _Optional[int] = ..., crop_size_px: _Optional[int] = ..., allow_scaled_decoding: bool = ...) -> None: ...
 
 class DetectRequest(_message.Message):
-    __slots__ = ("id", "images", "options")
+    __slots__ = ("id", "images", "options", "timeout_ms")
     ID_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     id: int
     images: _containers.RepeatedCompositeFieldContainer[Image]
     options: DetectOptions
-    def __init__(self, id: _Optional[int] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., options: _Optional[_Union[DetectOptions, _Mapping]] = ...) -> None: ...
+    timeout_ms: int
+    def __init__(self, id: _Optional[int] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., options: _Optional[_Union[DetectOptions, _Mapping]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class DetectResponse(_message.Message):
-    __slots__ = ("id", "results", "draining")
+    __slots__ = ("id", "results", "draining", "retry_after_ms")
     ID_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     id: int
     results: _containers.RepeatedCompositeFieldContainer[DetectResult]
     draining: bool
-    def __init__(self, id: _Optional[int] = ..., results: _Optional[_Iterable[_Union[DetectResult, _Mapping]]] = ..., draining: bool = ...) -> None: ...
+    retry_after_ms: int
+    def __init__(self, id: _Optional[int] = ..., results: _Optional[_Iterable[_Union[DetectResult, _Mapping]]] = ..., draining: bool = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class DetectResult(_message.Message):
     __slots__ = ("detection", "error")
@@ -163,14 +167,16 @@ class EmbedOptions(_message.Message):
     def __init__(self, detect: _Optional[_Union[DetectOptions, _Mapping]] = ..., faces: _Optional[_Union[FaceSelection, str]] = ..., model: _Optional[str] = ...) -> None: ...
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("id", "items", "options")
+    __slots__ = ("id", "items", "options", "timeout_ms")
     ID_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     id: int
     items: _containers.RepeatedCompositeFieldContainer[EmbedItem]
     options: EmbedOptions
-    def __init__(self, id: _Optional[int] = ..., items: _Optional[_Iterable[_Union[EmbedItem, _Mapping]]] = ..., options: _Optional[_Union[EmbedOptions, _Mapping]] = ...) -> None: ...
+    timeout_ms: int
+    def __init__(self, id: _Optional[int] = ..., items: _Optional[_Iterable[_Union[EmbedItem, _Mapping]]] = ..., options: _Optional[_Union[EmbedOptions, _Mapping]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class EmbedItem(_message.Message):
     __slots__ = ("image", "crop")
@@ -181,14 +187,16 @@ class EmbedItem(_message.Message):
     def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., crop: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
-    __slots__ = ("id", "results", "draining")
+    __slots__ = ("id", "results", "draining", "retry_after_ms")
     ID_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     id: int
     results: _containers.RepeatedCompositeFieldContainer[EmbedResult]
     draining: bool
-    def __init__(self, id: _Optional[int] = ..., results: _Optional[_Iterable[_Union[EmbedResult, _Mapping]]] = ..., draining: bool = ...) -> None: ...
+    retry_after_ms: int
+    def __init__(self, id: _Optional[int] = ..., results: _Optional[_Iterable[_Union[EmbedResult, _Mapping]]] = ..., draining: bool = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class EmbedResult(_message.Message):
     __slots__ = ("detection", "embedding", "error", "exif_orientation")
@@ -227,14 +235,16 @@ class CompareOptions(_message.Message):
     def __init__(self, detect: _Optional[_Union[DetectOptions, _Mapping]] = ..., faces: _Optional[_Union[FaceSelection, str]] = ..., model: _Optional[str] = ..., threshold: _Optional[float] = ..., operating_point: _Optional[str] = ...) -> None: ...
 
 class CompareRequest(_message.Message):
-    __slots__ = ("id", "pairs", "options")
+    __slots__ = ("id", "pairs", "options", "timeout_ms")
     ID_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     id: int
     pairs: _containers.RepeatedCompositeFieldContainer[Pair]
     options: CompareOptions
-    def __init__(self, id: _Optional[int] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., options: _Optional[_Union[CompareOptions, _Mapping]] = ...) -> None: ...
+    timeout_ms: int
+    def __init__(self, id: _Optional[int] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., options: _Optional[_Union[CompareOptions, _Mapping]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class Pair(_message.Message):
     __slots__ = ("a", "b")
@@ -253,14 +263,16 @@ class Side(_message.Message):
     def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ...) -> None: ...
 
 class CompareResponse(_message.Message):
-    __slots__ = ("id", "results", "draining")
+    __slots__ = ("id", "results", "draining", "retry_after_ms")
     ID_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     id: int
     results: _containers.RepeatedCompositeFieldContainer[CompareResult]
     draining: bool
-    def __init__(self, id: _Optional[int] = ..., results: _Optional[_Iterable[_Union[CompareResult, _Mapping]]] = ..., draining: bool = ...) -> None: ...
+    retry_after_ms: int
+    def __init__(self, id: _Optional[int] = ..., results: _Optional[_Iterable[_Union[CompareResult, _Mapping]]] = ..., draining: bool = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class CompareResult(_message.Message):
     __slots__ = ("comparison", "error")
@@ -383,10 +395,16 @@ class OperatingPoint(_message.Message):
     def __init__(self, name: _Optional[str] = ..., threshold: _Optional[float] = ..., false_accept_rate: _Optional[float] = ..., different_pairs: _Optional[int] = ..., true_accept_rate: _Optional[float] = ..., same_pairs: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_items_per_message", "max_messages_in_flight", "images_per_group", "max_images_per_stream", "max_images_in_flight", "max_batch_rows", "max_window_rows", "max_queued_rows", "max_streams_per_connection", "max_image_bytes", "max_image_pixels", "max_pyramid_pixels", "max_candidates", "max_crop_bytes")
+    __slots__ = ("max_message_bytes", "max_items_per_message", "max_messages_in_flight", "max_items_per_stream", "max_items_per_caller", "max_items_in_flight", "max_bytes_in_flight", "max_streams", "max_connections", "images_per_group", "max_images_per_stream", "max_images_in_flight", "max_batch_rows", "max_window_rows", "max_queued_rows", "max_streams_per_connection", "max_image_bytes", "max_image_pixels", "max_pyramid_pixels", "max_candidates", "max_crop_bytes")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_ITEMS_PER_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    MAX_ITEMS_PER_STREAM_FIELD_NUMBER: _ClassVar[int]
+    MAX_ITEMS_PER_CALLER_FIELD_NUMBER: _ClassVar[int]
+    MAX_ITEMS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    MAX_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_PER_GROUP_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGES_PER_STREAM_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -402,6 +420,12 @@ class Limits(_message.Message):
     max_message_bytes: int
     max_items_per_message: int
     max_messages_in_flight: int
+    max_items_per_stream: int
+    max_items_per_caller: int
+    max_items_in_flight: int
+    max_bytes_in_flight: int
+    max_streams: int
+    max_connections: int
     images_per_group: int
     max_images_per_stream: int
     max_images_in_flight: int
@@ -414,23 +438,45 @@ class Limits(_message.Message):
     max_pyramid_pixels: int
     max_candidates: int
     max_crop_bytes: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_items_per_message: _Optional[int] = ..., max_messages_in_flight: _Optional[int] = ..., images_per_group: _Optional[int] = ..., max_images_per_stream: _Optional[int] = ..., max_images_in_flight: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., max_window_rows: _Optional[int] = ..., max_queued_rows: _Optional[int] = ..., max_streams_per_connection: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_pyramid_pixels: _Optional[int] = ..., max_candidates: _Optional[int] = ..., max_crop_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_items_per_message: _Optional[int] = ..., max_messages_in_flight: _Optional[int] = ..., max_items_per_stream: _Optional[int] = ..., max_items_per_caller: _Optional[int] = ..., max_items_in_flight: _Optional[int] = ..., max_bytes_in_flight: _Optional[int] = ..., max_streams: _Optional[int] = ..., max_connections: _Optional[int] = ..., images_per_group: _Optional[int] = ..., max_images_per_stream: _Optional[int] = ..., max_images_in_flight: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., max_window_rows: _Optional[int] = ..., max_queued_rows: _Optional[int] = ..., max_streams_per_connection: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_pyramid_pixels: _Optional[int] = ..., max_candidates: _Optional[int] = ..., max_crop_bytes: _Optional[int] = ...) -> None: ...
 
 class GetServerStatsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetServerStatsResponse(_message.Message):
-    __slots__ = ("uptime_s", "stages", "resident_bytes", "loop_lag")
+    __slots__ = ("uptime_s", "stages", "resident_bytes", "loop_lag", "admission")
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOOP_LAG_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
     uptime_s: float
     stages: _containers.RepeatedCompositeFieldContainer[StageStats]
     resident_bytes: int
     loop_lag: LoopLag
-    def __init__(self, uptime_s: _Optional[float] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., loop_lag: _Optional[_Union[LoopLag, _Mapping]] = ...) -> None: ...
+    admission: AdmissionStats
+    def __init__(self, uptime_s: _Optional[float] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., loop_lag: _Optional[_Union[LoopLag, _Mapping]] = ..., admission: _Optional[_Union[AdmissionStats, _Mapping]] = ...) -> None: ...
+
+class AdmissionStats(_message.Message):
+    __slots__ = ("streams", "items_in_flight", "bytes_in_flight", "accepted_items", "answered_items", "abandoned_items", "refused_items", "refused_streams")
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    ABANDONED_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    streams: int
+    items_in_flight: int
+    bytes_in_flight: int
+    accepted_items: int
+    answered_items: int
+    abandoned_items: int
+    refused_items: int
+    refused_streams: int
+    def __init__(self, streams: _Optional[int] = ..., items_in_flight: _Optional[int] = ..., bytes_in_flight: _Optional[int] = ..., accepted_items: _Optional[int] = ..., answered_items: _Optional[int] = ..., abandoned_items: _Optional[int] = ..., refused_items: _Optional[int] = ..., refused_streams: _Optional[int] = ...) -> None: ...
 
 class StageStats(_message.Message):
     __slots__ = ("name", "runs", "rows", "queue_ns", "compute_ns")
