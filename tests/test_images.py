@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from facenet_server.errors import InvalidInput
-from facenet_server.images import DecodeLimits, Encoded, Raw, cut_windows, decode
+from facenet_server.images import DecodeLimits, Encoded, Raw, decode
 from PIL import Image, ImageOps
 
 LIMITS = DecodeLimits(("JPEG", "PNG", "WEBP"), 1 << 20, 1_000_000)
@@ -180,34 +180,3 @@ def test_every_odd_file_is_decoded_or_refused(odd_files: Sequence[Path]) -> None
         decoded += 1
     assert decoded > len(odd_files) / 2
     assert refusals <= {"EMPTY", "UNSUPPORTED_FORMAT", "TRUNCATED", "CORRUPT", "IMAGE_TOO_LARGE"}
-
-
-def reference_window(image: np.ndarray, box: Sequence[int], side: int) -> np.ndarray:
-    """A zero canvas with the visible part pasted in, pixel by pixel; 1-based, inclusive."""
-    x1, y1, x2, y2 = box
-    canvas = np.zeros((y2 - y1 + 1, x2 - x1 + 1, 3))
-    for y in range(y1, y2 + 1):
-        for x in range(x1, x2 + 1):
-            if 1 <= x <= image.shape[1] and 1 <= y <= image.shape[0]:
-                canvas[y - y1, x - x1] = image[y - 1, x - 1]
-    return np.asarray(cv2.resize(canvas, (side, side), interpolation=cv2.INTER_AREA))
-
-
-@pytest.mark.parametrize(
-    "box",
-    [
-        pytest.param((3, 4, 40, 41), id="inside"),
-        pytest.param((1, 1, 50, 60), id="the whole image"),
-        pytest.param((-9, -5, 30, 34), id="over the top left corner"),
-        pytest.param((30, 40, 80, 90), id="over the bottom right corner"),
-        pytest.param((-20, -20, 90, 90), id="around the image"),
-        pytest.param((51, 10, 70, 29), id="just right of the image"),
-        pytest.param((200, 200, 230, 230), id="far outside"),
-        pytest.param((-60, -60, -30, -30), id="far outside above"),
-        pytest.param((20, 20, 28, 29), id="smaller than the window"),
-    ],
-)
-def test_windows_are_cut_as_the_reference_pastes_them(box: Sequence[int]) -> None:
-    image = np.random.default_rng(1).integers(0, 256, (60, 50, 3), dtype=np.uint8)
-    windows = cut_windows(image, np.array([box], float), 24)
-    np.testing.assert_allclose(windows[0], reference_window(image, box, 24), atol=1e-3)

@@ -2,8 +2,9 @@ import math
 
 import numpy as np
 import pytest
-from facenet_server import images, mtcnn
+from facenet_server import mtcnn
 from facenet_server.errors import InvalidInput
+from facenet_server.resampling import by_columns
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,20 +44,8 @@ def test_the_pyramid_pixels_are_those_of_its_levels() -> None:
         return no_faces(rows)
 
     image = np.zeros((120, 90, 3), np.uint8)
-    mtcnn.propose(image, pnet, mtcnn.scales(120, 90, 20, 0.709), 0.6, 10)
+    mtcnn.propose(by_columns(image), pnet, mtcnn.scales(120, 90, 20, 0.709), 0.6, 10)
     assert sum(seen) == mtcnn.pyramid_pixels(120, 90, 20, 0.709)
-
-
-@pytest.mark.parametrize("scale", [0.6, 0.4254, 0.3016, 0.1, 0.0301])
-def test_a_level_is_the_same_from_either_type_of_pixels(scale: float, astronaut: np.ndarray) -> None:
-    level = mtcnn.shrink(images.to_resize(astronaut), scale)
-    np.testing.assert_array_equal(level, mtcnn.shrink(astronaut, scale))
-    assert level.dtype == np.uint8
-
-
-def test_a_large_image_is_not_made_four_times_as_large() -> None:
-    large = np.zeros((2000, 2000, 3), np.uint8)
-    assert images.to_resize(large) is large
 
 
 def test_an_image_smaller_than_a_face_has_no_levels() -> None:
@@ -68,13 +57,13 @@ def test_an_image_smaller_than_a_face_has_no_levels() -> None:
 def test_too_many_windows_are_an_error_not_a_truncation() -> None:
     image = np.zeros((100, 100, 3), np.uint8)
     with pytest.raises(InvalidInput) as refused:
-        mtcnn.propose(image, all_faces, mtcnn.scales(100, 100, 20, 0.709), 0.6, 10)
+        mtcnn.propose(by_columns(image), all_faces, mtcnn.scales(100, 100, 20, 0.709), 0.6, 10)
     assert refused.value.reason == "TOO_MUCH_WORK"
 
 
 def test_too_many_windows_over_all_levels_are_an_error_though_no_level_has_too_many() -> None:
     scales = mtcnn.scales(100, 100, 20, 0.709)
-    levels = mtcnn.propose(np.zeros((100, 100, 3), np.uint8), all_faces, scales, 0.6, 1000)
+    levels = mtcnn.propose(by_columns(np.zeros((100, 100, 3), np.uint8)), all_faces, scales, 0.6, 1000)
     most = max(level.passed for level in levels)
     with pytest.raises(InvalidInput) as refused:
         mtcnn.merge(levels, most)
@@ -89,7 +78,7 @@ def test_the_levels_may_come_in_any_order(astronaut: np.ndarray) -> None:
         rng = np.random.default_rng(shape)
         return rng.uniform(0, 0.65, (1, *shape)).astype(np.float32), rng.normal(0, 0.1, (1, *shape, 4)).astype("f4")
 
-    levels = mtcnn.propose(astronaut, pnet, mtcnn.scales(512, 512, 20, 0.709), 0.6, 10**6)
+    levels = mtcnn.propose(by_columns(astronaut), pnet, mtcnn.scales(512, 512, 20, 0.709), 0.6, 10**6)
     shuffled = [levels[index] for index in rng.permutation(len(levels))]
     np.testing.assert_array_equal(mtcnn.merge(shuffled, 10**6), mtcnn.merge(levels, 10**6))
 

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from facenet_server import images, mtcnn
+from facenet_server import mtcnn, resampling
 from facenet_server.batching import Batcher, Outputs
 from facenet_server.boxes import Boxes
 from facenet_server.canvases import Canvases
 from facenet_server.company import Company
 from facenet_server.compute import Compute
 from facenet_server.errors import InvalidInput
-from facenet_server.images import Pixels, Values
+from facenet_server.images import Pixels
 from facenet_server.mtcnn import NO_FACES, Faces
 from facenet_server.options import DetectOptions
+from facenet_server.resampling import Source
 
 _WINDOWS_AT_ONCE = 4096  # windows of one image between their cut and their network: 28 MB of R-Net's
 
@@ -56,11 +57,11 @@ class Detector:
         self._check_work(image, options)
         self._on_the_way += 1
         try:
-            return await self._find(await self._compute("convert", images.to_resize, image), options, company)
+            return await self._find(await self._compute("columns", resampling.by_columns, image), options, company)
         finally:
             self._on_the_way -= 1
 
-    async def _find(self, image: Values, options: DetectOptions, company: Company) -> Faces:
+    async def _find(self, image: Source, options: DetectOptions, company: Company) -> Faces:
         """The cascade: fewer and better boxes at every stage."""
         thresholds = options.thresholds
         boxes = await self._propose(image, options)
@@ -73,9 +74,9 @@ class Detector:
         probability, regression, landmarks = await self._judge(image, boxes, 48, self._nets.onet, company)
         return await self._compute("finish", mtcnn.finish, boxes, probability, regression, landmarks, thresholds[2])
 
-    async def _propose(self, image: Values, options: DetectOptions) -> Boxes:
+    async def _propose(self, image: Source, options: DetectOptions) -> Boxes:
         """P-Net over the pyramid."""
-        height, width = image.shape[:2]
+        height, width = image.pixels.shape[:2]
         scales = mtcnn.scales(height, width, options.min_face_px, options.scale_factor)
         if self._nets.canvases is not None:
             found: Sequence[mtcnn.Level] = await asyncio.gather(
@@ -86,7 +87,7 @@ class Detector:
         return await self._compute("merge", mtcnn.merge, found, self._limits.max_candidates)
 
     async def _propose_directly(
-        self, image: Values, scales: Sequence[float], options: DetectOptions
+        self, image: Source, scales: Sequence[float], options: DetectOptions
     ) -> Sequence[mtcnn.Level]:
         """Levels in the threads' own runs of P-Net, side by side where threads are free."""
         propose, pnet, most = mtcnn.propose, self._nets.pnet, self._limits.max_candidates
@@ -98,7 +99,7 @@ class Detector:
         )
         return [level for levels in found for level in levels]
 
-    async def _propose_on_canvas(self, image: Values, scale: float, options: DetectOptions) -> mtcnn.Level:
+    async def _propose_on_canvas(self, image: Source, scale: float, options: DetectOptions) -> mtcnn.Level:
         """One level, in a run of P-Net that it shares with others of its shape."""
         assert self._nets.canvases is not None
         level = await self._compute("shrink", mtcnn.shrink, image, scale)
@@ -106,15 +107,13 @@ class Detector:
         most = self._limits.max_candidates
         return await self._compute("sift", mtcnn.sift, probability, regression, scale, options.thresholds[0], most)
 
-    async def _judge(self, image: Values, boxes: Boxes, side_px: int, net: Batcher, company: Company) -> Outputs:
+    async def _judge(self, image: Source, boxes: Boxes, side_px: int, net: Batcher, company: Company) -> Outputs:
         """The network's outputs for windows of the image."""
         outputs: list[Outputs] = []
         for start in range(0, len(boxes), _WINDOWS_AT_ONCE):
             some = boxes[start : start + _WINDOWS_AT_ONCE]
-            parts = np.array_split(some, min(self._free_threads(), len(some)))
-            cuts = await asyncio.gather(
-                *(self._compute("cut", images.cut_windows, image, part, side_px) for part in parts)
-            )
+            parts = np.array_split(some.astype(np.int64), min(self._free_threads(), len(some)))
+            cuts = await asyncio.gather(*(self._compute("cut", resampling.cut, image, part, side_px) for part in parts))
             await company.meet()
             outputs.append(await net(np.concatenate(cuts)))
         return outputs[0] if len(outputs) == 1 else tuple(map(np.concatenate, zip(*outputs, strict=True)))

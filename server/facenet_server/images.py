@@ -1,4 +1,4 @@
-"""From bytes to upright RGB pixels, and from pixels to windows. Pure: no waiting, no networks.
+"""From bytes to upright RGB pixels. Pure: no waiting, no networks.
 
 Decoding is strict: a file that is damaged in any way its decoder notices is refused, and nothing is decoded
 before its header has passed the limits.
@@ -8,21 +8,16 @@ import io
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from facenet_server.boxes import Boxes
 from facenet_server.errors import InvalidInput
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
-Values = Pixels | NDArray[np.float32]  # the same in either type
 
 Image.MAX_IMAGE_PIXELS = None  # the limit below, checked on the header, stands in for Pillow's global one
-
-_MAX_FLOAT_VALUES = 6_000_000  # 2 megapixels: 24 MB
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {  # by EXIF orientation: swap the axes, then turn the rows round, then the columns
@@ -139,35 +134,6 @@ def _turn(pixels: Pixels, orientation: int) -> Pixels:
     if swap:
         pixels = pixels.swapaxes(0, 1)
     return np.ascontiguousarray(pixels[:: -1 if rows else 1, :: -1 if columns else 1])
-
-
-def to_resize(image: Pixels) -> Values:
-    """The image as its levels and windows are made of it: where it is not too large, as float32, from which OpenCV
-    resizes by area sooner than from uint8, to the same values."""
-    return image.astype(np.float32) if image.size <= _MAX_FLOAT_VALUES else image
-
-
-def cut_windows(image: Values, boxes: Boxes, side_px: int) -> NDArray[np.float32]:
-    """The windows of whole-pixel boxes (1-based, inclusive), resized to (N, side, side, 3) float32 in 0…255.
-
-    What lies outside the image is zero. Resized by area, and not rounded, as the reference does before R-Net
-    and O-Net.
-    """
-    windows = np.empty((len(boxes), side_px, side_px, 3), np.float32)
-    for window, box in zip(windows, boxes.astype(np.int64).tolist(), strict=True):
-        cv2.resize(_window(image, *box), (side_px, side_px), dst=window, interpolation=cv2.INTER_AREA)
-    return windows
-
-
-def _window(image: Values, x1: int, y1: int, x2: int, y2: int) -> NDArray[np.float32]:
-    height, width = image.shape[:2]
-    left, top, right, bottom = max(x1, 1), max(y1, 1), min(x2, width), min(y2, height)
-    visible = image[top - 1 : max(bottom, 0), left - 1 : max(right, 0)].astype(np.float32, copy=False)
-    if (left, top, right, bottom) == (x1, y1, x2, y2):
-        return visible
-    canvas = np.zeros((y2 - y1 + 1, x2 - x1 + 1, 3), np.float32)
-    canvas[top - y1 : top - y1 + visible.shape[0], left - x1 : left - x1 + visible.shape[1]] = visible
-    return canvas
 
 
 def _view_raw(source: Raw, limits: DecodeLimits) -> Pixels:

@@ -9,19 +9,20 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from facenet_server import resampling
 from facenet_server.boxes import Boxes, Regressions, Scores, regress, square, suppress, truncate
 from facenet_server.errors import InvalidInput
-from facenet_server.images import Pixels, Values
+from facenet_server.images import Pixels
+from facenet_server.resampling import Source
 
 STRIDE_PX, CELL_PX = 2, 12  # P-Net's output cells: their distance and their field of view
 
 _STRIP_PIXELS = 30_000  # of a level: what P-Net makes of them lies in a core's own caches
 _MIN_STRIP_ROWS = 8  # of the map: a strip reads ten rows of the level beside its own
-_RESIZE_WORK = 0.05  # reading the whole image for a level, against P-Net on a level as large as the image
+_RESIZE_WORK = 0.01  # reading the whole image for a level, against P-Net on a level as large as the image
 
 Array = NDArray[np.float32]
 Net = Callable[[NDArray[np.generic]], tuple[Array, ...]]
@@ -96,7 +97,7 @@ def shares(scales: Sequence[float], parts: int) -> list[list[float]]:
     return shared
 
 
-def propose(image: Values, pnet: Net, scales: Sequence[float], threshold: float, max_windows: int) -> list[Level]:
+def propose(image: Source, pnet: Net, scales: Sequence[float], threshold: float, max_windows: int) -> list[Level]:
     """Stage 1 of some levels, given by their scales: where P-Net sees faces in each.
 
     Raises InvalidInput, reason TOO_MUCH_WORK, where more than ``max_windows`` windows pass the threshold.
@@ -110,12 +111,10 @@ def propose(image: Values, pnet: Net, scales: Sequence[float], threshold: float,
     return levels
 
 
-def shrink(image: Values, scale: float) -> Pixels:
-    """A level of the pyramid: by area, rounded to whole grey values, its sides rounded up."""
-    height, width = image.shape[:2]
-    size = (math.ceil(width * scale), math.ceil(height * scale))
-    level: Values = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return np.rint(level).astype(np.uint8) if level.dtype == np.float32 else level.astype(np.uint8, copy=False)
+def shrink(image: Source, scale: float) -> Pixels:
+    """A level of the pyramid: by area, its sides rounded up."""
+    height, width = image.pixels.shape[:2]
+    return resampling.shrink(image, math.ceil(height * scale), math.ceil(width * scale))
 
 
 def map_side(side_px: int) -> int:
