@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -50,7 +51,6 @@ def test_the_pyramid_pixels_are_those_of_its_levels() -> None:
 
 def test_an_image_smaller_than_a_face_has_no_levels() -> None:
     assert mtcnn.scales(19, 500, 20, 0.709) == []
-    assert mtcnn.shares([], 2) == []
     assert mtcnn.merge([], 10).shape == (0, 4)
 
 
@@ -83,13 +83,12 @@ def test_the_levels_may_come_in_any_order(astronaut: np.ndarray) -> None:
     np.testing.assert_array_equal(mtcnn.merge(shuffled, 10**6), mtcnn.merge(levels, 10**6))
 
 
-@given(st.integers(12, 3000), st.floats(0.5, 0.9), st.integers(1, 64))
-def test_shares_hold_every_level_once_and_none_is_empty(side: int, factor: float, parts: int) -> None:
-    scales = mtcnn.scales(side, side, 20, factor)
-    shared = mtcnn.shares(scales, parts)
-    assert sorted((scale for share in shared for scale in share), reverse=True) == scales
-    assert all(shared)
-    assert len(shared) == min(parts, len(scales))
+def test_levels_are_taken_from_a_shared_iterator_once_each() -> None:
+    image, scales = by_columns(np.zeros((100, 100, 3), np.uint8)), mtcnn.scales(100, 100, 20, 0.709)
+    left = iter(scales)
+    first = mtcnn.propose(image, no_faces, itertools.islice(left, 2), 0.6, 10)
+    rest = mtcnn.propose(image, no_faces, left, 0.6, 10)
+    assert [level.scale for level in first + rest] == scales
 
 
 def test_a_cell_maps_to_its_twelve_pixel_window_at_the_scale() -> None:

@@ -16,12 +16,12 @@ from facenet_proto.v1 import face_pb2 as pb
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from facenet_server import messages, resampling
+from facenet_server import messages
 from facenet_server.batching import Batcher
 from facenet_server.canvases import Canvases
 from facenet_server.compute import Compute
 from facenet_server.config import MIB, Config
-from facenet_server.detector import Detector, Nets, WorkLimits
+from facenet_server.detector import Detector, Nets, WorkLimits, warm_up
 from facenet_server.engine import Engine
 from facenet_server.errors import StartError
 from facenet_server.images import DecodeLimits
@@ -63,7 +63,7 @@ async def open_pipeline(networks: Mapping[str, Network], config: Config, stats: 
     are. What it does is counted in ``stats``. Raises StartError where the default embedder is not there."""
     threads = _threads(config)
     cv2.setNumThreads(1)  # images are worked on side by side instead
-    await asyncio.to_thread(resampling.warm_up)
+    await asyncio.to_thread(warm_up)
     by_kind = {network.info.kind: network for network in networks.values()}
     default = _default_embedder(networks, config)
     async with AsyncExitStack() as stack:

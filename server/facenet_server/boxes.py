@@ -4,16 +4,16 @@ Boxes are (N, 4) float64 arrays of x1 y1 x2 y2 in pixels, corners inclusive: a b
 Where the reference leaves that + 1 out, so do these functions, and say so.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from facenet_server.compiled import compiled
+
 Boxes = NDArray[np.float64]  # (N, 4) x1 y1 x2 y2, px
 Scores = NDArray[np.float32]  # (N,)
 Regressions = NDArray[np.float32]  # (N, 4) in fractions of width and height
-
-_BEST_AT_ONCE = 32
 
 
 def suppress(
@@ -25,25 +25,25 @@ def suppress(
     the smaller of the two areas. Of equal scores the later box comes first.
     """
     order = np.argsort(scores, kind="stable")[::-1]
-    x1, y1, x2, y2 = boxes[order].T
-    areas = (x2 - x1 + 1) * (y2 - y1 + 1)
-    kept: list[int] = []
-    while order.size:
-        # The best boxes against all that are left, some dozens at a time: fewer and larger array operations.
-        best = np.s_[:_BEST_AT_ONCE, np.newaxis]
-        width = np.minimum(x2[best], x2) - np.maximum(x1[best], x1) + 1
-        height = np.minimum(y2[best], y2) - np.maximum(y1[best], y1) + 1
-        shared = np.maximum(0.0, width) * np.maximum(0.0, height)
-        whole = np.minimum(areas[best], areas) if measure == "min" else areas[best] + areas - shared
-        apart = shared / whole <= max_overlap  # (best, all)
-        left = np.ones(len(order), bool)
-        for index, apart_from_it in enumerate(apart):
-            if left[index]:
-                kept.append(order[index])
-                left &= apart_from_it
-        left[: len(apart)] = False
-        order, areas, x1, y1, x2, y2 = (values[left] for values in (order, areas, x1, y1, x2, y2))
-    return np.array(kept, np.intp)
+    kept: NDArray[np.bool_] = _apart(boxes[order], max_overlap, measure == "min")
+    return order[kept]
+
+
+@compiled
+def _apart(boxes: Any, max_overlap: float, of_smaller: bool) -> Any:
+    """Which of the boxes, the best first, stay."""
+    areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+    kept = np.ones(len(boxes), np.bool_)
+    for best in range(len(boxes)):
+        if not kept[best]:
+            continue
+        for other in range(best + 1, len(boxes)):
+            width = min(boxes[best, 2], boxes[other, 2]) - max(boxes[best, 0], boxes[other, 0]) + 1
+            height = min(boxes[best, 3], boxes[other, 3]) - max(boxes[best, 1], boxes[other, 1]) + 1
+            shared = max(0.0, width) * max(0.0, height)
+            whole = min(areas[best], areas[other]) if of_smaller else areas[best] + areas[other] - shared
+            kept[other] &= shared / whole <= max_overlap
+    return kept
 
 
 def regress(boxes: Boxes, regressions: Regressions, *, inclusive: bool = True) -> Boxes:

@@ -11,7 +11,7 @@ import numpy as np
 
 from facenet_server import mtcnn, resampling
 from facenet_server.batching import Batcher, Outputs
-from facenet_server.boxes import Boxes
+from facenet_server.boxes import Boxes, suppress
 from facenet_server.canvases import Canvases
 from facenet_server.company import Company
 from facenet_server.compute import Compute
@@ -40,6 +40,14 @@ class WorkLimits:
 
     max_pyramid_pixels: int
     max_candidates: int
+
+
+def warm_up() -> None:
+    """Have the compiled arithmetic ready: seconds the first time on a machine, then the time to read it."""
+    source = resampling.by_columns(np.zeros((30, 30, 3), np.uint8))
+    resampling.shrink(source, 20, 20)
+    resampling.cut(source, np.array([[1, 1, 30, 30]]), 24)
+    suppress(np.array([[1.0, 1.0, 30.0, 30.0]]), np.ones(1, np.float32), 0.5)
 
 
 class Detector:
@@ -91,10 +99,11 @@ class Detector:
     ) -> Sequence[mtcnn.Level]:
         """Levels in the threads' own runs of P-Net, side by side where threads are free."""
         propose, pnet, most = mtcnn.propose, self._nets.pnet, self._limits.max_candidates
+        left = iter(scales)  # the largest first: each thread takes the next when it is done with one
         found = await asyncio.gather(
             *(
-                self._compute("propose", propose, image, pnet, share, options.thresholds[0], most)
-                for share in mtcnn.shares(scales, self._free_threads())
+                self._compute("propose", propose, image, pnet, left, options.thresholds[0], most)
+                for _ in range(min(self._free_threads(), len(scales)))
             )
         )
         return [level for levels in found for level in levels]

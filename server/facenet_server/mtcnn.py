@@ -22,7 +22,6 @@ STRIDE_PX, CELL_PX = 2, 12  # P-Net's output cells: their distance and their fie
 
 _STRIP_PIXELS = 30_000  # of a level: what P-Net makes of them lies in a core's own caches
 _MIN_STRIP_ROWS = 8  # of the map: a strip reads ten rows of the level beside its own
-_RESIZE_WORK = 0.01  # reading the whole image for a level, against P-Net on a level as large as the image
 
 Array = NDArray[np.float32]
 Net = Callable[[NDArray[np.generic]], tuple[Array, ...]]
@@ -86,19 +85,9 @@ def pyramid_pixels(height: int, width: int, min_face_px: float, factor: float) -
     )
 
 
-def shares(scales: Sequence[float], parts: int) -> list[list[float]]:
-    """A pyramid's levels, by their scales, in at most ``parts`` shares of about equal work."""
-    work = [0.0] * min(parts, len(scales))
-    shared: list[list[float]] = [[] for _ in work]
-    for scale in scales:  # the largest first
-        lightest = work.index(min(work))
-        shared[lightest].append(scale)
-        work[lightest] += scale**2 + _RESIZE_WORK
-    return shared
-
-
-def propose(image: Source, pnet: Net, scales: Sequence[float], threshold: float, max_windows: int) -> list[Level]:
-    """Stage 1 of some levels, given by their scales: where P-Net sees faces in each.
+def propose(image: Source, pnet: Net, scales: Iterable[float], threshold: float, max_windows: int) -> list[Level]:
+    """Stage 1 of some levels, given by their scales: where P-Net sees faces in each. Several threads may take theirs
+    from one iterator.
 
     Raises InvalidInput, reason TOO_MUCH_WORK, where more than ``max_windows`` windows pass the threshold.
     """

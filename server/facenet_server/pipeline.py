@@ -137,10 +137,7 @@ class Pipeline:
         """The embedding of one ready 160×160 crop."""
         embedder = self._embedder(options.model)
         limits = replace(self._limits, max_pixels=min(self._limits.max_pixels, _MAX_CROP_PIXELS))
-        if isinstance(crop, Raw):  # nothing to compute
-            decoded = images.decode(crop, limits)
-        else:
-            decoded = await self._compute("decode", images.decode, crop, limits)
+        decoded = await self._pixels(crop, limits)
         pixels = decoded.pixels
         if pixels.shape != (facenet.INPUT_SIZE_PX, facenet.INPUT_SIZE_PX, 3):
             height, width = pixels.shape[:2]
@@ -182,8 +179,13 @@ class Pipeline:
 
     async def _decode(self, image: Image, options: DetectOptions) -> tuple[Decoded, DetectOptions]:
         """The image, perhaps smaller than it is, and the options as they count for it."""
-        decoded = await self._compute("decode", images.decode, image, self._limits, options.max_reduction)
+        decoded = await self._pixels(image, self._limits, options.max_reduction)
         return decoded, options.reduced(decoded.reduction)
+
+    async def _pixels(self, image: Image, limits: images.DecodeLimits, max_reduction: int = 1) -> Decoded:
+        if isinstance(image, Raw):  # nothing to compute
+            return images.decode(image, limits)
+        return await self._compute("decode", images.decode, image, limits, max_reduction)
 
     async def _crops(
         self, image: Pixels, faces: Faces, options: DetectOptions, budget: ByteBudget

@@ -5,22 +5,19 @@ this. Here a weight is applied to a whole column of the image at once, which lie
 stored by columns. Each value is made by the same operations in the same order, rounded as often: not near, equal.
 
 The weights are those of OpenCV's ``computeResizeAreaTab`` where both sides shrink (or stay), else those of its
-INTER_LINEAR as INTER_AREA uses it (modules/imgproc/src/resize.cpp). Compiled by numba on first use, kept on disk.
-"""
+INTER_LINEAR as INTER_AREA uses it (modules/imgproc/src/resize.cpp)."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import cv2
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from facenet_server.compiled import compiled
 from facenet_server.images import Pixels
 
 Columns = NDArray[np.uint8]  # (3, W, H) R, G, B
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 _FLOAT = np.float32
 
@@ -55,22 +52,7 @@ def cut(source: Source, boxes: NDArray[np.int64], side_px: int) -> NDArray[np.fl
     return cast(NDArray[np.float32], _cut(source.columns, boxes, side_px))
 
 
-def warm_up() -> None:
-    """Have the compiled code ready: seconds the first time, then what it takes to read it."""
-    source = by_columns(np.zeros((30, 30, 3), np.uint8))
-    shrink(source, 20, 20)
-    cut(source, np.array([[1, 1, 30, 30]]), 24)
-
-
-def _compiled(function: Function) -> Function:
-    """The function as machine code that runs beside other threads."""
-    try:
-        return cast(Function, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
-    except RuntimeError:  # there is no folder to keep it in
-        return cast(Function, numba.njit(nogil=True, error_model="numpy")(function))
-
-
-@_compiled
+@compiled
 def _weigh(n_in: int, n_out: int, by_area: bool, starts: Any, index: Any, weight: Any) -> None:
     """What output value i is made of: from ``starts[i]`` up to ``starts[i + 1]``, input ``index`` times ``weight``."""
     ratio = n_out / n_in
@@ -107,7 +89,7 @@ def _weigh(n_in: int, n_out: int, by_area: bool, starts: Any, index: Any, weight
     starts[n_out] = n
 
 
-@_compiled
+@compiled
 def _shrink(columns: Any, height: int, width: int) -> Any:
     old_width, old_height = columns.shape[1:]
     x_starts, x_index, x_weight = _tables(old_width, width)
@@ -144,7 +126,7 @@ def _shrink(columns: Any, height: int, width: int) -> Any:
     return level
 
 
-@_compiled
+@compiled
 def _cut(columns: Any, boxes: Any, side: int) -> Any:
     width, height = columns.shape[1:]
     windows = np.empty((len(boxes), side, side, 3), _FLOAT)
@@ -187,14 +169,14 @@ def _cut(columns: Any, boxes: Any, side: int) -> Any:
     return windows
 
 
-@_compiled
+@compiled
 def _tables(n_in: int, n_out: int) -> Any:
     """Room for the starts, indices and weights of as many values."""
     most = n_in + 2 * n_out
     return np.empty(n_out + 1, np.int64), np.empty(most, np.int64), np.empty(most, _FLOAT)
 
 
-@_compiled
+@compiled
 def _average(columns: Any, left: int, top: int, wide: int, high: int, window: Any) -> None:
     """A window whose values are each the mean of wide × high whole pixels: sums of integers, which are exact."""
     share = _FLOAT(1) / _FLOAT(wide * high)
