@@ -88,9 +88,10 @@ async def test_a_cancelled_calls_waiting_rows_are_not_run() -> None:
     assert net.batches == [[0], [2]]
 
 
-async def test_a_failed_batch_fails_its_own_calls_only() -> None:
+@pytest.mark.parametrize("max_rows", [pytest.param(2, id="in two batches"), pytest.param(8, id="in one batch")])
+async def test_rows_that_fail_fail_their_own_call_only(max_rows: int) -> None:
     net = Recorder()
-    async with Batcher(net, 2) as batcher:
+    async with Batcher(net, max_rows) as batcher:
         first = await held(net, batcher)
         calls = [asyncio.create_task(batcher(rows(*values))) for values in ((1, -1), (2, 3))]
         await asyncio.sleep(0)
@@ -103,17 +104,17 @@ async def test_a_failed_batch_fails_its_own_calls_only() -> None:
     np.testing.assert_array_equal(answered[0], rows(4, 6))
 
 
-async def test_rows_of_unlike_shapes_fail_without_ending_the_worker() -> None:
+async def test_rows_of_unlike_shapes_are_run_apart() -> None:
     net = Recorder()
     async with Batcher(net, 8) as batcher:
         first = await held(net, batcher)
         unlike = [asyncio.create_task(batcher(array)) for array in (rows(1), np.ones((1, 2), np.float32))]
         await asyncio.sleep(0)
         net.open.set()
-        outcomes = await asyncio.gather(*unlike, return_exceptions=True)
+        outcomes = await asyncio.gather(*unlike)
         await first
         doubled, _ = await batcher(rows(5))
-    assert all(isinstance(outcome, ValueError) for outcome in outcomes)
+    assert [len(doubled[0]) for doubled, _ in outcomes] == [1, 2]
     np.testing.assert_array_equal(doubled, rows(10))
 
 
@@ -152,20 +153,28 @@ async def test_each_worker_runs_a_batch_of_its_own() -> None:
     np.testing.assert_array_equal(answer, rows(1, 2))
 
 
-async def test_an_idle_worker_waits_for_a_full_batch() -> None:
+async def test_an_idle_worker_waits_for_as_many_rows_as_it_had_last() -> None:
     net = Recorder()
-    async with Batcher(net, 3, max_wait_s=60) as batcher:
+    async with Batcher(net, 8, max_wait_s=60) as batcher:
+        await batcher(rows(1, 2, 3))
         calls = []
-        for value in (1, 2, 3):
+        for value in (4, 5, 6):
             calls.append(asyncio.create_task(batcher(rows(value))))
             for _ in range(5):  # the worker has every chance to run what is there
                 await asyncio.sleep(0)
         await asyncio.gather(*calls)
-    assert net.batches == [[1, 2, 3]]
+    assert net.batches == [[1, 2, 3], [4, 5, 6]]
+
+
+async def test_a_lone_caller_is_not_waited_for() -> None:
+    async with Batcher(Recorder(), 8, max_wait_s=60) as batcher:
+        for _ in range(3):
+            await batcher(rows(1))
 
 
 async def test_an_idle_worker_does_not_wait_longer_than_allowed() -> None:
     async with Batcher(Recorder(), 3, max_wait_s=0.01) as batcher:
+        await batcher(rows(7, 8, 9))
         (doubled, _) = await batcher(rows(1))
     np.testing.assert_array_equal(doubled, rows(2))
 

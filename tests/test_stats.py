@@ -18,7 +18,7 @@ async def test_a_job_is_counted_under_its_stage() -> None:
         assert await compute("add", max, 3, 2) == 3
         with pytest.raises(ZeroDivisionError):
             await compute("fail", divmod, 1, 0)
-    assert {stage.name: (stage.runs, stage.rows) for stage in stats} == {"add": (2, 2)}
+    assert {stage.name: (stage.runs, stage.rows) for stage in stats} == {"add": (2, 2), "fail": (0, 0)}
 
 
 async def test_a_blocked_loop_shows_in_its_lag() -> None:

@@ -1,6 +1,7 @@
 """Rows of many callers in one run of a network."""
 
 import asyncio
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable
@@ -35,9 +36,10 @@ class Batcher:
     """A network that callers share: called like one, but awaited.
 
     ``workers`` run one batch each; what arrives meanwhile is the next batch (natural batching), up to ``max_rows``,
-    and idle workers share what is there. An idle worker waits up to ``max_wait_s`` for more rows than the first. A
-    call is split to fit batches and workers, and rejoined. A cancelled call's waiting rows are dropped, a failed
-    batch fails the calls in it and no others. Where ``max_queued_rows`` would wait, a further call is refused. Every
+    and idle workers share what is there. An idle worker waits up to ``max_wait_s`` for as many rows as the last batch
+    had: callers who were answered together come back together. A call is split to fit batches and workers, and rejoined.
+    A cancelled call's waiting rows are dropped. Where a batch fails, each call in it runs once more by itself, and
+    fails by itself. Where ``max_queued_rows`` would wait, a further call is refused. Every
     run is counted in ``stage``.
     """
 
@@ -58,6 +60,7 @@ class Batcher:
         self._stage = stage or Stage("")
         self._parts: deque[_Part] = deque()
         self._queued_rows = 0
+        self._last_rows = 0
         self._arrived = asyncio.Event()
         self._n_workers = self._idle = workers
         self._executor: Executor = ThreadPoolExecutor(workers, thread_name_prefix="network")
@@ -82,7 +85,7 @@ class Batcher:
         """Run (N, …) rows, N ≥ 1, of each of the network's inputs: one array per output, each with first dimension N,
         in their order.
 
-        Raises Overloaded, whatever the network raised on a batch that held any of them, and RuntimeError once closed.
+        Raises Overloaded, whatever the network raised on any of them, and RuntimeError once closed.
         """
         if not self._workers:
             raise RuntimeError("the batcher is not open")
@@ -118,43 +121,37 @@ class Batcher:
                 continue
             self._idle -= 1
             try:
-                outputs = await self._run(batch)
-            except Exception as error:
-                for part in batch:
-                    if not part.outputs.done():
-                        part.outputs.set_exception(error)
-                continue
+                outcomes = await self._run(batch)
             except asyncio.CancelledError:  # closed while it runs: nobody is left waiting
                 for part in batch:
                     part.outputs.cancel()
                 raise
             finally:
                 self._idle += 1
-            start = 0
-            for part in batch:
-                stop = start + part.n_rows
-                if not part.outputs.done():
-                    part.outputs.set_result(tuple(output[start:stop] for output in outputs))
-                start = stop
+            for part, outcome in zip(batch, outcomes, strict=True):
+                if part.outputs.done():
+                    continue
+                if isinstance(outcome, Exception):
+                    part.outputs.set_exception(outcome)
+                else:
+                    part.outputs.set_result(outcome)
 
-    async def _run(self, batch: list[_Part]) -> Outputs:
-        def run() -> tuple[int, Outputs, int]:
+    async def _run(self, batch: list[_Part]) -> list[Outputs | Exception]:
+        def run() -> tuple[int, list[Outputs | Exception], int]:
             start_ns = time.monotonic_ns()
-            inputs = [part.inputs for part in batch]
-            rows = inputs[0] if len(inputs) == 1 else map(np.concatenate, zip(*inputs, strict=True))
-            return start_ns, self._net(*rows), time.monotonic_ns()
+            outcomes = _outcomes(self._net, [part.inputs for part in batch])
+            return start_ns, outcomes, time.monotonic_ns()
 
-        start_ns, outputs, end_ns = await asyncio.get_running_loop().run_in_executor(self._executor, run)
-        self._stage.add(
-            rows=sum(part.n_rows for part in batch),
-            queue_ns=sum((start_ns - part.since_ns) * part.n_rows for part in batch),
-            compute_ns=end_ns - start_ns,
-        )
-        return outputs
+        self._last_rows = rows = sum(part.n_rows for part in batch)
+        with self._stage.at_work():
+            start_ns, outcomes, end_ns = await asyncio.get_running_loop().run_in_executor(self._executor, run)
+        queue_ns = sum((start_ns - part.since_ns) * part.n_rows for part in batch)
+        self._stage.add(rows=rows, queue_ns=queue_ns, compute_ns=end_ns - start_ns)
+        return outcomes
 
     async def _fill(self) -> None:
-        """Wait for a full batch, or until the first part has waited long enough."""
-        while self._parts and self._queued_rows < self._max_rows:
+        """Wait for as many rows as last time, or until the first part has waited long enough."""
+        while self._parts and self._queued_rows < min(self._last_rows, self._max_rows):
             left_ns = self._parts[0].since_ns + self._max_wait_ns - time.monotonic_ns()
             if left_ns <= 0:
                 return
@@ -179,3 +176,14 @@ class Batcher:
         else:
             self._arrived.clear()
         return batch
+
+
+def _outcomes(net: Net, calls: list[tuple[Rows, ...]]) -> list[Outputs | Exception]:
+    """Run several calls' rows together; where that fails, each call by itself."""
+    try:
+        outputs = net(*(calls[0] if len(calls) == 1 else map(np.concatenate, zip(*calls, strict=True))))
+    except Exception as error:
+        return [error] if len(calls) == 1 else [outcome for call in calls for outcome in _outcomes(net, [call])]
+    stops = list(itertools.accumulate(len(inputs[0]) for inputs in calls))
+    starts = [0, *stops[:-1]]
+    return [tuple(rows[start:stop] for rows in outputs) for start, stop in zip(starts, stops, strict=True)]

@@ -37,6 +37,7 @@ class Compute:
             return start_ns, function(*args, **kwargs), time.monotonic_ns()
 
         since_ns = time.monotonic_ns()
-        start_ns, result, end_ns = await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        with self._stats.stage(stage).at_work():
+            start_ns, result, end_ns = await asyncio.get_running_loop().run_in_executor(self._threads, run)
         self._stats.stage(stage).add(rows=1, queue_ns=start_ns - since_ns, compute_ns=end_ns - start_ns)
         return result

@@ -47,7 +47,9 @@ class Config:
         "twice as long that way.",
         choices=("auto", "on", "off"),
     )
-    max_wait_s: float = _option(0.0, "How long an idle embedder waits for a fuller batch.")
+    max_wait_s: float = _option(
+        0.003, "How long an idle embedder waits for as many crops as its last batch had. A lone caller never waits."
+    )
     max_queued_rows: int = _option(4096, "Crops that may wait for one embedder; an item beyond is refused.")
     images_per_group: int = _option(
         8, "Images of one message that go through the networks side by side: their crops share batches."

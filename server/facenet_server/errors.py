@@ -60,6 +60,20 @@ class Overloaded(ItemError):
         super().__init__("OVERLOADED", message)
 
 
+class TimedOut(ItemError):
+    """The caller waits no longer."""
+
+    def __init__(self) -> None:
+        super().__init__("TIMED_OUT", "there was no answer within the request's timeout_ms")
+
+
+class DeviceLost(ItemError):
+    """The device that the networks run on failed for good; the server ends. Other servers may do the item."""
+
+    def __init__(self) -> None:
+        super().__init__("DEVICE_LOST", "the device failed, and this server ends: send it again, elsewhere")
+
+
 class ProtocolError(Exception):
     """What arrived is no valid message of the contract: its stream cannot go on."""
 

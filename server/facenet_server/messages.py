@@ -9,15 +9,25 @@ from numpy.typing import NDArray
 
 from facenet_server.calibration import BEST_ACCURACY, Calibration
 from facenet_server.config import MIB, Config
-from facenet_server.errors import InvalidInput, ItemError, NoFace, Overloaded, UnknownModel, UnknownOperatingPoint
+from facenet_server.errors import (
+    DeviceLost,
+    InvalidInput,
+    ItemError,
+    NoFace,
+    Overloaded,
+    TimedOut,
+    UnknownModel,
+    UnknownOperatingPoint,
+)
 from facenet_server.images import Encoded, Raw
 from facenet_server.mtcnn import Faces
 from facenet_server.options import CompareOptions, DetectOptions, EmbedOptions, FaceSelection
 from facenet_server.pipeline import Comparison, Detection, Embedded
 from facenet_server.sessions import ModelInfo
-from facenet_server.stats import Stats, resident_bytes
+from facenet_server.stats import Stage, Stats, resident_bytes
 
-INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED, INTERNAL = 3, 5, 8, 13  # google.rpc.Code
+# google.rpc.Code
+INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE = 3, 4, 5, 8, 13, 14
 
 _CODES: dict[type[ItemError], int] = {
     InvalidInput: INVALID_ARGUMENT,
@@ -25,6 +35,8 @@ _CODES: dict[type[ItemError], int] = {
     UnknownOperatingPoint: NOT_FOUND,
     NoFace: NOT_FOUND,
     Overloaded: RESOURCE_EXHAUSTED,
+    TimedOut: DEADLINE_EXCEEDED,
+    DeviceLost: UNAVAILABLE,
 }
 
 _SELECTIONS: dict[int, FaceSelection] = {
@@ -189,9 +201,15 @@ def server_stats(stats: Stats) -> pb.GetServerStatsResponse:
     lag = stats.loop_lag.now()
     return pb.GetServerStatsResponse(
         uptime_s=time.monotonic() - stats.started,
-        stages=[pb.StageStats(**asdict(stage)) for stage in stats],
+        stages=[_stage(stage) for stage in stats],
         resident_bytes=resident_bytes(),
         loop_lag=pb.LoopLag(p50_s=lag.p50_s, p99_s=lag.p99_s, max_s=lag.max_s),
+    )
+
+
+def _stage(stage: Stage) -> pb.StageStats:
+    return pb.StageStats(
+        name=stage.name, runs=stage.runs, rows=stage.rows, queue_ns=stage.queue_ns, compute_ns=stage.compute_ns
     )
 
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -25,6 +25,18 @@ class Stage:
     rows: int = 0
     queue_ns: int = 0
     compute_ns: int = 0
+    under_way: int = 0
+    ended: int = 0
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Around each run, however it ends: ``under_way`` are those that have not."""
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+            self.ended += 1
 
     def add(self, *, rows: int, queue_ns: int, compute_ns: int) -> None:
         """Count one run. Called on the event loop only."""
@@ -85,6 +97,16 @@ class Stats:
     def stage(self, name: str) -> Stage:
         """The stage of that name."""
         return self._stages.setdefault(name, Stage(name))
+
+    @property
+    def under_way(self) -> int:
+        """Runs that have begun or wait for a thread."""
+        return sum(stage.under_way for stage in self)
+
+    @property
+    def ended(self) -> int:
+        """Runs that have ended: it stands still where nothing makes progress."""
+        return sum(stage.ended for stage in self)
 
     def __iter__(self) -> Iterator[Stage]:
         return iter(self._stages.values())

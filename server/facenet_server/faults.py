@@ -1,0 +1,87 @@
+"""What a network's device can do to it: run out of memory, or be lost."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from facenet_server.errors import DeviceLost, Overloaded
+
+Outputs = tuple[Any, ...]
+
+# ONNX Runtime raises one class for all of these; what happened is in the text (CUDA's, cuDNN's, its own arena's).
+_NO_MEMORY = ("failed to allocate memory", "out of memory", "cudnn_status_alloc_failed", "cublas_status_alloc_failed")
+_LOST = (
+    "cuda failure 700",
+    "cuda error 700",
+    "illegal memory access",
+    "unspecified launch failure",
+    "device-side assert",
+    "cudnn_status_execution_failed",
+    "cublas_status_execution_failed",
+    "uncorrectable ecc",
+    "gpu is lost",
+    "cuda failure 999",
+)
+_RUNS_TO_RECOVER = 32
+
+
+class Enduring:
+    """A network that goes on where it can.
+
+    Where the device has no memory for a run, its rows run in halves, and later runs are as small until some dozens of
+    them went well; then twice as large, and so on. A single row without memory is refused. A lost device stays lost:
+    a process cannot get out of a poisoned CUDA context. ``on_lost`` is called then, once, in the thread that met it.
+
+    Called as the network is, from any thread. Raises Overloaded, DeviceLost, and what else the network raises; what
+    would end the thread comes as RuntimeError.
+    """
+
+    def __init__(self, net: Callable[..., Outputs], on_lost: Callable[[], None]) -> None:
+        self._net = net
+        self._on_lost = on_lost
+        self._most_rows: int | None = None  # of a run, while memory is short
+        self._went_well = 0
+        self._is_lost = False
+
+    def __call__(self, *inputs: Any) -> Outputs:
+        if self._most_rows is None:
+            return self._run(inputs)
+        size = self._most_rows
+        starts = range(0, len(inputs[0]), size)
+        outputs = [self._run(tuple(rows[start : start + size] for rows in inputs)) for start in starts]
+        return tuple(map(np.concatenate, zip(*outputs, strict=True)))
+
+    def _run(self, inputs: tuple[Any, ...]) -> Outputs:
+        if self._is_lost:
+            raise DeviceLost
+        try:
+            outputs = self._net(*inputs)
+        except Exception as error:
+            text = str(error).lower()
+            if any(sign in text for sign in _LOST):
+                self._is_lost = True
+                self._on_lost()
+                raise DeviceLost from error
+            if any(sign in text for sign in _NO_MEMORY):
+                return self._in_halves(inputs, error)
+            raise
+        except BaseException as error:
+            raise RuntimeError(f"a network's thread was to end: {error!r}") from error
+        if self._most_rows is not None:
+            self._recover()
+        return outputs
+
+    def _in_halves(self, inputs: tuple[Any, ...], error: Exception) -> Outputs:
+        n_rows = len(inputs[0])
+        if n_rows == 1:
+            raise Overloaded("the device has no memory for it now") from error
+        self._most_rows, self._went_well = n_rows // 2, 0
+        return self(*inputs)
+
+    def _recover(self) -> None:
+        self._went_well += 1
+        if self._went_well >= _RUNS_TO_RECOVER:
+            self._most_rows, self._went_well = 2 * (self._most_rows or 1), 0
+            if self._most_rows > 1024:
+                self._most_rows = None

@@ -1,0 +1,91 @@
+import threading
+
+import numpy as np
+import pytest
+from facenet_server.batching import Batcher
+from facenet_server.errors import DeviceLost, Overloaded
+from facenet_server.faults import Enduring
+
+NO_MEMORY = (
+    "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Conv node. "
+    "Failed to allocate memory for requested buffer of size 104857600"
+)
+LOST = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=h ; expr=cudaStreamSynchronize"
+
+
+class Device:
+    """A net that doubles its rows, with memory for so many; it remembers its runs."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.room = room
+        self.runs: list[int] = []
+        self.error: BaseException | None = None
+
+    def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        if self.error is not None:
+            raise self.error
+        if len(rows) > self.room:
+            raise RuntimeError(NO_MEMORY)
+        self.runs.append(len(rows))
+        return (rows * 2,)
+
+
+def rows(count: int) -> np.ndarray:
+    return np.arange(count, dtype=np.float32)[:, np.newaxis]
+
+
+def nobody() -> None:
+    raise AssertionError("the device is not lost")
+
+
+def test_without_memory_for_all_rows_they_run_in_parts() -> None:
+    device = Device(room=5)
+    (doubled,) = Enduring(device, nobody)(rows(16))
+    np.testing.assert_array_equal(doubled, rows(16) * 2)
+    assert device.runs == [4] * 4
+
+
+def test_after_that_runs_are_small_and_grow_again_once_they_go_well() -> None:
+    device = Device(room=5)
+    net = Enduring(device, nobody)
+    net(rows(16))
+    device.room, device.runs = 1000, []
+    net(rows(16))
+    assert device.runs == [4] * 4
+    for _ in range(100):
+        net(rows(16))
+    assert device.runs[-1] == 16
+
+
+def test_a_row_without_memory_is_refused_and_served_later() -> None:
+    device = Device(room=0)
+    net = Enduring(device, nobody)
+    with pytest.raises(Overloaded):
+        net(rows(2))
+    device.room = 10
+    (doubled,) = net(rows(2))
+    np.testing.assert_array_equal(doubled, rows(2) * 2)
+
+
+def test_a_lost_device_is_told_once_and_stays_lost() -> None:
+    device, told = Device(), []
+    net = Enduring(device, lambda: told.append(threading.current_thread()))
+    device.error = RuntimeError(LOST)
+    with pytest.raises(DeviceLost):
+        net(rows(1))
+    device.error = None  # a poisoned context would not come back, either
+    with pytest.raises(DeviceLost):
+        net(rows(1))
+    assert len(told) == 1
+
+
+async def test_what_would_end_a_worker_fails_its_call_and_the_next_is_served() -> None:
+    device = Device()
+    async with Batcher(Enduring(device, nobody), 8) as batcher:
+        for ending in (SystemExit(1), KeyboardInterrupt(), MemoryError()):
+            device.error = ending
+            with pytest.raises((RuntimeError, MemoryError)):
+                await batcher(rows(1))
+            device.error = None
+            (doubled,) = await batcher(rows(3))
+            np.testing.assert_array_equal(doubled, rows(3) * 2)
