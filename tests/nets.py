@@ -131,7 +131,7 @@ async def fake_service(
             ModelInfo(name, "embedder", "test", "0", "0", "fixed", 160, 0.0, 4, calibration) for name in embedders
         ]
         info = messages.server_info("test", models, ["FakeExecutionProvider"], default, config)
-        service = FaceService(pipeline, info, stats)
+        service = FaceService(pipeline, info, stats, config.max_write_stall_s)
         server, port = bind(service, config)
         await server.start()
         try:

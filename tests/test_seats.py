@@ -77,3 +77,17 @@ async def test_a_guest_cancelled_at_the_door_leaves_its_seats() -> None:
     await settle()
     assert third.seated
     await third.leave()
+
+
+async def test_callers_who_wait_take_turns() -> None:
+    seats, order = Seats(1), []
+
+    async def guest(caller: str) -> None:
+        async with seats.taken(1, caller):
+            order.append(caller)
+
+    async with seats.taken(1, "first"):
+        guests = [asyncio.create_task(guest(caller)) for caller in ("hog", "hog", "hog", "small")]
+        await settle()
+    await asyncio.gather(*guests)
+    assert order == ["hog", "small", "hog", "hog"]

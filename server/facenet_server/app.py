@@ -42,7 +42,7 @@ async def serve(config: Config) -> None:
     stats = Stats()
     networks = await asyncio.to_thread(open_networks, config)
     async with open_pipeline(networks, config, stats) as pipeline, stats.loop_lag:
-        service = FaceService(pipeline, _describe(networks, config), stats)
+        service = FaceService(pipeline, _describe(networks, config), stats, config.max_write_stall_s)
         await _listen(service, config)
 
 
@@ -187,6 +187,10 @@ def _channel_options(config: Config) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", config.max_message_mib * MIB),
         ("grpc.max_send_message_length", -1),  # answers are bounded by their requests and max_crop_mib
         ("grpc.max_concurrent_streams", config.max_streams_per_connection),
+        ("grpc.max_allowed_incoming_connections", config.max_connections),
+        ("grpc.server_handshake_timeout_ms", 5_000),  # who connects and says nothing is sent away
+        ("grpc.max_connection_idle_ms", 300_000),
+        ("grpc.enable_channelz", 0),
         ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent sharer
         # Bounded flow control: with bandwidth probing on, one unread stream can hold tens of megabytes.
         ("grpc.http2.bdp_probe", 0),

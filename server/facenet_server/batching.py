@@ -37,10 +37,10 @@ class Batcher:
 
     ``workers`` run one batch each; what arrives meanwhile is the next batch (natural batching), up to ``max_rows``,
     and idle workers share what is there. An idle worker waits up to ``max_wait_s`` for as many rows as the last batch
-    had: callers who were answered together come back together. A call is split to fit batches and workers, and rejoined.
-    A cancelled call's waiting rows are dropped. Where a batch fails, each call in it runs once more by itself, and
-    fails by itself. Where ``max_queued_rows`` would wait, a further call is refused. Every
-    run is counted in ``stage``.
+    had: callers who were answered together come back together. A call is split to fit batches and workers, and
+    rejoined. A cancelled call's waiting rows are dropped. Where a batch fails, each call in it runs once more by
+    itself, and fails by itself. Where ``max_queued_rows`` would wait, a further call is refused. Every run is counted
+    in ``stage``.
     """
 
     def __init__(

@@ -2,11 +2,13 @@
 
 import time
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from facenet_proto.v1 import face_pb2 as pb
 from numpy.typing import NDArray
 
+from facenet_server.admission import Counts
 from facenet_server.calibration import BEST_ACCURACY, Calibration
 from facenet_server.config import MIB, Config
 from facenet_server.errors import (
@@ -154,6 +156,15 @@ def item_error(error: ItemError) -> pb.ItemError:
     return pb.ItemError(code=_CODES[type(error)], reason=error.reason, message=str(error))
 
 
+def refusal(response: type[Any], number: int, n_items: int, retry_after_ms: int) -> Any:
+    """The answer to a message of that id and so many items that there is no room for."""
+    error = item_error(Overloaded("the server has no room for this message now"))
+    answer = response(id=number, retry_after_ms=retry_after_ms)
+    for _ in range(n_items):
+        answer.results.add().error.CopyFrom(error)
+    return answer
+
+
 def internal_error(incident: str) -> pb.ItemError:
     """A fault of the server, told by an opaque id that its log holds too."""
     return pb.ItemError(
@@ -186,6 +197,12 @@ def server_info(
             max_window_rows=config.max_window_rows,
             max_queued_rows=config.max_queued_rows,
             max_messages_in_flight=config.max_messages_in_flight,
+            max_items_per_stream=config.max_items_per_stream,
+            max_items_per_caller=config.max_items_per_caller,
+            max_items_in_flight=config.max_items_in_flight,
+            max_bytes_in_flight=config.max_mib_in_flight * MIB,
+            max_streams=config.max_streams,
+            max_connections=config.max_connections,
             max_streams_per_connection=config.max_streams_per_connection,
             max_image_bytes=config.max_image_mib * MIB,
             max_image_pixels=config.max_image_megapixels * 1_000_000,
@@ -196,7 +213,7 @@ def server_info(
     )
 
 
-def server_stats(stats: Stats) -> pb.GetServerStatsResponse:
+def server_stats(stats: Stats, counts: Counts) -> pb.GetServerStatsResponse:
     """What the server has done so far."""
     lag = stats.loop_lag.now()
     return pb.GetServerStatsResponse(
@@ -204,6 +221,7 @@ def server_stats(stats: Stats) -> pb.GetServerStatsResponse:
         stages=[_stage(stage) for stage in stats],
         resident_bytes=resident_bytes(),
         loop_lag=pb.LoopLag(p50_s=lag.p50_s, p99_s=lag.p99_s, max_s=lag.max_s),
+        admission=pb.AdmissionStats(**asdict(counts)),
     )
 
 

@@ -7,19 +7,22 @@ from contextlib import asynccontextmanager
 
 
 class Seats:
-    """A semaphore of which several units are taken at once. First come, first served: who needs many is not passed
-    by those who need few."""
+    """A semaphore of which several units are taken at once.
+
+    Callers who wait take turns; one caller's own are first come, first served. Who needs many is not passed by those
+    who need few.
+    """
 
     def __init__(self, count: int) -> None:
         self._free = self._count = count
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}  # by caller, who is next first
 
     @asynccontextmanager
-    async def taken(self, count: int) -> AsyncIterator[None]:
+    async def taken(self, count: int, caller: str = "") -> AsyncIterator[None]:
         """Hold ``count`` seats; all of them where there are not as many."""
         count = min(count, self._count)
         waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append((count, waiter))
+        self._waiting.setdefault(caller, deque()).append((count, waiter))
         self._admit()
         try:
             await waiter
@@ -36,10 +39,14 @@ class Seats:
 
     def _admit(self) -> None:
         while self._waiting:
-            count, waiter = self._waiting[0]
+            caller, queue = next(iter(self._waiting.items()))
+            count, waiter = queue[0]
             if not waiter.cancelled():
                 if count > self._free:
                     return
                 self._free -= count
                 waiter.set_result(None)
-            self._waiting.popleft()
+                self._waiting[caller] = self._waiting.pop(caller)  # behind the others
+            queue.popleft()
+            if not queue:
+                del self._waiting[caller]

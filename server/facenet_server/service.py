@@ -1,17 +1,11 @@
-"""The RPC surface: streams of batches in, answers in request order out.
-
-A stream has one reader task and one writer, the handler itself. The reader takes a message only with a credit
-for it, and the credit returns when its answer is written: a caller that sends faster than it is served, or
-does not read, is held back by its own connection. A read is never cancelled while its stream lives, since
-grpc.aio would lose the message.
-"""
+"""The RPC surface: each method's messages in, its answers out. How a stream lives is in ``streams``."""
 
 from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
 
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import grpc
@@ -19,11 +13,13 @@ from facenet_proto.v1 import face_pb2 as pb
 from google.protobuf.message import DecodeError, Message
 
 from facenet_server import messages
+from facenet_server.admission import Admission, Capacity
 from facenet_server.company import Company
-from facenet_server.errors import ItemError, ProtocolError
+from facenet_server.errors import ItemError, TimedOut
 from facenet_server.pipeline import ByteBudget, Pipeline
 from facenet_server.seats import Seats
 from facenet_server.stats import Stats
+from facenet_server.streams import Method, Place, StreamLimits, handler
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FaceService"].full_name
 
@@ -33,26 +29,6 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, Message]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class _Method(NamedTuple):
-    """A streaming method: its request message, the field that holds the batch, and who answers."""
-
-    request: type[Any]
-    response: type[Any]
-    batch_field: str
-    answer: Callable[[Any, Seats], Coroutine[Any, Any, Message]]
-
-
-class _End(NamedTuple):
-    """How a stream ends early, after the answers to everything that was accepted."""
-
-    code: grpc.StatusCode
-    details: str
-
-
-_DRAINING = _End(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
-_LINGER_S = 2.0  # how long a stream's end waits for its caller, who has been told, to close its side
 
 
 class _Batch(NamedTuple, Generic[Item, Result]):
@@ -65,30 +41,43 @@ class _Batch(NamedTuple, Generic[Item, Result]):
     failed: Callable[[pb.ItemError], Result]
 
 
-_Accepted = asyncio.Queue[asyncio.Task[Message] | _End | None]  # None: the caller has no more
-
-
 class FaceService:
     """FaceService of the contract. ``drain`` lets its streams finish what they accepted, then end."""
 
-    def __init__(self, pipeline: Pipeline, info: pb.GetServerInfoResponse, stats: Stats) -> None:
+    def __init__(
+        self, pipeline: Pipeline, info: pb.GetServerInfoResponse, stats: Stats, max_write_stall_s: float = 30.0
+    ) -> None:
         self._pipeline = pipeline
         self._info = info
         self._stats = stats
-        self._limits = info.limits
-        self._seats = Seats(self._limits.max_images_in_flight)
+        self._limits = limits = info.limits
+        self._max_write_stall_s = max_write_stall_s
+        self._seats = Seats(limits.max_images_in_flight)
         self._draining = asyncio.Event()
+        self.admission = Admission(
+            Capacity(
+                items_per_stream=limits.max_items_per_stream,
+                items_per_caller=limits.max_items_per_caller,
+                items=limits.max_items_in_flight,
+                n_bytes=limits.max_bytes_in_flight,
+                streams=limits.max_streams,
+            )
+        )
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What a grpc.aio server is given. Messages arrive as bytes, so that bad ones are ours to answer."""
-        streams = {
-            "Detect": _Method(pb.DetectRequest, pb.DetectResponse, "images", self._detect),
-            "Embed": _Method(pb.EmbedRequest, pb.EmbedResponse, "items", self._embed),
-            "Compare": _Method(pb.CompareRequest, pb.CompareResponse, "pairs", self._compare),
-        }
+        limits = self._limits
+        bounds = StreamLimits(
+            max_messages=limits.max_messages_in_flight,
+            max_items_per_message=limits.max_items_per_message,
+            max_images=limits.max_images_per_stream,
+            max_write_stall_s=self._max_write_stall_s,
+        )
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.stream_stream_rpc_method_handler(self._stream_handler(method), response_serializer=_serialize)
-            for name, method in streams.items()
+            name: grpc.stream_stream_rpc_method_handler(
+                handler(method, bounds, self.admission, self._draining, _log_incident), response_serializer=_serialize
+            )
+            for name, method in self._methods().items()
         }
         methods["GetServerInfo"] = grpc.unary_unary_rpc_method_handler(
             self._get_server_info, response_serializer=_serialize
@@ -104,7 +93,14 @@ class FaceService:
 
     # ---- the methods: one message in, one message out ----
 
-    async def _detect(self, request: pb.DetectRequest, seats: Seats) -> pb.DetectResponse:
+    def _methods(self) -> dict[str, Method]:
+        return {
+            "Detect": Method(pb.DetectRequest, pb.DetectResponse, "images", self._detect),
+            "Embed": Method(pb.EmbedRequest, pb.EmbedResponse, "items", self._embed),
+            "Compare": Method(pb.CompareRequest, pb.CompareResponse, "pairs", self._compare),
+        }
+
+    async def _detect(self, request: pb.DetectRequest, place: Place) -> pb.DetectResponse:
         budget = ByteBudget(self._limits.max_crop_bytes)
 
         async def one(image: pb.Image, company: Company) -> pb.DetectResult:
@@ -113,10 +109,10 @@ class FaceService:
             return pb.DetectResult(detection=messages.detection(found))
 
         batch = _Batch(one, lambda _: 1, lambda _: True, lambda error: pb.DetectResult(error=error))
-        results = await self._each(request.images, batch, seats)
+        results = await self._each(request.images, batch, place)
         return pb.DetectResponse(id=request.id, results=results)
 
-    async def _embed(self, request: pb.EmbedRequest, seats: Seats) -> pb.EmbedResponse:
+    async def _embed(self, request: pb.EmbedRequest, place: Place) -> pb.EmbedResponse:
         budget = ByteBudget(self._limits.max_crop_bytes)
 
         async def one(item: pb.EmbedItem, company: Company) -> pb.EmbedResult:
@@ -131,10 +127,10 @@ class FaceService:
             return item.HasField("image") or item.crop.HasField("encoded")
 
         batch = _Batch(one, lambda item: item.HasField("image"), is_work, lambda error: pb.EmbedResult(error=error))
-        results = await self._each(request.items, batch, seats)
+        results = await self._each(request.items, batch, place)
         return pb.EmbedResponse(id=request.id, results=results)
 
-    async def _compare(self, request: pb.CompareRequest, seats: Seats) -> pb.CompareResponse:
+    async def _compare(self, request: pb.CompareRequest, place: Place) -> pb.CompareResponse:
         async def one(pair: pb.Pair, company: Company) -> pb.CompareResult:
             options = messages.read_compare_options(request.options)
             a, b = messages.read_side(pair.a), messages.read_side(pair.b)
@@ -145,24 +141,29 @@ class FaceService:
             return pair.a.HasField("image") + pair.b.HasField("image")
 
         batch = _Batch(one, n_images, lambda pair: n_images(pair) > 0, lambda error: pb.CompareResult(error=error))
-        results = await self._each(request.pairs, batch, seats)
+        results = await self._each(request.pairs, batch, place)
         return pb.CompareResponse(id=request.id, results=results)
 
-    async def _each(self, items: Sequence[Item], batch: _Batch[Item, Result], seats: Seats) -> list[Result]:
+    async def _each(self, items: Sequence[Item], batch: _Batch[Item, Result], place: Place) -> list[Result]:
         """Answer a message's items, in groups whose images go side by side; one that fails has its error."""
         size = self._limits.images_per_group
         groups = [items[start : start + size] for start in range(0, len(items), size)]
-        answered = await asyncio.gather(*(self._group(group, batch, seats) for group in groups))
+        answered = await asyncio.gather(*(self._group(group, batch, place) for group in groups))
         return [result for results in answered for result in results]
 
-    async def _group(self, items: Sequence[Item], batch: _Batch[Item, Result], seats: Seats) -> list[Result]:
+    async def _group(self, items: Sequence[Item], batch: _Batch[Item, Result], place: Place) -> list[Result]:
         company = Company(sum(map(batch.n_images, items)))
-        answers = (_answer(item, batch, company) for item in items)
+        answers = (_answer(item, batch, company, place.deadline) for item in items)
         work = sum(max(batch.n_images(item), batch.is_work(item)) for item in items)
         if not work:
             return await asyncio.gather(*answers)
-        async with seats.taken(work), self._seats.taken(work):  # its stream's share, then the server's
-            return await asyncio.gather(*answers)
+        try:
+            async with asyncio.timeout_at(place.deadline) as wait:  # for seats: its stream's share, then the server's
+                async with place.seats.taken(work), self._seats.taken(work, place.caller):
+                    wait.reschedule(None)
+                    return await asyncio.gather(*answers)
+        except TimeoutError:
+            return [batch.failed(messages.item_error(TimedOut())) for _ in items]
 
     async def _get_server_info(self, data: bytes, context: Context) -> pb.GetServerInfoResponse:
         try:
@@ -171,83 +172,20 @@ class FaceService:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the bytes are no GetServerInfoRequest")
         return self._info
 
-    async def _get_server_stats(self, _: bytes, __: Context) -> pb.GetServerStatsResponse:
-        return messages.server_stats(self._stats)
-
-    # ---- streams ----
-
-    def _stream_handler(self, method: _Method) -> Callable[[AsyncIterator[bytes], Context], Awaitable[None]]:
-        async def handle(_: AsyncIterator[bytes], context: Context) -> None:
-            try:
-                end = await self._serve(method, context)
-            except Exception:
-                incident = _log_incident("a stream failed")
-                end = _End(grpc.StatusCode.INTERNAL, f"internal error {incident}")
-            if end is not None:
-                await context.abort(end.code, end.details)
-
-        return handle
-
-    async def _serve(self, method: _Method, context: Context) -> _End | None:
-        """Write a stream's answers, in request order, until it ends."""
-        credits = asyncio.Semaphore(self._limits.max_messages_in_flight)
-        accepted: _Accepted = asyncio.Queue()  # bounded by the credits
-        async with asyncio.TaskGroup() as tasks:
-            reader = tasks.create_task(self._read(method, context, credits, accepted, tasks))
-            while isinstance(answer := await accepted.get(), asyncio.Task):
-                await context.write(await answer)
-                credits.release()
-            if answer is _DRAINING:
-                await context.write(method.response(draining=True))
-                # A caller that still writes when its call ends may lose answers that it has not read.
-                await asyncio.wait({reader}, timeout=_LINGER_S)
-                reader.cancel()
-        return answer
-
-    async def _read(
-        self,
-        method: _Method,
-        context: Context,
-        credits: asyncio.Semaphore,
-        accepted: _Accepted,
-        tasks: asyncio.TaskGroup,
-    ) -> None:
-        """Accept a stream's messages, each for a credit, until there are no more to accept."""
-        seats = Seats(self._limits.max_images_per_stream)
-        draining = asyncio.create_task(self._draining.wait())
+    async def _get_server_stats(self, data: bytes, context: Context) -> pb.GetServerStatsResponse:
         try:
-            while True:
-                await credits.acquire()
-                read = _start_read(context)
-                await asyncio.wait({read, draining}, return_when=asyncio.FIRST_COMPLETED)
-                if draining.done():
-                    accepted.put_nowait(_DRAINING)
-                    await _discard(read, context)
-                    return
-                data = read.result()
-                if data is grpc.aio.EOF:
-                    accepted.put_nowait(None)
-                    return
-                accepted.put_nowait(tasks.create_task(method.answer(self._parse(method, data), seats)))
-        except ProtocolError as error:
-            accepted.put_nowait(_End(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
-        finally:
-            draining.cancel()
-
-    def _parse(self, method: _Method, data: bytes) -> Any:
-        try:
-            request = method.request.FromString(data)
+            pb.GetServerStatsRequest.FromString(data)
         except DecodeError:
-            raise ProtocolError(f"the bytes are no {method.request.DESCRIPTOR.name}") from None
-        count, limit = len(getattr(request, method.batch_field)), self._limits.max_items_per_message
-        if count > limit:
-            raise ProtocolError(f"the message holds {count} items; the limit is {limit}")
-        return request
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the bytes are no GetServerStatsRequest")
+        return messages.server_stats(self._stats, self.admission.counts)
 
 
-async def _answer(item: Item, batch: _Batch[Item, Result], company: Company) -> Result:
+async def _answer(item: Item, batch: _Batch[Item, Result], company: Company, deadline: float | None) -> Result:
     try:
-        return await batch.one(item, company)
+        async with asyncio.timeout_at(deadline):
+            return await batch.one(item, company)
+    except TimeoutError:
+        return batch.failed(messages.item_error(TimedOut()))
     except ItemError as error:
         return batch.failed(messages.item_error(error))
     except Exception:
@@ -265,24 +203,3 @@ def _log_incident(what: str) -> str:
 
 def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
-
-
-def _start_read(context: Context) -> asyncio.Future[Any]:
-    """A read to be waited for with asyncio.wait: a read that is cancelled loses its message."""
-    read = asyncio.ensure_future(context.read())
-    read.add_done_callback(_retrieve)
-    return read
-
-
-async def _discard(read: asyncio.Future[Any], context: Context) -> None:
-    """Read on to the caller's end."""
-    await asyncio.wait({read})
-    while read.result() is not grpc.aio.EOF:
-        read = _start_read(context)
-        await asyncio.wait({read})
-
-
-def _retrieve(read: asyncio.Future[Any]) -> None:
-    """Look at a read's error, which nobody waits for once its stream has ended."""
-    if not read.cancelled():
-        read.exception()

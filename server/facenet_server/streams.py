@@ -1,0 +1,217 @@
+"""One stream's life: messages in, answers out in request order, from the door to whatever end it takes.
+
+A stream has one reader task and one writer, the handler itself. The reader takes a message only with a credit for it,
+and while the server has room; the credit returns when its answer is written. A caller that sends faster than it is
+served, or does not read, is held back by its own connection. A read is never cancelled while its stream lives, since
+grpc.aio would lose the message.
+"""
+
+from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from facenet_server import messages, wire
+from facenet_server.admission import Admission, Refused, Visit, caller_of
+from facenet_server.errors import ProtocolError
+from facenet_server.seats import Seats
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[bytes, Message]
+
+PUSHBACK = "grpc-retry-pushback-ms"  # gRFC A6's name for when to come back
+_LINGER_S = 2.0  # how long a stream's end waits for its caller, who has been told, to close its side
+
+
+class Place(NamedTuple):
+    """Where a message's images are worked on: as whose, in which seats of its stream, until when (on the loop's
+    clock; None: for ever)."""
+
+    caller: str
+    seats: Seats
+    deadline: float | None
+
+
+class Method(NamedTuple):
+    """A streaming method: its request and response messages, the field that holds the batch, who answers."""
+
+    request: type[Any]
+    response: type[Any]
+    batch_field: str
+    answer: Callable[[Any, Place], Coroutine[Any, Any, Message]]
+
+
+class StreamLimits(NamedTuple):
+    """What bounds one stream: messages read and not answered, items of a message, images worked on at once, seconds
+    that its caller may let an answer lie."""
+
+    max_messages: int
+    max_items_per_message: int
+    max_images: int
+    max_write_stall_s: float
+
+
+class End(NamedTuple):
+    """How a stream ends early, after the answers to everything that was accepted."""
+
+    code: grpc.StatusCode
+    details: str
+
+
+class _Pending(NamedTuple):
+    """An answer to come, or one that is there, and what its message counts for at the door."""
+
+    answer: asyncio.Task[Message] | Message
+    n_items: int = 0
+    n_bytes: int = 0
+
+
+_DRAINING = End(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+_Accepted = asyncio.Queue[_Pending | End | None]  # None: the caller has no more
+
+
+class Stream:
+    """One open stream; ``serve`` runs it. ``draining`` set lets it finish what it accepted, then end."""
+
+    def __init__(self, method: Method, context: Context, limits: StreamLimits, draining: asyncio.Event) -> None:
+        self._method = method
+        self._context = context
+        self._limits = limits
+        self._draining = draining
+        self._caller = caller_of(context.peer())
+        self._seats = Seats(limits.max_images)
+        self._credits = asyncio.Semaphore(limits.max_messages)
+        self._accepted: _Accepted = asyncio.Queue()  # bounded by the credits
+
+    async def serve(self, admission: Admission) -> End | None:
+        """Write its answers, in request order, until it ends. Raises Refused where there is no room for it."""
+        with admission.enter(self._caller) as visit:
+            async with asyncio.TaskGroup() as tasks:
+                reader = tasks.create_task(self._read(visit, admission, tasks))
+                while isinstance(pending := await self._accepted.get(), _Pending):
+                    answer = pending.answer
+                    await self._write(await answer if isinstance(answer, asyncio.Task) else answer)
+                    visit.answered(pending.n_items, pending.n_bytes)
+                    self._credits.release()
+                if pending is _DRAINING:
+                    await self._write(self._method.response(draining=True))
+                    # A caller that still writes when its call ends may lose answers that it has not read.
+                    await asyncio.wait({reader}, timeout=_LINGER_S)
+                    reader.cancel()
+        return pending
+
+    async def _write(self, message: Message) -> None:
+        """Write, or end the stream's handler where its caller takes nothing for too long."""
+        handler = asyncio.current_task()
+        assert handler is not None
+        stalled = asyncio.get_running_loop().call_later(self._limits.max_write_stall_s, handler.cancel)
+        try:
+            await self._context.write(message)
+        finally:
+            stalled.cancel()
+
+    async def _read(self, visit: Visit, admission: Admission, tasks: asyncio.TaskGroup) -> None:
+        """Accept messages, each for a credit and while there is room, until there are no more to accept."""
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            while True:
+                await self._credits.acquire()
+                if not visit.may_read:
+                    await _turn(visit, draining)
+                read = None if draining.done() else start_read(self._context)
+                if read is not None:
+                    await asyncio.wait({read, draining}, return_when=asyncio.FIRST_COMPLETED)
+                if draining.done():
+                    self._accepted.put_nowait(_DRAINING)
+                    await _discard(read or start_read(self._context), self._context)
+                    return
+                assert read is not None
+                data = read.result()
+                if data is grpc.aio.EOF:
+                    self._accepted.put_nowait(None)
+                    return
+                self._accepted.put_nowait(self._accept(data, visit, admission, tasks))
+        except ProtocolError as error:
+            self._accepted.put_nowait(End(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
+        finally:
+            draining.cancel()
+
+    def _accept(self, data: bytes, visit: Visit, admission: Admission, tasks: asyncio.TaskGroup) -> _Pending:
+        """A message, begun; or its refusal, for which it is not even parsed. Raises ProtocolError."""
+        method, most = self._method, self._limits.max_items_per_message
+        fields = method.request.DESCRIPTOR.fields_by_name
+        try:
+            outline = wire.outline(data, fields["id"].number, fields[method.batch_field].number, most)
+            if outline.n_items > most:
+                raise ProtocolError(f"the message holds too many items; the limit is {most}")
+            if not visit.accept(outline.n_items, len(data)):
+                retry_after_ms = round(1000 * admission.retry_after_s())
+                return _Pending(messages.refusal(method.response, outline.id, outline.n_items, retry_after_ms))
+            request = method.request.FromString(data)
+        except DecodeError:
+            raise ProtocolError(f"the bytes are no {method.request.DESCRIPTOR.name}") from None
+        place = Place(self._caller, self._seats, _deadline(request))
+        return _Pending(tasks.create_task(method.answer(request, place)), outline.n_items, len(data))
+
+
+def handler(
+    method: Method,
+    limits: StreamLimits,
+    admission: Admission,
+    draining: asyncio.Event,
+    log_incident: Callable[[str], str],
+) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
+    """A method as grpc.aio calls it."""
+
+    async def handle(_: Any, context: Context) -> None:
+        try:
+            end = await Stream(method, context, limits, draining).serve(admission)
+        except Refused as refused:
+            pushback = ((PUSHBACK, str(round(1000 * refused.retry_after_s))),)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused), pushback)
+        except Exception:
+            end = End(grpc.StatusCode.INTERNAL, f"internal error {log_incident('a stream failed')}")
+        if end is not None:
+            await context.abort(end.code, end.details)
+
+    return handle
+
+
+def start_read(context: Context) -> asyncio.Future[Any]:
+    """A read to be waited for with asyncio.wait: a read that is cancelled loses its message."""
+    read = asyncio.ensure_future(context.read())
+    read.add_done_callback(_retrieve)
+    return read
+
+
+def _deadline(request: Any) -> float | None:
+    if not request.HasField("timeout_ms"):
+        return None
+    return asyncio.get_running_loop().time() + int(request.timeout_ms) / 1000
+
+
+async def _turn(visit: Visit, draining: asyncio.Task[Any]) -> None:
+    """Wait until there is room, or the server drains."""
+    turn = asyncio.ensure_future(visit.turn())
+    try:
+        await asyncio.wait({turn, draining}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        turn.cancel()
+
+
+async def _discard(read: asyncio.Future[Any], context: Context) -> None:
+    """Read on to the caller's end."""
+    await asyncio.wait({read})
+    while read.result() is not grpc.aio.EOF:
+        read = start_read(context)
+        await asyncio.wait({read})
+
+
+def _retrieve(read: asyncio.Future[Any]) -> None:
+    """Look at a read's error, which nobody waits for once its stream has ended."""
+    if not read.cancelled():
+        read.exception()

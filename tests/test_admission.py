@@ -1,0 +1,143 @@
+import asyncio
+
+import pytest
+from facenet_server.admission import Admission, Capacity, Refused, Visit, caller_of
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def door(**limits: int) -> Admission:
+    capacity = {"items_per_stream": 8, "items_per_caller": 16, "items": 32, "n_bytes": 1000, "streams": 4, **limits}
+    return Admission(Capacity(**capacity), Clock())
+
+
+async def waiting(visit: Visit) -> "asyncio.Task[None]":
+    task = asyncio.create_task(visit.turn())
+    await asyncio.sleep(0)
+    return task
+
+
+def test_a_stream_beyond_the_limit_is_refused_and_room_comes_back() -> None:
+    admission = door(streams=1)
+    with admission.enter("a"), pytest.raises(Refused):
+        admission.enter("b")
+    with admission.enter("b"):
+        pass
+    assert (admission.counts.streams, admission.counts.refused_streams) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "other"),
+    [
+        pytest.param({"items_per_stream": 3}, None, id="of its stream"),
+        pytest.param({"items_per_caller": 3}, "a", id="of its caller"),
+        pytest.param({"items": 3}, "b", id="of all"),
+        pytest.param({"n_bytes": 30}, "b", id="bytes of all"),
+    ],
+)
+def test_a_message_that_goes_over_a_limit_is_refused(limits: dict[str, int], other: str | None) -> None:
+    admission = door(**limits)
+    with admission.enter("a") as first:
+        assert first.accept(2, 20)
+        with admission.enter(other or "c") as second:
+            visit = second if other else first
+            assert not visit.accept(2, 20)
+            assert visit.accept(1, 10)
+    assert admission.counts.refused_items == 2
+
+
+def test_a_message_larger_than_a_whole_limit_is_let_in_alone() -> None:
+    admission = door(items=3, n_bytes=10)
+    with admission.enter("a") as visit:
+        assert visit.accept(64, 500)
+        assert not visit.accept(1, 1)
+        visit.answered(64, 500)
+        assert visit.accept(1, 1)
+
+
+def test_what_was_accepted_is_answered_abandoned_or_in_flight() -> None:
+    admission = door()
+    counts = admission.counts
+    with admission.enter("a") as visit:
+        visit.accept(5, 50)
+        visit.accept(3, 30)
+        visit.answered(5, 50)
+        assert (counts.accepted_items, counts.answered_items, counts.items_in_flight) == (8, 5, 3)
+        assert counts.bytes_in_flight == 30
+    assert (counts.abandoned_items, counts.items_in_flight, counts.bytes_in_flight) == (3, 0, 0)
+
+
+async def test_a_stream_without_room_waits_until_there_is() -> None:
+    admission = door(items=2)
+    with admission.enter("a") as a, admission.enter("b") as b:
+        a.accept(2, 1)
+        task = await waiting(b)
+        assert not task.done()
+        a.answered(2, 1)
+        await task
+
+
+async def test_callers_who_wait_take_turns() -> None:
+    admission = door(items=1)
+    order: list[str] = []
+
+    async def reader(visit: Visit, name: str) -> None:
+        await visit.turn()
+        assert visit.accept(1, 1)
+        order.append(name)
+        visit.answered(1, 1)
+
+    with admission.enter("first") as first, admission.enter("hog") as one, admission.enter("hog") as two:
+        with admission.enter("small") as small:
+            first.accept(1, 1)
+            names = ((one, "hog"), (two, "hog"), (small, "small"))
+            tasks = [asyncio.create_task(reader(visit, name)) for visit, name in names]
+            await asyncio.sleep(0)
+            first.answered(1, 1)
+            await asyncio.gather(*tasks)
+    assert order == ["hog", "small", "hog"]
+
+
+async def test_a_waiting_stream_that_ends_passes_its_turn_on() -> None:
+    admission = door(items=1)
+    with admission.enter("a") as a, admission.enter("b") as b, admission.enter("c") as c:
+        a.accept(1, 1)
+        gone, stays = await waiting(b), await waiting(c)
+        gone.cancel()
+        await asyncio.sleep(0)
+        a.answered(1, 1)
+        await stays
+
+
+def test_a_refused_caller_is_told_about_when_there_will_be_room() -> None:
+    admission = door(items=32)
+    clock = admission._clock
+    assert isinstance(clock, Clock)
+    with admission.enter("a") as visit:
+        for _ in range(50):  # one every 100 ms
+            visit.accept(1, 1)
+            clock.now_s += 0.1
+            visit.answered(1, 1)
+        for _ in range(8):
+            visit.accept(1, 1)
+        assert admission.retry_after_s() == pytest.approx(0.8, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("peer", "caller"),
+    [
+        ("ipv4:10.0.0.7:50312", "ipv4:10.0.0.7"),
+        ("ipv6:%5B2001:db8::7%5D:50312", "ipv6:%5B2001:db8::7%5D"),
+        ("ipv4:127.0.0.1:50312", "ipv4:127.0.0.1:50312"),
+        ("ipv6:%5B::1%5D:50312", "ipv6:%5B::1%5D:50312"),
+        ("unix:/run/facenet.sock", "unix:/run/facenet.sock"),
+    ],
+)
+def test_a_caller_is_a_host_but_near_ones_are_told_apart_by_connection(peer: str, caller: str) -> None:
+    assert caller_of(peer) == caller
