@@ -70,7 +70,12 @@ class _Pending(NamedTuple):
     n_bytes: int = 0
 
 
+class _Stalled(Exception):
+    """The caller takes no answers."""
+
+
 _DRAINING = End(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+_STALLED = End(grpc.StatusCode.CANCELLED, "the answers were not taken in time")
 _Accepted = asyncio.Queue[_Pending | End | None]  # None: the caller has no more
 
 
@@ -86,33 +91,48 @@ class Stream:
         self._seats = Seats(limits.max_images)
         self._credits = asyncio.Semaphore(limits.max_messages)
         self._accepted: _Accepted = asyncio.Queue()  # bounded by the credits
+        self._unfinished: asyncio.Future[None] | None = None
 
     async def serve(self, admission: Admission) -> End | None:
         """Write its answers, in request order, until it ends. Raises Refused where there is no room for it."""
         with admission.enter(self._caller) as visit:
-            async with asyncio.TaskGroup() as tasks:
-                reader = tasks.create_task(self._read(visit, admission, tasks))
-                while isinstance(pending := await self._accepted.get(), _Pending):
-                    answer = pending.answer
-                    await self._write(await answer if isinstance(answer, asyncio.Task) else answer)
-                    visit.answered(pending.n_items, pending.n_bytes)
-                    self._credits.release()
-                if pending is _DRAINING:
-                    await self._write(self._method.response(draining=True))
-                    # A caller that still writes when its call ends may lose answers that it has not read.
-                    await asyncio.wait({reader}, timeout=_LINGER_S)
-                    reader.cancel()
+            try:
+                return await self._answer(visit, admission)
+            except ExceptionGroup as failures:
+                if failures.subgroup(_Stalled) is None:
+                    raise
+        assert self._unfinished is not None
+        # Its room is free again; its end can be told once the caller has taken the answer that it let lie.
+        await asyncio.wait({self._unfinished})
+        return _STALLED
+
+    async def _answer(self, visit: Visit, admission: Admission) -> End | None:
+        async with asyncio.TaskGroup() as tasks:
+            reader = tasks.create_task(self._read(visit, admission, tasks))
+            while isinstance(pending := await self._accepted.get(), _Pending):
+                answer = pending.answer
+                await self._write(await answer if isinstance(answer, asyncio.Task) else answer)
+                visit.answered(pending.n_items, pending.n_bytes)
+                self._credits.release()
+            if pending is _DRAINING:
+                await self._write(self._method.response(draining=True))
+                # A caller that still writes when its call ends may lose answers that it has not read.
+                await asyncio.wait({reader}, timeout=_LINGER_S)
+                reader.cancel()
         return pending
 
     async def _write(self, message: Message) -> None:
-        """Write, or end the stream's handler where its caller takes nothing for too long."""
-        handler = asyncio.current_task()
-        assert handler is not None
-        stalled = asyncio.get_running_loop().call_later(self._limits.max_write_stall_s, handler.cancel)
+        """Write. Raises _Stalled where the caller takes nothing for too long."""
+        writing = asyncio.ensure_future(self._context.write(message))
         try:
-            await self._context.write(message)
-        finally:
-            stalled.cancel()
+            done, _ = await asyncio.wait({writing}, timeout=self._limits.max_write_stall_s)
+        except asyncio.CancelledError:
+            writing.cancel()
+            raise
+        if not done:
+            self._unfinished = writing
+            raise _Stalled
+        writing.result()
 
     async def _read(self, visit: Visit, admission: Admission, tasks: asyncio.TaskGroup) -> None:
         """Accept messages, each for a credit and while there is room, until there are no more to accept."""

@@ -1,0 +1,200 @@
+"""Streams at the door, under limits and to every kind of end: a real server, raw gRPC callers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from facenet_proto.v1 import face_pb2 as pb
+from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
+from facenet_server.admission import Counts
+from facenet_server.service import FaceService
+from nets import HeldNet, crop, fake_service, square
+
+
+def crops(*shades: int, timeout_ms: int | None = None, number: int = 0) -> pb.EmbedRequest:
+    """A message of one-shade crops."""
+    images = (pb.Image(raw=pb.RawImage(rgb=crop(*[shade] * 3).tobytes(), height=160, width=160)) for shade in shades)
+    return pb.EmbedRequest(id=number, items=[pb.EmbedItem(crop=image) for image in images], timeout_ms=timeout_ms)
+
+
+@asynccontextmanager
+async def held_server(**settings: Any) -> AsyncIterator[tuple[HeldNet, FaceService, Any, grpc.aio.Channel]]:
+    """A server whose embedder answers when told to, its service, a stub and the stub's channel."""
+    net = HeldNet()
+    async with fake_service({"held": net}, **settings) as (target, service):
+        async with grpc.aio.insecure_channel(target) as channel:
+            try:
+                yield net, service, FaceServiceStub(channel), channel  # type: ignore[no-untyped-call]  # generated
+            finally:
+                net.open()
+
+
+async def until(condition: Any) -> None:
+    """Wait for what must come; the test's own timeout bounds it."""
+    while not condition():  # noqa: ASYNC110 (the condition is the server's own count)
+        await asyncio.sleep(0.005)
+
+
+async def occupied(net: HeldNet, stub: Any, request: pb.EmbedRequest) -> Any:
+    """A stream whose message is at the net's gate."""
+    call = stub.Embed()
+    await call.write(request)
+    await net.entered()
+    return call
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        pytest.param({"max_items_in_flight": 1}, id="items in flight"),
+        pytest.param({"max_items_per_caller": 1}, id="items of a caller"),
+        pytest.param({"max_streams": 1}, id="streams"),
+    ],
+)
+async def test_a_new_stream_without_room_is_refused_with_a_time_to_come_back(limits: dict[str, int]) -> None:
+    async with held_server(**limits) as (net, service, stub, _):
+        busy = await occupied(net, stub, crops(1))
+        refused = stub.Embed()
+        assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        pushback = dict(await refused.trailing_metadata())["grpc-retry-pushback-ms"]
+        assert 0 < int(pushback) <= 5000
+        net.open()
+        assert (await busy.read()).results[0].embedding.dimension == 4
+        await busy.done_writing()
+        await until(lambda: service.admission.counts.streams == 0)
+        assert service.admission.counts == Counts(accepted_items=1, answered_items=1, refused_streams=1)
+        again = stub.Embed()  # there is room again
+        await again.write(crops(2))
+        assert len((await again.read()).results) == 1
+        again.cancel()
+
+
+async def test_a_running_stream_without_room_is_held_back_not_refused() -> None:
+    async with held_server(max_items_per_stream=1) as (net, service, stub, _):
+        call = await occupied(net, stub, crops(1))
+        for number in (2, 3, 4):
+            await call.write(crops(number, number=number))
+        await call.done_writing()
+        await asyncio.sleep(0.05)
+        assert service.admission.counts.accepted_items == 1
+        net.open()
+        answers = [answer async for answer in call]
+        assert [answer.id for answer in answers] == [0, 2, 3, 4]
+        assert service.admission.counts.refused_items == 0
+
+
+async def test_a_message_that_was_read_and_does_not_fit_is_refused_whole_and_the_stream_goes_on() -> None:
+    async with held_server(max_items_in_flight=3) as (net, service, stub, _):
+        call = await occupied(net, stub, crops(1))
+        await call.write(crops(2, 3, 4, number=7))
+        await until(lambda: service.admission.counts.refused_items == 3)
+        net.open()
+        answered, refused = await call.read(), await call.read()
+        assert answered.retry_after_ms == 0
+        assert refused.id == 7
+        assert refused.retry_after_ms > 0
+        assert [(each.error.code, each.error.reason) for each in refused.results] == [(8, "OVERLOADED")] * 3
+        await call.write(crops(5))
+        assert (await call.read()).results[0].HasField("embedding")
+        await call.done_writing()
+
+
+async def test_items_whose_time_is_up_get_no_row_and_their_neighbours_theirs() -> None:
+    async with held_server(max_batch_rows=1) as (net, _, stub, _):
+        call = await occupied(net, stub, crops(1))
+        late, patient = stub.Embed(), stub.Embed()
+        await late.write(crops(50, 51, timeout_ms=30))
+        await patient.write(crops(60))
+        answer = await late.read()
+        assert [(each.error.code, each.error.reason) for each in answer.results] == [(4, "TIMED_OUT")] * 2
+        net.open()
+        assert (await patient.read()).results[0].HasField("embedding")
+        assert (await call.read()).results[0].HasField("embedding")
+        assert net.batches == [[1], [60]]
+        for each in (call, late, patient):
+            each.cancel()
+
+
+async def cancel(call: Any, channel: grpc.aio.Channel) -> None:
+    call.cancel()
+
+
+async def close_the_channel(call: Any, channel: grpc.aio.Channel) -> None:
+    await channel.close()
+
+
+async def send_garbage(call: Any, channel: grpc.aio.Channel) -> None:
+    broken: Any = channel.stream_stream("/facenet.v1.FaceService/Embed")()
+    await broken.write(b"\xff\xff\xff")
+    assert await broken.code() is grpc.StatusCode.INVALID_ARGUMENT
+    call.cancel()
+
+
+@pytest.mark.parametrize("leave", [cancel, close_the_channel, send_garbage])
+async def test_a_caller_who_leaves_frees_its_room_and_its_waiting_rows_are_not_run(leave: Any) -> None:
+    async with held_server(max_batch_rows=1) as (net, service, stub, channel):
+        counts = service.admission.counts
+        call = await occupied(net, stub, crops(1))
+        await call.write(crops(2, 3))
+        await until(lambda: counts.accepted_items == 3)
+        await leave(call, channel)
+        await until(lambda: counts.streams == 0)
+        assert (counts.items_in_flight, counts.bytes_in_flight, counts.abandoned_items) == (0, 0, 3)
+        net.open()
+        await asyncio.sleep(0.02)
+        assert net.batches == [[1]]
+
+
+async def test_the_stream_s_own_deadline_frees_its_room() -> None:
+    async with held_server() as (net, service, stub, _):
+        call = stub.Embed(timeout=0.3)
+        await call.write(crops(1))
+        await net.entered()
+        assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: service.admission.counts.streams == 0)
+        assert service.admission.counts.items_in_flight == 0
+
+
+async def test_a_caller_that_only_half_closes_gets_its_answers() -> None:
+    async with held_server() as (net, service, stub, _):
+        call = await occupied(net, stub, crops(1))
+        await call.write(crops(2))
+        await call.done_writing()
+        net.open()
+        assert len([answer async for answer in call]) == 2
+        assert await call.code() is grpc.StatusCode.OK
+        await until(lambda: service.admission.counts.streams == 0)
+        assert service.admission.counts.abandoned_items == 0
+
+
+async def test_a_caller_that_takes_no_answers_loses_its_stream_and_its_room() -> None:
+    pixels = square()
+    image = pb.Image(raw=pb.RawImage(rgb=pixels.tobytes(), height=pixels.shape[0], width=pixels.shape[1]))
+    large_answers = pb.DetectOptions(return_crops=True, crop_size_px=512)
+    async with fake_service(max_write_stall_s=0.3) as (target, service):
+        options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
+        async with grpc.aio.insecure_channel(target, options=options) as channel:
+            call: Any = FaceServiceStub(channel).Detect()  # type: ignore[no-untyped-call]  # generated
+            counts = service.admission.counts
+            for _ in range(4):
+                await call.write(pb.DetectRequest(images=[image] * 8, options=large_answers))
+            await until(lambda: counts.accepted_items and not counts.streams)
+            assert counts.abandoned_items == 32
+            assert counts.items_in_flight == 0
+            assert len((await call.read()).results) == 8  # what lay there
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await call.read()
+            assert ended.value.code() is grpc.StatusCode.CANCELLED
+
+
+@pytest.mark.parametrize("method", ["Detect", "Embed", "Compare"])
+async def test_a_bomb_of_empty_items_is_refused_unparsed(method: str) -> None:
+    async with fake_service() as (target, service):
+        async with grpc.aio.insecure_channel(target) as channel:
+            call: Any = channel.stream_stream(f"/facenet.v1.FaceService/{method}")()
+            await call.write(b"\x12\x00" * 5_000_000)
+            assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert service.admission.counts.accepted_items == 0
