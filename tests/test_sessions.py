@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from facenet_convert import golden
 from facenet_server.engine import Engine, cuda_options
 from facenet_server.errors import StartError
 from facenet_server.sessions import PORTS, open_models
 from onnx import TensorProto, helper
 
 METADATA = {
-    "format": "3",
+    "format": "4",
     "source": "a test",
     "source_sha256": "0" * 64,
     "preprocessing": "fixed",
@@ -55,7 +56,7 @@ def tiny_model(kind: str, *, outputs: dict[str, list[int | None]] | None = None,
         initializers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    helper.set_model_props(model, {**METADATA, "kind": kind, **metadata})
+    helper.set_model_props(model, {**METADATA, "golden": golden.answer(model), "kind": kind, **metadata})
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
 
@@ -132,6 +133,18 @@ def test_a_model_of_another_form_is_refused(
 ) -> None:
     files["embedder.onnx"] = tiny_model(**changed)  # type: ignore[arg-type]
     assert told in refused(write(tmp_path, files))
+
+
+@pytest.mark.parametrize(
+    "answer", [pytest.param("", id="none"), pytest.param("AACAPwAAgD8AAIA/AACAPwAAgD8AAIA/AACAPwAAgD8=", id="ones")]
+)
+def test_a_model_that_does_not_give_its_golden_answer_is_refused(
+    tmp_path: Path, files: dict[str, bytes], answer: str
+) -> None:
+    files["embedder.onnx"] = tiny_model("embedder", golden=answer)
+    told = refused(write(tmp_path, files))
+    assert "golden answer" in told
+    assert "embedder.onnx" in told
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path, files: dict[str, bytes]) -> None:

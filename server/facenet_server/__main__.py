@@ -16,7 +16,7 @@ except ImportError as error:
 
 from facenet_server.app import serve
 from facenet_server.config import Config
-from facenet_server.errors import StartError
+from facenet_server.errors import FatalError, StartError
 
 _TYPES = {int: click.IntRange(min=0), float: click.FloatRange(min=0)}
 
@@ -28,7 +28,7 @@ def _run(**values: Any) -> None:
     )
     try:
         asyncio.run(serve(config))
-    except StartError as error:
+    except (FatalError, StartError) as error:
         sys.exit(f"facenet-server: {error}")
 
 

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import fields
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from typing import Any
 import cv2
 import grpc
 from facenet_proto.v1 import face_pb2 as pb
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from facenet_server import messages
@@ -23,27 +24,36 @@ from facenet_server.compute import Compute
 from facenet_server.config import MIB, Config
 from facenet_server.detector import Detector, Nets, WorkLimits, warm_up
 from facenet_server.engine import Engine
-from facenet_server.errors import StartError
+from facenet_server.errors import FatalError, StartError
+from facenet_server.faults import Enduring
+from facenet_server.health import Health
 from facenet_server.images import DecodeLimits
 from facenet_server.pipeline import Embedder, Pipeline
 from facenet_server.service import SERVICE, FaceService
 from facenet_server.sessions import Network, open_models
 from facenet_server.stats import Stats
 
+_LOST_GRACE_S, _LOST_END_S = 1.0, 4.0  # once the device is lost: for the answers that say so; for the process
+_SECOND_SIGNAL_END_S = 0.8
+
 _log = logging.getLogger(__name__)
 
+OpenNetworks = Callable[[Config], dict[str, Network]]
 
-async def serve(config: Config) -> None:
+
+async def serve(config: Config, opener: OpenNetworks | None = None) -> None:
     """Run the server until SIGTERM or SIGINT, then finish what is in flight; a second signal stops at once.
 
-    Raises StartError where it cannot start.
+    ``opener`` gives the networks by name, instead of those in the models folder. Raises StartError where it
+    cannot start, FatalError where its device is lost: then this process can do no more.
     """
     _check(config)
-    stats = Stats()
-    networks = await asyncio.to_thread(open_networks, config)
-    async with open_pipeline(networks, config, stats) as pipeline, stats.loop_lag:
+    stats, lost, loop = Stats(), asyncio.Event(), asyncio.get_running_loop()
+    networks = await asyncio.to_thread(opener or open_networks, config)
+    pipeline_of = open_pipeline(networks, config, stats, lambda: loop.call_soon_threadsafe(lost.set))
+    async with pipeline_of as pipeline, stats.loop_lag:
         service = FaceService(pipeline, _describe(networks, config), stats, config.max_write_stall_s)
-        await _listen(service, config)
+        await _listen(service, config, stats, lost)
 
 
 def open_networks(config: Config) -> dict[str, Network]:
@@ -58,9 +68,12 @@ def open_networks(config: Config) -> dict[str, Network]:
 
 
 @asynccontextmanager
-async def open_pipeline(networks: Mapping[str, Network], config: Config, stats: Stats) -> AsyncIterator[Pipeline]:
+async def open_pipeline(
+    networks: Mapping[str, Network], config: Config, stats: Stats, on_lost: Callable[[], object] = lambda: None
+) -> AsyncIterator[Pipeline]:
     """The pipeline over networks put where callers share them: batchers, but for P-Net, which runs where its levels
-    are. What it does is counted in ``stats``. Raises StartError where the default embedder is not there."""
+    are. What it does is counted in ``stats``; ``on_lost`` is called, in any thread, where the device is lost. Raises
+    StartError where the default embedder is not there."""
     threads = _threads(config)
     cv2.setNumThreads(1)  # images are worked on side by side instead
     await asyncio.to_thread(warm_up)
@@ -69,7 +82,7 @@ async def open_pipeline(networks: Mapping[str, Network], config: Config, stats: 
     async with AsyncExitStack() as stack:
 
         async def share(network: Network, max_rows: int, **details: Any) -> Batcher:
-            batcher = Batcher(network, max_rows, stage=stats.stage(network.info.name), **details)
+            batcher = Batcher(Enduring(network, on_lost), max_rows, stage=stats.stage(network.info.name), **details)
             return await stack.enter_async_context(batcher)
 
         # R-Net and O-Net: a batch on each core; an accelerator takes one at a time.
@@ -91,9 +104,11 @@ async def open_pipeline(networks: Mapping[str, Network], config: Config, stats: 
         canvases = None
         if _shares_levels(by_kind, config):
             canvas = by_kind["pnet_canvas"]
-            canvases = await stack.enter_async_context(Canvases(canvas, stats.stage(canvas.info.name)))
+            canvases = await stack.enter_async_context(
+                Canvases(Enduring(canvas, on_lost), stats.stage(canvas.info.name))
+            )
         compute = stack.enter_context(Compute(threads, stats))
-        nets = Nets(by_kind["pnet"], windows["rnet"], windows["onet"], canvases)
+        nets = Nets(Enduring(by_kind["pnet"], on_lost), windows["rnet"], windows["onet"], canvases)
         detector = Detector(nets, work_limits(config), compute)
         yield Pipeline(detector, embedders, default, decode_limits(config), compute)
 
@@ -106,28 +121,52 @@ def _shares_levels(by_kind: Mapping[str, Network], config: Config) -> bool:
     return config.share_levels == "on"
 
 
-async def _listen(service: FaceService, config: Config) -> None:
+async def _listen(service: FaceService, config: Config, stats: Stats, lost: asyncio.Event) -> None:
     server, port = bind(service, config)
-    status = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     if config.reflection:
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     signals = _signals()
     await server.start()
-    for name in ("", SERVICE):
-        await status.set(name, health_pb2.HealthCheckResponse.SERVING)
-    _log.info("listening on %s:%d", config.listen.rpartition(":")[0], port)
-    await signals.get()
-    _log.info("draining: up to %g s for what is in flight; a second signal stops at once", config.grace_s)
-    await status.enter_graceful_shutdown()
-    service.drain()
-    stopped = asyncio.ensure_future(server.stop(config.grace_s))
+    async with Health(servicer, ("", SERVICE), stats, config.stall_s) as status:
+        _log.info("listening on %s:%d", config.listen.rpartition(":")[0], port)
+        signalled, failed = asyncio.ensure_future(signals.get()), asyncio.ensure_future(lost.wait())
+        await asyncio.wait({signalled, failed}, return_when=asyncio.FIRST_COMPLETED)
+        signalled.cancel()
+        grace_s = config.grace_s
+        if failed.done():
+            _log.error("the device is lost: ending")
+            grace_s = min(grace_s, _LOST_GRACE_S)
+            _end_within(_LOST_END_S)
+        else:
+            _log.info("draining: up to %g s for what is in flight; a second signal stops at once", grace_s)
+        failed.cancel()
+        await status.end()
+        service.drain()
+        await _stop(server, grace_s, signals)
+    if lost.is_set():
+        raise FatalError("the device that the networks run on is lost; start the server anew")
+    _log.info("stopped")
+
+
+async def _stop(server: grpc.aio.Server, grace_s: float, signals: asyncio.Queue[int]) -> None:
+    """Let calls end for so long, or until another signal."""
+    stopped = asyncio.ensure_future(server.stop(grace_s))
     second = asyncio.ensure_future(signals.get())
     await asyncio.wait({stopped, second}, return_when=asyncio.FIRST_COMPLETED)
+    if second.done():
+        _end_within(_SECOND_SIGNAL_END_S)
     second.cancel()
     await server.stop(0)
     await stopped
-    _log.info("stopped")
+
+
+def _end_within(seconds: float) -> None:
+    """End the process by then, even where a thread hangs in a run that never returns."""
+    last_word = threading.Timer(seconds, os._exit, (1,))
+    last_word.daemon = True
+    last_word.start()
 
 
 def bind(service: FaceService, config: Config) -> tuple[grpc.aio.Server, int]:

@@ -73,6 +73,7 @@ class Config:
     max_candidates: int = _option(20_000, "Windows of one image that may pass P-Net.")
     max_crop_mib: int = _option(64, "Crops of one response message, MiB.")
     grace_s: float = _option(30.0, "Seconds that SIGTERM leaves for what is in flight.")
+    stall_s: float = _option(30.0, "Health says NOT_SERVING where work is under way and none has ended for so long.")
     log_level: str = _option("info", "What is logged.", choices=("debug", "info", "warning", "error"))
 
     @property

@@ -78,5 +78,9 @@ class ProtocolError(Exception):
     """What arrived is no valid message of the contract: its stream cannot go on."""
 
 
+class FatalError(Exception):
+    """The server cannot go on; a new process may."""
+
+
 class StartError(Exception):
     """The server cannot start; the message says why and what to do."""

@@ -37,7 +37,7 @@ class Enduring:
     would end the thread comes as RuntimeError.
     """
 
-    def __init__(self, net: Callable[..., Outputs], on_lost: Callable[[], None]) -> None:
+    def __init__(self, net: Callable[..., Outputs], on_lost: Callable[[], object]) -> None:
         self._net = net
         self._on_lost = on_lost
         self._most_rows: int | None = None  # of a run, while memory is short

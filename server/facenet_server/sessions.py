@@ -4,6 +4,7 @@ A file is read once; its bytes are hashed, checked, and become the session. The 
 with ``facenet-convert``.
 """
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,14 @@ from facenet_server.calibration import Calibration
 from facenet_server.engine import Engine, execution_providers, open_session
 from facenet_server.errors import StartError
 
-FORMAT = "3"
+FORMAT = "4"
 MANIFEST = "manifest.json"
 PRECISIONS = ("fp32", "fp16", "int8")
 
 Shape = tuple[int | None, ...]
 
+_FREE_SIDE = 36  # of the golden answer's input, where an input's height and width are free
+_GOLDEN_ERROR = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 2e-2, "int8": 0.1}  # relative, over all outputs
 _WINDOWS_A_RUN = 16  # of R-Net or O-Net on the CPU
 
 _DTYPES = {"tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(float)": np.float32}
@@ -120,7 +123,7 @@ def open_models(folder: Path, engine: Engine) -> dict[str, Network]:
     the detector's networks or every embedder is missing, or where the device cannot be had.
     """
     providers = execution_providers(engine)
-    networks = [_open(folder / file, sha256, providers, engine.threads) for file, sha256 in _manifest(folder).items()]
+    networks = [_open(folder / file, sha256, providers, engine) for file, sha256 in _manifest(folder).items()]
     for network in networks:
         if engine.device == "cuda" and not network.on_cuda:
             raise StartError(f"device cuda cannot be had: {network.info.name} runs on {network.providers[0]}")
@@ -158,7 +161,7 @@ def _manifest(folder: Path) -> dict[str, str]:
         raise StartError(f"cannot read {folder / MANIFEST}: {error}") from error
 
 
-def _open(path: Path, sha256: str, providers: list[Any], threads: int) -> Network:
+def _open(path: Path, sha256: str, providers: list[Any], engine: Engine) -> Network:
     again = f"make it anew with `facenet-convert all --force --out {path.parent}`"
     try:
         data = path.read_bytes()
@@ -168,14 +171,14 @@ def _open(path: Path, sha256: str, providers: list[Any], threads: int) -> Networ
     if found != sha256:
         raise StartError(f"{path} is not the file in {MANIFEST} (SHA-256 {found}, not {sha256}); {again}")
     try:
-        session = open_session(data, providers, threads)
+        session = open_session(data, providers, engine.threads)
         info = _info(session.get_modelmeta().custom_metadata_map, found)
-        if info.kind in PORTS and threads > 1:  # small networks: a thread for each of several runs does more
+        if info.kind in PORTS and engine.threads > 1:  # small networks: a thread for each of several runs does more
             session = open_session(data, providers, 1)
         _check_ports(info, session)
         on_cuda = "CUDAExecutionProvider" in session.get_providers()
         network = Network(info, session, _WINDOWS_A_RUN if info.kind in ("rnet", "onet") and not on_cuda else None)
-        network(*_one_row(info))  # the first run allocates; a device that does not work shows here
+        _prove(network, session.get_modelmeta().custom_metadata_map.get("golden", ""), tf32=engine.tf32)
     except StartError as error:
         raise StartError(f"{path}: {error}; {again}") from error
     except Exception as error:  # ONNX Runtime's own errors have no common base
@@ -183,11 +186,30 @@ def _open(path: Path, sha256: str, providers: list[Any], threads: int) -> Networ
     return network
 
 
+def _prove(network: Network, golden: str, *, tf32: bool) -> None:
+    """Run the network as the converter did, and compare: a device that does not work, or works wrongly, shows here.
+
+    Raises StartError.
+    """
+    expected = np.frombuffer(base64.b64decode(golden), "<f4")
+    answers = dict(zip(network.info.ports.outputs, network(*_one_row(network.info)), strict=True))
+    found = np.concatenate([answers[name].ravel() for name in sorted(answers)])
+    if found.shape != expected.shape:
+        raise StartError(f"its golden answer has {len(expected)} numbers, not {len(found)}")
+    allowed = _GOLDEN_ERROR["tf32" if tf32 and network.info.precision == "fp32" else network.info.precision]
+    error = float(np.linalg.norm(found - expected))
+    if not error <= allowed * float(np.linalg.norm(expected)):  # not: NaN is no answer, either
+        raise StartError(f"on {network.providers[0]} it does not give its golden answer: off by {error:.3g}")
+
+
 def _one_row(info: ModelInfo) -> list[NDArray[Any]]:
-    """The least that the network can be run on."""
-    return [
-        np.full([1, *(dim or 12 for dim in dims)], 12, _DTYPES[kind]) for kind, (_, *dims) in info.ports.inputs.values()
-    ]
+    """The converter's generated input."""
+    rows = []
+    for kind, (_, *dims) in info.ports.inputs.values():
+        shape = [1, *(dim or _FREE_SIDE for dim in dims)]
+        values = np.arange(np.prod(shape)) * 37 % 251 if len(shape) == 4 else np.full(shape, _FREE_SIDE)
+        rows.append(values.reshape(shape).astype(_DTYPES[kind]))
+    return rows
 
 
 def _info(metadata: Mapping[str, str], onnx_sha256: str) -> ModelInfo:

@@ -1,0 +1,174 @@
+"""Health, drain and the end, in real processes of the real server on stand-in networks."""
+
+import asyncio
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from facenet_proto.v1 import face_pb2 as pb
+from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
+from facenet_server.health import LIVENESS, Health
+from facenet_server.stats import Stats
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from nets import crop
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+# A server whose embedder does what a crop's first pixel says: 7 loses the device, 9 hangs, others are answered.
+SERVER = """
+    import asyncio, sys, threading
+    import nets, numpy as np
+    from facenet_server.app import serve
+    from facenet_server.config import Config
+    from facenet_server.errors import FatalError
+    from facenet_server.sessions import ModelInfo
+
+    class Stub:
+        providers, on_cuda = ["StandIn"], False
+        def __init__(self, kind, net):
+            self.info = ModelInfo(kind, kind, "test", "0", "0", "fixed", 160, 0.0, 4)
+            self.net = net
+        def __call__(self, *rows):
+            return self.net(*rows)
+
+    def embed(rows):
+        if (rows[:, 0, 0, 0] == 7).any():
+            raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+        if (rows[:, 0, 0, 0] == 9).any():
+            threading.Event().wait(3)
+        return nets.embed(rows)
+
+    def opener(config):
+        kinds = {"pnet": nets.pnet, "rnet": nets.rnet, "onet": nets.onet, "embedder": embed}
+        return {kind: Stub(kind, net) for kind, net in kinds.items()}
+
+    try:
+        config = Config(listen="127.0.0.1:0", stall_s=0.5, grace_s=10, runs_per_embedder=1, max_batch_rows=1)
+        import logging; logging.basicConfig(level="INFO", stream=sys.stderr)
+        asyncio.run(serve(config, opener))
+    except FatalError as error:
+        sys.exit(str(error))
+"""
+
+
+class Process:
+    """The server in a process, its address, and a connection to it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, address: str, channel: grpc.aio.Channel) -> None:
+        self.process = process
+        self.face: Any = FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+        self._health: Any = health_pb2_grpc.HealthStub(channel)
+
+    async def status(self, service: str) -> int:
+        response = await self._health.Check(health_pb2.HealthCheckRequest(service=service))
+        return int(response.status)
+
+    async def until(self, service: str, status: int) -> None:
+        while await self.status(service) != status:  # noqa: ASYNC110 (another process' state)
+            await asyncio.sleep(0.02)
+
+    async def embed(self, *shades: int) -> pb.EmbedResponse:
+        call = self.face.Embed()
+        await call.write(request(*shades))
+        response: pb.EmbedResponse = await call.read()
+        await call.done_writing()
+        return response
+
+
+def request(*shades: int) -> pb.EmbedRequest:
+    images = (pb.Image(raw=pb.RawImage(rgb=crop(*[shade] * 3).tobytes(), height=160, width=160)) for shade in shades)
+    return pb.EmbedRequest(items=[pb.EmbedItem(crop=image) for image in images])
+
+
+@asynccontextmanager
+async def server() -> AsyncIterator[Process]:
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path}\n{textwrap.dedent(SERVER)}"]
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    assert process.stderr is not None
+    log = b""
+    try:
+        while b"listening on" not in (line := await process.stderr.readline()):
+            log += line
+            assert line, log.decode()
+        address = line.split()[-1].decode()
+        drained = asyncio.create_task(process.stderr.read())
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield Process(process, address, channel)
+        await drained
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_a_lost_device_is_told_and_ends_the_process_for_its_supervisor() -> None:
+    async with server() as one:
+        assert await one.status("") == await one.status(LIVENESS) == SERVING
+        answer = await one.embed(7)
+        assert [(each.error.code, each.error.reason) for each in answer.results] == [(14, "DEVICE_LOST")]
+        async with asyncio.timeout(5):
+            assert await one.process.wait() == 1
+
+
+@pytest.mark.timeout(40)
+async def test_a_server_whose_work_hangs_is_not_ready_but_alive_and_ready_again_when_it_moves() -> None:
+    async with server() as one:
+        hanging = asyncio.create_task(one.embed(9))
+        await one.until("facenet.v1.FaceService", NOT_SERVING)
+        assert await one.status(LIVENESS) == SERVING
+        assert (await hanging).results[0].HasField("embedding")
+        await one.until("facenet.v1.FaceService", SERVING)
+        one.process.terminate()
+        assert await one.process.wait() == 0
+
+
+async def test_a_second_signal_ends_at_once_though_a_run_hangs() -> None:
+    async with server() as one:
+        hanging = asyncio.create_task(one.embed(9))
+        await asyncio.sleep(0.2)
+        one.process.terminate()
+        await asyncio.sleep(0.2)
+        one.process.terminate()
+        async with asyncio.timeout(2):
+            await one.process.wait()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await hanging
+
+
+async def test_draining_answers_what_was_accepted_says_so_and_ends_well() -> None:
+    async with server() as one:
+        call = one.face.Embed()
+        await call.write(request(9))
+        await asyncio.sleep(0.2)
+        one.process.terminate()
+        answered = await call.read()
+        assert answered.results[0].HasField("embedding")
+        assert (await call.read()).draining
+        await call.done_writing()
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        assert await one.process.wait() == 0
+
+
+async def test_readiness_follows_the_work_and_nothing_under_way_is_ready() -> None:
+    servicer, stats = health.aio.HealthServicer(), Stats()
+
+    async def status() -> int:
+        response = await servicer.Check(health_pb2.HealthCheckRequest(service="face"), None)
+        return int(response.status)
+
+    async def until(wanted: int) -> None:
+        while await status() != wanted:  # noqa: ASYNC110 (the servicer tells nobody)
+            await asyncio.sleep(0.005)
+
+    async with Health(servicer, ["face"], stats, stall_s=0.05) as told:
+        assert await status() == SERVING
+        with stats.stage("hung").at_work():
+            await until(NOT_SERVING)
+        await until(SERVING)
+        await told.end()
+        assert await status() == NOT_SERVING
