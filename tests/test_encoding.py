@@ -18,7 +18,7 @@ VECTOR = np.eye(1, 4, dtype=np.float32)[0]
 def request(exchange: _wire.Exchange[Any, Any], number: int, *values: object) -> bytes:
     items = [exchange.prepare(value) for value in values]
     assert all(isinstance(item, Encoded) for item in items), items
-    return exchange.request(number, [item for item in items if isinstance(item, Encoded)])
+    return exchange.request(number, [item for item in items if isinstance(item, Encoded)], None)
 
 
 def test_a_detect_request_holds_its_images_and_options() -> None:

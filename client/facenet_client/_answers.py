@@ -1,5 +1,7 @@
 """The contract's messages as the SDK's values and errors. No waiting, no connection."""
 
+from collections.abc import Iterable
+
 import grpc
 import numpy as np
 from facenet_proto.v1 import face_pb2 as pb
@@ -108,6 +110,8 @@ _ITEM_ERRORS: dict[str, type[ItemError]] = {
     "NO_FACE": errors.NoFaceError,
     "INTERNAL": errors.ServerItemError,
     "OVERLOADED": errors.ServerItemError,
+    "DEVICE_LOST": errors.ServerItemError,
+    "TIMED_OUT": errors.ItemTimeout,
     "EMPTY": errors.ImageError,
     "UNSUPPORTED_FORMAT": errors.ImageError,
     "TRUNCATED": errors.ImageError,
@@ -130,6 +134,7 @@ _CALL_ERRORS: dict[grpc.StatusCode, type[CallError]] = {
 }
 
 
+_PUSHBACK = "grpc-retry-pushback-ms"
 _BROKEN_CALL = "Internal error from Core"
 """What grpc.aio says where it meets a lost connection in the middle of a write, before the call's own status."""
 
@@ -139,8 +144,12 @@ def item_error(message: pb.ItemError) -> ItemError:
     return kind(message.message, code=message.code, reason=message.reason)
 
 
-def call_error(target: str, code: grpc.StatusCode, details: str | None) -> CallError:
+def call_error(
+    target: str, code: grpc.StatusCode, details: str | None, trailers: Iterable[tuple[str, str | bytes]] = ()
+) -> CallError:
     """The one place where a gRPC status becomes an error of ours."""
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and (pushback := dict(trailers).get(_PUSHBACK)) is not None:
+        return errors.ServerOverloaded(f"{target}: {details}", retry_after_s=int(pushback) / 1000)
     kind = _CALL_ERRORS.get(code, errors.ServerFault)
     if code is grpc.StatusCode.INTERNAL and details == _BROKEN_CALL:
         kind = errors.ServerUnavailable

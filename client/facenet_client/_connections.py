@@ -3,6 +3,7 @@
 from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
 
 import asyncio
+import random
 from collections.abc import Awaitable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,11 @@ import grpc.aio
 from facenet_proto.v1 import face_pb2 as pb
 
 from facenet_client import _answers, _wire
-from facenet_client.errors import AnswerTimeout, CallError, ServerFault
+from facenet_client.errors import AnswerTimeout, CallError, ServerFault, ServerUnavailable
+
+_CHECK_S = 2.0  # a server that takes longer to say that it is ready is not
+_SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse, status SERVING
+_FIRST_REST_S, _LONGEST_REST_S = 0.05, 2.0
 
 _LISTS = ("ipv4:", "ipv6:")  # schemes whose one target has commas of its own
 
@@ -51,7 +56,7 @@ class Call:
             async with asyncio.timeout(timeout_s):
                 return await operation
         except TimeoutError:
-            raise AnswerTimeout(f"{self._address}: no answer within {timeout_s:g} s") from None
+            raise AnswerTimeout(f"{self._address}: no answer within {timeout_s:.2g} s") from None
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             raise await self._end() from None
         except asyncio.CancelledError:  # so grpc.aio says, too, that the server cancelled the call
@@ -64,7 +69,8 @@ class Call:
         code = await self._call.code()
         if code is grpc.StatusCode.OK:
             return ServerFault(f"{self._address}: the server ended the stream with messages unanswered")
-        return _answers.call_error(self._address, code, await self._call.details())
+        trailers = await self._call.trailing_metadata()
+        return _answers.call_error(self._address, code, await self._call.details(), trailers or ())
 
 
 class Link(NamedTuple):
@@ -89,10 +95,46 @@ def addresses(target: str | Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-class Connections:
-    """So many channels to each address, from ``open`` to ``close``."""
+class _Rest(NamedTuple):
+    """How often an address was lost in a row, and until when it rests, on the loop's clock."""
 
-    def __init__(self, target: str | Sequence[str], per_address: int, timeout_s: float | None) -> None:
+    times: int
+    until: float
+
+
+class Budget:
+    """How much may be sent again to busy servers: a token each, a tenth of one back for every answer.
+
+    What a crowd of callers sends to a server that refuses stays near what they would send once.
+    """
+
+    def __init__(self, tokens: float = 10.0) -> None:
+        self._most = self._left = tokens
+
+    def take(self) -> bool:
+        """Take a token, if there is one."""
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+    def refill(self) -> None:
+        """For an answer."""
+        self._left = min(self._most, self._left + 0.1)
+
+
+class Connections:
+    """So many channels to each address, from ``open`` to ``close``.
+
+    Messages are spread over them by the streams' lanes, not by gRPC's round_robin: a lane knows how many answers its
+    server owes. Before an address gets its first lane, and again after it was lost, its server is asked whether it is
+    ready, and runs the same models. One that was lost rests, longer each time. ``retry``: streams send again what was
+    not answered.
+    """
+
+    def __init__(
+        self, target: str | Sequence[str], per_address: int, timeout_s: float | None, *, retry: bool = True
+    ) -> None:
         if per_address < 1:
             raise ValueError(f"connections is {per_address}; it takes one at least")
         self.addresses = addresses(target)
@@ -101,6 +143,11 @@ class Connections:
         self._links: list[Link] = []
         self._next = 0
         self._info: pb.GetServerInfoResponse | None = None
+        self.retry = retry
+        self.budget = Budget()
+        self.trouble = "none was asked"  # the last
+        self._checked: set[str] = set()
+        self._rests: dict[str, _Rest] = {}
 
     def open(self) -> None:
         """Make the channels; they connect when they are used. Called on an event loop."""
@@ -124,15 +171,69 @@ class Connections:
     async def info(self) -> pb.GetServerInfoResponse:
         """What the servers say of themselves, with each limit the smallest of theirs; asked for once.
 
-        Raises CallError, also where the servers differ in their models.
+        Of several servers those that can be reached count. Raises CallError, also where they differ in their models.
         """
         if self._info is None:
-            answers = await self._ask_all("GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse)
-            _check_alike(self.addresses, answers)
+            asked = self._opened()[: len(self.addresses)]
+            answers = await asyncio.gather(*(self._ask_info(link) for link in asked), return_exceptions=True)
+            reached = {link.address: each for link, each in zip(asked, answers, strict=True) if not _is_away(each)}
+            for answer in (*reached.values(), *answers):
+                if isinstance(answer, BaseException) and (not reached or not _is_away(answer)):
+                    raise answer
+            infos = [answer for answer in reached.values() if isinstance(answer, pb.GetServerInfoResponse)]
+            _check_alike(list(reached), infos)
             for name in (field.name for field in pb.Limits.DESCRIPTOR.fields):
-                setattr(answers[0].limits, name, min(getattr(answer.limits, name) for answer in answers))
-            self._info = answers[0]
+                setattr(infos[0].limits, name, min(getattr(info.limits, name) for info in infos))
+            self._info = infos[0]
+            self._checked.update(reached)
         return self._info
+
+    async def check(self, link: Link) -> None:
+        """Make sure that the link's server is ready, and that it runs the models that the others run.
+
+        Raises CallError.
+        """
+        if link.address in self._checked:
+            return
+        try:
+            await self._check_ready(link)
+            answer = await self._ask_info(link)
+        except CallError as error:
+            self.lost(link.address, error)
+            raise
+        if self._info is not None:
+            _check_alike([self.addresses[0], link.address], [self._info, answer])
+        self._checked.add(link.address)
+        self._rests.pop(link.address, None)
+
+    def lost(self, address: str, error: CallError) -> None:
+        """The address did not serve: it rests for a while, and is checked before it is used again."""
+        self.trouble = str(error)
+        self._checked.discard(address)
+        now = asyncio.get_running_loop().time()
+        rest = self._rests.get(address, _Rest(0, now))
+        if rest.until <= now:  # its other lanes were lost with it
+            longest = min(_FIRST_REST_S * 2.0**rest.times, _LONGEST_REST_S)
+            self._rests[address] = _Rest(rest.times + 1, now + random.uniform(longest / 2, longest))
+
+    def rest_s(self, address: str) -> float:
+        """How long the address still rests."""
+        rest = self._rests.get(address)
+        return 0.0 if rest is None else max(0.0, rest.until - asyncio.get_running_loop().time())
+
+    async def _check_ready(self, link: Link) -> None:
+        check: Any = link.channel.unary_unary("/grpc.health.v1.Health/Check")
+        try:
+            answer = await check(b"", timeout=_CHECK_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # a proxy, perhaps: its calls will tell
+                return
+            raise _answers.call_error(link.address, error.code(), error.details()) from None
+        if answer != _SERVING:
+            raise ServerUnavailable(f"{link.address}: the server is not ready")
+
+    async def _ask_info(self, link: Link) -> Any:
+        return await self._ask(link, "GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse)
 
     def forget_info(self) -> None:
         """A server may have been restarted with other limits."""
@@ -157,6 +258,10 @@ class Connections:
         if not self._links:
             raise RuntimeError("the client is not open: use it as `async with AsyncClient(...)`")
         return self._links
+
+
+def _is_away(answer: Any) -> bool:
+    return isinstance(answer, ServerUnavailable | AnswerTimeout)
 
 
 def _check_alike(at: Sequence[str], answers: Sequence[pb.GetServerInfoResponse]) -> None:

@@ -1,6 +1,8 @@
 """One call to one server: messages go in, and their answers come out in the same order."""
 
 import asyncio
+from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -9,8 +11,30 @@ from facenet_client._connections import Call, Link
 from facenet_client.errors import CallError, ServerFault, ServerUnavailable
 
 
+class Message:
+    """A chunk of a stream on its way: its answer to come, until when (on the loop's clock; None: whenever), and how
+    often it was sent."""
+
+    def __init__(self, chunk: _wire.Chunk, deadline: float | None) -> None:
+        self.chunk = chunk
+        self.deadline = deadline
+        self.attempts = 0
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that are left for its answer."""
+        return None if self.deadline is None else max(0.0, self.deadline - asyncio.get_running_loop().time())
+
+    def fail(self, error: CallError) -> None:
+        """There will be no answer."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+            self.answer.exception()  # perhaps nobody waits for it any more
+
+
 class _End(NamedTuple):
-    """Nothing more comes; with the error that is why, if it is one."""
+    """Nothing more is sent; with the error that is why, if it is one."""
 
     error: CallError | None
 
@@ -19,18 +43,25 @@ class Lane:
     """A call with a task that writes and one that reads: a server that takes no more messages holds up no other lane,
     and answers are taken as they come, however slow their consumer, so that a call that ends early loses none.
 
-    ``under_way`` counts the messages without an answer.
+    ``on_answer`` gets each message with its response. ``on_end`` is told how the call ended, and the messages that
+    have no answer: a call that ends in order is no sign that all were answered.
     """
 
-    def __init__(self, link: Link, exchange: _wire.Exchange[Any, Any], timeout_s: float | None) -> None:
-        self.under_way = 0
-        self._address = link.address
+    def __init__(
+        self,
+        link: Link,
+        exchange: _wire.Exchange[Any, Any],
+        on_answer: Callable[[Message, Any], None],
+        on_end: Callable[["Lane", list[Message], CallError | None], None],
+    ) -> None:
+        self.link = link
         self._response = exchange.response
-        self._timeout_s = timeout_s
+        self._on_answer = on_answer
+        self._on_end = on_end
         self._call: Call = link.call(exchange.path)
-        self._unsent: asyncio.Queue[bytes | None] = asyncio.Queue()  # bounded by the stream's window, as are the others
+        self._unanswered: deque[Message] = deque()
+        self._unsent: asyncio.Queue[bytes | None] = asyncio.Queue()  # bounded by the stream's window, as is the other
         self._sent: asyncio.Queue[_End | None] = asyncio.Queue()  # None: a message
-        self._answers: asyncio.Queue[Any] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -44,24 +75,22 @@ class Lane:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._answers.put_nowait(_End(CallError("the client was closed")))
 
-    def send(self, request: bytes) -> None:
+    @property
+    def under_way(self) -> int:
+        """Messages without an answer."""
+        return len(self._unanswered)
+
+    def send(self, message: Message) -> None:
         """Send a message, after those before it."""
-        self.under_way += 1
-        self._unsent.put_nowait(request)
+        assert message.chunk.request is not None
+        message.attempts += 1
+        self._unanswered.append(message)
+        self._unsent.put_nowait(message.chunk.request)
 
     def finish(self) -> None:
         """Tell the server that no message follows."""
         self._unsent.put_nowait(None)
-
-    async def answer(self) -> Any:
-        """The answer to the next message, in the order of sending. Raises CallError where there will be none."""
-        answer = await self._answers.get()
-        if not isinstance(answer, _End):
-            return answer
-        self._answers.put_nowait(answer)  # for whoever asks again
-        raise answer.error or ServerFault(f"{self._address}: there is no answer")
 
     async def _write(self) -> None:
         end = None
@@ -73,24 +102,27 @@ class Lane:
         except CallError as error:
             end = error
         except Exception as error:  # nobody may wait for ever, whatever went wrong
-            end = CallError(f"{self._address}: a message could not be sent: {error!r}")
+            end = CallError(f"{self.link.address}: a message could not be sent: {error!r}")
         self._sent.put_nowait(_End(end))  # behind what can still be read
 
     async def _read(self) -> None:
         end: CallError | None
         try:
             while (sent := await self._sent.get()) is None:
-                self._answers.put_nowait(await self._next_response())
-                self.under_way -= 1
+                response = await self._next_response(self._unanswered[0].left_s)
+                self._on_answer(self._unanswered.popleft(), response)
             end = sent.error
         except CallError as error:
             end = error
         except Exception as error:  # as above
-            end = ServerFault(f"{self._address}: an answer could not be read: {error!r}")
-        self._answers.put_nowait(_End(end))
+            end = ServerFault(f"{self.link.address}: an answer could not be read: {error!r}")
+        self._call.cancel()
+        unanswered = list(self._unanswered)
+        self._unanswered.clear()
+        self._on_end(self, unanswered, end)
 
-    async def _next_response(self) -> Any:
-        response = self._response.FromString(await self._call.read(self._timeout_s))
+    async def _next_response(self, timeout_s: float | None) -> Any:
+        response = self._response.FromString(await self._call.read(timeout_s))
         if response.draining:
-            raise ServerUnavailable(f"{self._address}: the server is shutting down")
+            raise ServerUnavailable(f"{self.link.address}: the server is shutting down")
         return response

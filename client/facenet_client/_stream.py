@@ -6,22 +6,22 @@
 
 The feeder prepares inputs ahead: those of an ordinary iterable in a thread of the stream's own, which may block. The
 writer cuts what is ready whenever the window has room: a slow source's items leave at once, a fast one's leave in
-full messages. Each message goes to the lane that has the fewest under way; a lane is opened where all others are
-busy. Results come in the order of the inputs, whichever lanes their messages took.
+full messages. Results come in the order of the inputs, whichever lanes their messages took, and however often.
 """
 
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Iterable
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from facenet_proto.v1 import face_pb2 as pb
 
 from facenet_client import _requests, _wire
-from facenet_client._connections import Link
-from facenet_client._lane import Lane
+from facenet_client._connections import Connections
+from facenet_client._lane import Message
+from facenet_client._lanes import Lanes
 from facenet_client.errors import CallError, ItemError
 
 InputT = TypeVar("InputT")
@@ -38,35 +38,27 @@ class _End(NamedTuple):
     error: BaseException | None
 
 
-class _Sent(NamedTuple):
-    """A message, and the lane that it took; None where there was nothing to send."""
-
-    chunk: _wire.Chunk
-    lane: Lane | None
-
-
 class Stream(Generic[InputT, ResultT]):
     """An open call. ``next_results`` gives each message's results in input order, then None.
 
-    It takes one lane on each link, at most. ``on_failure`` is told when the call as a whole fails.
+    It takes one lane on each connection, at most.
     """
 
     def __init__(
         self,
-        links: Sequence[Link],
+        connections: Connections,
         exchange: _wire.Exchange[InputT, ResultT],
         inputs: Iterable[InputT] | AsyncIterable[InputT],
         limits: pb.Limits,
         timeout_s: float | None,
-        on_failure: Callable[[], None],
     ) -> None:
+        links = connections.links()
         self._exchange = exchange
         self._inputs = inputs
         self._limits = limits
         self._timeout_s = timeout_s
-        self._on_failure = on_failure
-        self._links = deque(links)  # that have no lane yet
-        self._lanes: list[Lane] = []
+        self._connections = connections
+        self._lanes = Lanes(connections, links, exchange)
         self._prepared: asyncio.Queue[Any] = asyncio.Queue()  # bounded by the room
         self._handed: deque[Any] = deque()  # from the feeder's thread, on the way to the prepared
         self._handing = False
@@ -74,7 +66,7 @@ class Stream(Generic[InputT, ResultT]):
         self._room: threading.Semaphore | asyncio.Semaphore = self._thread_room  # of the feeder that is at work
         self._held: list[Any] = []  # taken from the queue, but for the next message
         self._window = asyncio.Semaphore((limits.max_messages_in_flight + _WINDOW_AHEAD) * len(links))
-        self._sent: asyncio.Queue[_Sent | _End] = asyncio.Queue()  # bounded by the window
+        self._sent: asyncio.Queue[Message | _End] = asyncio.Queue()  # bounded by the window
         self._end: _End | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
@@ -98,8 +90,7 @@ class Stream(Generic[InputT, ResultT]):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for lane in self._lanes:
-            await lane.__aexit__(None, None, None)
+        await self._lanes.__aexit__(None, None, None)
         self._sent.put_nowait(_End(CallError("the client was closed")))
 
     async def next_results(self) -> list[ResultT] | None:
@@ -110,14 +101,14 @@ class Stream(Generic[InputT, ResultT]):
         sent = self._end or await self._sent.get()
         try:
             if not isinstance(sent, _End):
-                response = await sent.lane.answer() if sent.lane is not None else None
+                response = await sent.answer
                 self._window.release()
                 return _wire.results(self._exchange, sent.chunk, response)
         except CallError as error:
             sent = _End(error)
         self._end = sent  # for whoever asks again
         if isinstance(sent.error, CallError):
-            self._on_failure()
+            self._connections.forget_info()
         if sent.error is not None:
             raise sent.error
         return None
@@ -177,25 +168,21 @@ class Stream(Generic[InputT, ResultT]):
             while end is None:
                 await self._window.acquire()
                 items, end = await self._next_items()
-                chunk = _wire.chunk(self._exchange, number, items)
-                self._sent.put_nowait(_Sent(chunk, await self._send(chunk)))
+                chunk = _wire.chunk(self._exchange, number, items, self._timeout_s)
+                message = Message(chunk, self._deadline())
+                self._sent.put_nowait(message)
+                if chunk.request is None:
+                    message.answer.set_result(None)
+                else:
+                    await self._lanes.send(message)
                 number += 1
-            for lane in self._lanes:
-                lane.finish()
+            self._lanes.finish()
         except Exception as error:  # nobody may wait for ever, whatever went wrong
             end = _End(CallError(f"a message could not be sent: {error!r}"))
         self._sent.put_nowait(end)
 
-    async def _send(self, chunk: _wire.Chunk) -> Lane | None:
-        if chunk.request is None:
-            return None
-        lane = min(self._lanes, key=lambda lane: lane.under_way, default=None)
-        if self._links and (lane is None or lane.under_way):
-            lane = await Lane(self._links.popleft(), self._exchange, self._timeout_s).__aenter__()
-            self._lanes.append(lane)
-        assert lane is not None
-        lane.send(chunk.request)
-        return lane
+    def _deadline(self) -> float | None:
+        return None if self._timeout_s is None else asyncio.get_running_loop().time() + self._timeout_s
 
     async def _next_items(self) -> tuple[list[Any], _End | None]:
         """What is ready, one item at least and one message's worth at most; and the end, if it is there."""

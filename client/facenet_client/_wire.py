@@ -28,8 +28,12 @@ CHANNEL_OPTIONS = [
     ("grpc.http2.lookahead_bytes", 1 << 20),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.enable_retries", 0),  # messages are sent again, not calls
+    ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.use_local_subchannel_pool", 1),  # a channel is a connection, also beside another one to its address
 ]
+
+_MOST_MS = (1 << 32) - 1  # what the contract's field holds
 
 InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
@@ -40,7 +44,7 @@ class Exchange(Generic[InputT, ResultT]):
     """One streaming method with one call's options."""
 
     method: str
-    request: Callable[[int, Sequence[Encoded]], bytes]
+    request: Callable[[int, Sequence[Encoded], int | None], bytes]
     response: type[Any]
     to_item: Callable[[InputT], Encoded]
     from_result: Callable[[Any], ResultT]
@@ -68,11 +72,14 @@ class Chunk(NamedTuple):
     errors: Sequence[ItemError | None]
 
 
-def chunk(exchange: Exchange[Any, Any], number: int, prepared: Sequence[Encoded | ItemError]) -> Chunk:
-    """Prepared inputs as one message."""
+def chunk(
+    exchange: Exchange[Any, Any], number: int, prepared: Sequence[Encoded | ItemError], timeout_s: float | None
+) -> Chunk:
+    """Prepared inputs as one message, which need not be answered later than that."""
+    timeout_ms = None if timeout_s is None else min(max(1, round(1000 * timeout_s)), _MOST_MS)
     items = [item for item in prepared if not isinstance(item, ItemError)]
     failed = [item if isinstance(item, ItemError) else None for item in prepared]
-    return Chunk(number, exchange.request(number, items) if items else None, failed)
+    return Chunk(number, exchange.request(number, items, timeout_ms) if items else None, failed)
 
 
 def results(exchange: Exchange[Any, ResultT], chunk: Chunk, response: Any) -> list[ResultT]:
@@ -110,13 +117,14 @@ def _result(exchange: Exchange[Any, ResultT], result: Any) -> ResultT:
     return exchange.from_result(result)
 
 
-def _request(empty: Any, items_field: str) -> Callable[[int, Sequence[Encoded]], bytes]:
+def _request(empty: Any, items_field: str) -> Callable[[int, Sequence[Encoded], int | None], bytes]:
     """Requests like an ``empty`` one, which has its options, with an id and items of their own."""
     kind, options = type(empty), leaf(empty)
     number_of_field = kind.DESCRIPTOR.fields_by_name[items_field].number
 
-    def request(number: int, items: Sequence[Encoded]) -> bytes:
-        return joined([leaf(kind(id=number)), options, *(field(number_of_field, item) for item in items)])
+    def request(number: int, items: Sequence[Encoded], timeout_ms: int | None) -> bytes:
+        head = leaf(kind(id=number, timeout_ms=timeout_ms))
+        return joined([head, options, *(field(number_of_field, item) for item in items)])
 
     return request
 

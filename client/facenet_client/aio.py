@@ -38,9 +38,11 @@ class AsyncClient:
     Ordinary iterables are advanced in a worker thread, so that they may block.
     """
 
-    def __init__(self, target: str | Sequence[str], *, timeout_s: float | None = 30.0, connections: int = 1) -> None:
+    def __init__(
+        self, target: str | Sequence[str], *, timeout_s: float | None = 30.0, connections: int = 1, retry: bool = True
+    ) -> None:
         self.timeout_s = timeout_s
-        self._connections = Connections(target, connections, timeout_s)
+        self._connections = Connections(target, connections, timeout_s, retry=retry)
         self._streams: weakref.WeakSet[Stream[Any, Any]] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
@@ -119,7 +121,7 @@ class AsyncClient:
     ) -> Stream[InputT, ResultT]:
         """For the SDK's own use: a stream that is ready to be entered."""
         info = await self._connections.info()
-        stream = Stream(self.links(), exchange, inputs, info.limits, self.timeout_s, self._connections.forget_info)
+        stream = Stream(self._connections, exchange, inputs, info.limits, self.timeout_s)
         self._streams.add(stream)
         return stream
 

@@ -43,8 +43,10 @@ class Client:
     Iterables are advanced in a worker thread, ahead of the results. A client may be used from several threads.
     """
 
-    def __init__(self, target: str | Sequence[str], *, timeout_s: float | None = 30.0, connections: int = 1) -> None:
-        self._client = AsyncClient(target, timeout_s=timeout_s, connections=connections)
+    def __init__(
+        self, target: str | Sequence[str], *, timeout_s: float | None = 30.0, connections: int = 1, retry: bool = True
+    ) -> None:
+        self._client = AsyncClient(target, timeout_s=timeout_s, connections=connections, retry=retry)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._leaving: set[asyncio.Future[None]] = set()  # a loop alone would let its tasks be collected

@@ -8,7 +8,8 @@
     │   ├── OptionError      an option is out of range, asks for too much, or names an unknown model
     │   ├── EmbeddingError   an embedding of another model, of a wrong size, or not of unit length
     │   ├── NoFaceError      a comparison needs a face, and the image has none
-    │   └── ServerItemError  the server failed on this item
+    │   ├── ServerItemError  the server failed on this item, or had no room for it
+    │   └── ItemTimeout      the server had no answer within timeout_s (also a TimeoutError)
     └── CallError            the call as a whole failed; raised
         ├── ServerUnavailable    no connection, or the server is shutting down
         ├── AnswerTimeout        no answer within timeout_s (also a TimeoutError)
@@ -56,6 +57,10 @@ class ServerItemError(ItemError):
     """The server failed on this item; its log tells more under the id in the message."""
 
 
+class ItemTimeout(ItemError, TimeoutError):
+    """The server had no answer for this item within ``timeout_s``."""
+
+
 class CallError(FaceNetError):
     """The call as a whole failed. Items whose results came before are answered."""
 
@@ -69,7 +74,11 @@ class AnswerTimeout(CallError, TimeoutError):
 
 
 class ServerOverloaded(CallError):
-    """The server has no room for the request now."""
+    """The server has no room for the request now; if it says so, there is after ``retry_after_s``."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class RequestRefused(CallError):

@@ -43,7 +43,9 @@ def workload(method: str, items: Iterable[ImageLike], *, batch: int = 1, **optio
     if not prepared or batch < 1:
         raise ValueError("no items to send")
     items_left, n_messages = cycle(prepared), -(-len(prepared) // batch)
-    messages = tuple(Message(exchange.request(0, list(islice(items_left, batch))), batch) for _ in range(n_messages))
+    messages = tuple(
+        Message(exchange.request(0, list(islice(items_left, batch)), None), batch) for _ in range(n_messages)
+    )
     return Workload(method, exchange, messages)
 
 

@@ -1,0 +1,151 @@
+"""A stream's messages over its lanes, until each has its answer: what a lost or busy server did not answer is sent
+again, elsewhere or later.
+
+Face inference changes nothing on the server, so that a message may safely be sent twice; its answer is given once. The
+SDK does this itself, message by message: gRPC's own retries know calls only, and end with the first answer.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from facenet_client import _wire
+from facenet_client._connections import Connections, Link
+from facenet_client._lane import Lane, Message
+from facenet_client.errors import AnswerTimeout, CallError, ServerOverloaded, ServerUnavailable
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0  # between attempts, before jitter
+_WITHOUT_DEADLINE_S = 60.0  # how long a message that may take for ever is sent again
+
+
+class Lanes:
+    """At most one lane on each link, opened where all others are busy.
+
+    ``send`` never fails: what goes wrong with a message sits on its answer.
+    """
+
+    def __init__(self, connections: Connections, links: Sequence[Link], exchange: _wire.Exchange[Any, Any]) -> None:
+        self._connections = connections
+        self._exchange = exchange
+        self._free = deque(links)  # that have no lane
+        self._lanes: list[Lane] = []
+        self._opening = asyncio.Lock()
+        self._waits: set[asyncio.Task[None]] = set()  # messages to be sent again
+        self._open: set[Message] = set()  # that have no answer
+        self._finished = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        waits = list(self._waits)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+        for lane in list(self._lanes):
+            await lane.__aexit__(None, None, None)
+        for message in list(self._open):
+            message.fail(CallError("the client was closed"))
+
+    async def send(self, message: Message) -> None:
+        """Put a message on a lane; its answer comes whenever it does."""
+        self._open.add(message)
+        message.answer.add_done_callback(lambda _: self._closed(message))
+        await self._send(message)
+
+    def finish(self) -> None:
+        """No further messages come: lanes end once all are answered."""
+        self._finished = True
+        self._finish_lanes()
+
+    async def _send(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(message.left_s):
+                lane = await self._lane()
+        except TimeoutError:
+            message.fail(ServerUnavailable(f"no server within the message's time: {self._connections.trouble}"))
+        except CallError as error:
+            message.attempts += 1
+            self._again(message, error)
+        else:
+            lane.send(message)
+
+    async def _lane(self) -> Lane:
+        """The lane with the fewest messages; a new one where all have some. Raises CallError."""
+        async with self._opening:
+            lane = min(self._lanes, key=lambda lane: lane.under_way, default=None)
+            if self._free and (lane is None or lane.under_way):
+                link = min(self._free, key=lambda link: self._connections.rest_s(link.address))
+                rest_s = self._connections.rest_s(link.address)
+                if lane is None or not rest_s:
+                    self._free.remove(link)
+                    try:
+                        await asyncio.sleep(rest_s)
+                        await self._connections.check(link)
+                        lane = await Lane(link, self._exchange, self._on_answer, self._on_end).__aenter__()
+                    except BaseException:
+                        self._free.append(link)
+                        raise
+                    self._lanes.append(lane)
+        assert lane is not None
+        return lane
+
+    def _on_answer(self, message: Message, response: Any) -> None:
+        if response.retry_after_ms:
+            told = f"the server has no room now; again in {response.retry_after_ms} ms"
+            self._again(message, ServerOverloaded(told, retry_after_s=response.retry_after_ms / 1000))
+        elif not message.answer.done():
+            self._connections.budget.refill()
+            message.answer.set_result(response)
+
+    def _on_end(self, lane: Lane, unanswered: list[Message], error: CallError | None) -> None:
+        self._lanes.remove(lane)
+        self._free.append(lane.link)
+        if isinstance(error, ServerUnavailable):
+            self._connections.lost(lane.link.address, error)
+        for message in unanswered:
+            self._again(message, error or ServerUnavailable(f"{lane.link.address}: the call ended without an answer"))
+
+    def _again(self, message: Message, error: CallError) -> None:
+        """Send a message again after a while, if that may help."""
+        wait_s = self._wait_s(message, error)
+        left_s = message.left_s
+        if wait_s is None or message.answer.done() or (left_s is not None and wait_s >= left_s):
+            message.fail(error)
+            return
+        task = asyncio.create_task(self._send_after(wait_s, message))
+        self._waits.add(task)
+        task.add_done_callback(self._waits.discard)
+
+    def _wait_s(self, message: Message, error: CallError) -> float | None:
+        """How long to wait before the next attempt; None: it does not help."""
+        if not self._connections.retry:
+            return None
+        if isinstance(error, AnswerTimeout):
+            return 0.0 if message.left_s else None  # another message's time was up
+        longest = min(_FIRST_WAIT_S * 2.0 ** (message.attempts - 1), _LONGEST_WAIT_S)
+        if message.deadline is None and message.attempts * _LONGEST_WAIT_S > _WITHOUT_DEADLINE_S:
+            return None
+        if isinstance(error, ServerOverloaded) and error.retry_after_s is not None:
+            if not self._connections.budget.take():
+                return None
+            return error.retry_after_s + random.uniform(0, longest)
+        return random.uniform(0, longest) if isinstance(error, ServerUnavailable) else None
+
+    async def _send_after(self, wait_s: float, message: Message) -> None:
+        await asyncio.sleep(wait_s)
+        await self._send(message)
+
+    def _closed(self, message: Message) -> None:
+        self._open.discard(message)
+        self._finish_lanes()
+
+    def _finish_lanes(self) -> None:
+        if self._finished and not self._open:
+            for lane in self._lanes:
+                lane.finish()

@@ -1,0 +1,250 @@
+"""What the SDK makes of servers that drain, die, refuse and come back: every answer once, in order."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from facenet_client import (
+    AnswerTimeout,
+    AsyncClient,
+    Client,
+    Embedding,
+    ItemTimeout,
+    ServerOverloaded,
+    ServerUnavailable,
+)
+from facenet_proto.v1 import face_pb2 as pb
+from nets import HeldNet, crop, embed, fake_server, fake_service
+
+
+def images(count: int) -> list[np.ndarray]:
+    """Crops that can be told apart by their answers."""
+    return [crop(number % 250, number // 250, 40) for number in range(count)]
+
+
+def assert_answers(results: Sequence[Embedding], sent: Sequence[np.ndarray]) -> None:
+    """One answer for each, in order."""
+    assert [result.error for result in results] == [None] * len(sent)
+    np.testing.assert_allclose([np.asarray(result) for result in results], embed(np.stack(sent))[0], atol=1e-6)
+
+
+async def taken(client: AsyncClient, sent: Sequence[np.ndarray], results: list[Embedding]) -> None:
+    async for result in client.embed_crops_stream(sent):
+        results.append(result)
+
+
+class Scripted:
+    """A server of the contract that answers each call as the next of its scripts says."""
+
+    def __init__(self, *scripts: Any) -> None:
+        self._scripts = list(scripts)
+        self.calls = 0
+
+    async def embed(self, _: Any, context: Any) -> None:
+        self.calls += 1
+        script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
+        await script(context)
+
+    @contextlib.asynccontextmanager
+    async def serve(self) -> AsyncIterator[str]:
+        async def info(_: bytes, __: Any) -> bytes:
+            limits = pb.Limits(max_message_bytes=1 << 20, max_items_per_message=1, max_messages_in_flight=4)
+            return pb.GetServerInfoResponse(limits=limits).SerializeToString()
+
+        server = grpc.aio.server()
+        methods: dict[str, Any] = {
+            "Embed": grpc.stream_stream_rpc_method_handler(self.embed),
+            "GetServerInfo": grpc.unary_unary_rpc_method_handler(info),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("facenet.v1.FaceService", methods),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            await server.stop(0)
+
+
+async def answer_all(context: Any, most: int | None = None, refused: int = 0, items_refused: int = 0) -> None:
+    """Answer messages, the first ``refused`` of them with a request to come back."""
+    count = 0
+    while (data := await context.read()) is not grpc.aio.EOF and (most is None or count < most):
+        request = pb.EmbedRequest.FromString(data)
+        response = pb.EmbedResponse(id=request.id)
+        for item in request.items:
+            rows = np.frombuffer(item.crop.raw.rgb, np.uint8).reshape(1, 160, 160, 3)
+            vector = embed(rows)[0][0].astype("<f4").tobytes()
+            response.results.add().embedding.CopyFrom(pb.Embedding(vector=vector, dimension=4, model="colour"))
+        if count < refused:
+            response = pb.EmbedResponse(id=request.id, retry_after_ms=10)
+            response.results.add().error.CopyFrom(pb.ItemError(code=8, reason="OVERLOADED"))
+        count += 1
+        await context.write(response.SerializeToString())
+
+
+async def refuse(context: Any) -> None:
+    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room", (("grpc-retry-pushback-ms", "10"),))
+
+
+async def refuse_for_good(context: Any) -> None:
+    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too large")
+
+
+async def drain_after_two(context: Any) -> None:
+    await answer_all(context, 2)
+    await context.write(pb.EmbedResponse(draining=True).SerializeToString())
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "shutting down")
+
+
+async def die_after_three(context: Any) -> None:
+    await answer_all(context, 3)
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+
+async def end_early(context: Any) -> None:
+    """In good order, though answers are due."""
+    await answer_all(context, 1)
+
+
+async def never(context: Any) -> None:
+    await asyncio.Event().wait()
+
+
+async def answer(context: Any) -> None:
+    await answer_all(context)
+
+
+async def refuse_two_messages(context: Any) -> None:
+    await answer_all(context, refused=2)
+
+
+@pytest.mark.parametrize(
+    "scripts",
+    [
+        pytest.param((refuse, refuse, answer), id="refused at the door"),
+        pytest.param((refuse_two_messages,), id="messages refused"),
+        pytest.param((drain_after_two, drain_after_two, answer), id="drained"),
+        pytest.param((die_after_three, answer), id="died"),
+    ],
+)
+async def test_what_was_not_answered_is_sent_again_and_answered_once(scripts: tuple[Any, ...]) -> None:
+    sent = images(30)
+    async with Scripted(*scripts).serve() as target, AsyncClient(target, timeout_s=10) as client:
+        assert_answers(await client.embed_crops(sent), sent)
+
+
+async def test_the_synchronous_client_does_so_too() -> None:
+    sent = images(30)
+
+    def run(target: str) -> list[Embedding]:
+        with Client(target, timeout_s=10) as client:
+            return client.embed_crops(sent)
+
+    async with Scripted(drain_after_two, die_after_three, answer).serve() as target:
+        assert_answers(await asyncio.to_thread(run, target), sent)
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    # A refusal that meets the first message on its way reads as a lost call: grpc.aio tells the write's failure.
+    [
+        (refuse, (ServerOverloaded, ServerUnavailable)),
+        (die_after_three, ServerUnavailable),
+        (drain_after_two, ServerUnavailable),
+    ],
+)
+async def test_without_retries_the_first_failure_is_told(script: Any, error: Any) -> None:
+    async with Scripted(script).serve() as target, AsyncClient(target, retry=False) as client:
+        with pytest.raises(error):
+            await client.embed_crops(images(30))
+
+
+async def test_a_refusal_without_a_time_to_come_back_is_final() -> None:
+    server = Scripted(refuse_for_good)
+    async with server.serve() as target, AsyncClient(target) as client:
+        with pytest.raises(ServerOverloaded, match="too large"):
+            await client.embed_crops(images(1))
+    assert server.calls == 1
+
+
+async def test_a_call_that_ends_in_order_with_answers_due_is_a_fault() -> None:
+    async with Scripted(end_early, answer).serve() as target, AsyncClient(target) as client:
+        with pytest.raises(Exception, match="unanswered"):
+            await client.embed_crops(images(5))
+
+
+async def test_refusals_without_end_are_told_once_the_budget_is_spent() -> None:
+    server = Scripted(refuse)
+    async with server.serve() as target, AsyncClient(target, timeout_s=30) as client:
+        with pytest.raises(ServerOverloaded):
+            await client.embed_crops(images(4))
+    assert server.calls < 20
+
+
+async def test_a_message_without_answer_fails_in_its_own_time() -> None:
+    async with Scripted(never).serve() as target, AsyncClient(target, timeout_s=0.3) as client:
+        with pytest.raises(AnswerTimeout):
+            await client.embed_crops(images(2))
+
+
+async def test_a_server_that_drains_hands_its_stream_to_the_others() -> None:
+    sent, results = images(200), list[Embedding]()
+    held = HeldNet()
+    async with fake_service({"colour": held}, max_items_per_message=1) as (first, draining):
+        async with fake_server({"colour": embed}, max_items_per_message=1) as second:
+            async with AsyncClient([first, second]) as client:
+                running = asyncio.create_task(taken(client, sent, results))
+                await held.entered()
+                draining.drain()  # with at least one message accepted, whose answer is still due
+                held.open()
+                await running
+    assert_answers(results, sent)
+
+
+async def test_a_server_that_is_stopped_at_once_costs_nothing_visible() -> None:
+    sent, results = images(300), list[Embedding]()
+    dying = fake_server({"colour": embed}, max_items_per_message=1)
+    async with fake_server({"colour": embed}, max_items_per_message=1) as stays:
+        async with AsyncClient([await dying.__aenter__(), stays]) as client:
+            running = asyncio.create_task(taken(client, sent, results))
+            while len(results) < 20:  # noqa: ASYNC110 (results come as they come)
+                await asyncio.sleep(0.001)
+            await dying.__aexit__(None, None, None)
+            await running
+    assert_answers(results, sent)
+
+
+async def test_one_server_of_several_that_is_away_from_the_start_is_done_without() -> None:
+    sent = images(50)
+    async with fake_server({"colour": embed}, max_items_per_message=1) as there:
+        async with AsyncClient(["127.0.0.1:1", there], timeout_s=10) as client:
+            assert_answers(await client.embed_crops(sent), sent)
+
+
+async def test_the_server_learns_how_long_the_caller_waits() -> None:
+    held = HeldNet()
+    async with fake_server({"colour": held}) as target:
+        async with AsyncClient(target, timeout_s=0.4) as client:
+            try:
+                results = await client.embed_crops(images(1))
+                assert isinstance(results[0].error, ItemTimeout)
+            except AnswerTimeout:  # the client's own clock was first
+                pass
+        held.open()
+
+
+async def test_closing_leaves_no_task_behind() -> None:
+    before = asyncio.all_tasks()
+    async with Scripted(never).serve() as target:
+        client = await AsyncClient(target).__aenter__()
+        waiting = asyncio.create_task(client.embed_crops(images(3)))
+        await asyncio.sleep(0.1)
+        await client.__aexit__(None, None, None)
+        with pytest.raises(Exception, match="closed"):
+            await waiting
+        left = [task for task in asyncio.all_tasks() - before if "facenet_client" in repr(task)]
+        assert not left
