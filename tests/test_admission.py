@@ -17,6 +17,11 @@ def door(**limits: int) -> Admission:
     return Admission(Capacity(**capacity), Clock())
 
 
+def accept(visit: Visit, n_items: int, n_bytes: int = 1) -> None:
+    assert visit.hold(n_items, n_bytes)
+    visit.accept(n_items)
+
+
 async def waiting(visit: Visit) -> "asyncio.Task[None]":
     task = asyncio.create_task(visit.turn())
     await asyncio.sleep(0)
@@ -38,35 +43,45 @@ def test_a_stream_beyond_the_limit_is_refused_and_room_comes_back() -> None:
         pytest.param({"items_per_stream": 3}, None, id="of its stream"),
         pytest.param({"items_per_caller": 3}, "a", id="of its caller"),
         pytest.param({"items": 3}, "b", id="of all"),
-        pytest.param({"n_bytes": 30}, "b", id="bytes of all"),
     ],
 )
-def test_a_message_that_goes_over_a_limit_is_refused(limits: dict[str, int], other: str | None) -> None:
+def test_items_that_go_over_a_limit_have_no_room(limits: dict[str, int], other: str | None) -> None:
     admission = door(**limits)
     with admission.enter("a") as first:
-        assert first.accept(2, 20)
+        accept(first, 2)
         with admission.enter(other or "c") as second:
             visit = second if other else first
-            assert not visit.accept(2, 20)
-            assert visit.accept(1, 10)
+            assert not visit.has_room(2)
+            assert visit.has_room(1)
+
+
+def test_a_message_whose_bytes_do_not_fit_is_refused() -> None:
+    admission = door(n_bytes=30)
+    with admission.enter("a") as a, admission.enter("b") as b:
+        assert a.hold(2, 20)
+        assert not b.hold(2, 20)
+        assert b.hold(2, 10)
     assert admission.counts.refused_items == 2
+    assert admission.counts.bytes_in_flight == 0
 
 
 def test_a_message_larger_than_a_whole_limit_is_let_in_alone() -> None:
     admission = door(items=3, n_bytes=10)
     with admission.enter("a") as visit:
-        assert visit.accept(64, 500)
-        assert not visit.accept(1, 1)
+        assert visit.hold(64, 500)
+        assert visit.has_room(64)
+        visit.accept(64)
+        assert not visit.has_room(1)
         visit.answered(64, 500)
-        assert visit.accept(1, 1)
+        assert visit.has_room(1)
 
 
 def test_what_was_accepted_is_answered_abandoned_or_in_flight() -> None:
     admission = door()
     counts = admission.counts
     with admission.enter("a") as visit:
-        visit.accept(5, 50)
-        visit.accept(3, 30)
+        accept(visit, 5, 50)
+        accept(visit, 3, 30)
         visit.answered(5, 50)
         assert (counts.accepted_items, counts.answered_items, counts.items_in_flight) == (8, 5, 3)
         assert counts.bytes_in_flight == 30
@@ -76,7 +91,7 @@ def test_what_was_accepted_is_answered_abandoned_or_in_flight() -> None:
 async def test_a_stream_without_room_waits_until_there_is() -> None:
     admission = door(items=2)
     with admission.enter("a") as a, admission.enter("b") as b:
-        a.accept(2, 1)
+        accept(a, 2, 1)
         task = await waiting(b)
         assert not task.done()
         a.answered(2, 1)
@@ -89,13 +104,13 @@ async def test_callers_who_wait_take_turns() -> None:
 
     async def reader(visit: Visit, name: str) -> None:
         await visit.turn()
-        assert visit.accept(1, 1)
+        accept(visit, 1, 1)
         order.append(name)
         visit.answered(1, 1)
 
     with admission.enter("first") as first, admission.enter("hog") as one, admission.enter("hog") as two:
         with admission.enter("small") as small:
-            first.accept(1, 1)
+            accept(first, 1, 1)
             names = ((one, "hog"), (two, "hog"), (small, "small"))
             tasks = [asyncio.create_task(reader(visit, name)) for visit, name in names]
             await asyncio.sleep(0)
@@ -107,7 +122,7 @@ async def test_callers_who_wait_take_turns() -> None:
 async def test_a_waiting_stream_that_ends_passes_its_turn_on() -> None:
     admission = door(items=1)
     with admission.enter("a") as a, admission.enter("b") as b, admission.enter("c") as c:
-        a.accept(1, 1)
+        accept(a, 1, 1)
         gone, stays = await waiting(b), await waiting(c)
         gone.cancel()
         await asyncio.sleep(0)
@@ -121,11 +136,11 @@ def test_a_refused_caller_is_told_about_when_there_will_be_room() -> None:
     assert isinstance(clock, Clock)
     with admission.enter("a") as visit:
         for _ in range(50):  # one every 100 ms
-            visit.accept(1, 1)
+            accept(visit, 1, 1)
             clock.now_s += 0.1
             visit.answered(1, 1)
         for _ in range(8):
-            visit.accept(1, 1)
+            accept(visit, 1, 1)
         assert admission.retry_after_s() == pytest.approx(0.8, rel=0.1)
 
 

@@ -87,19 +87,33 @@ async def test_a_running_stream_without_room_is_held_back_not_refused() -> None:
 
 
 async def test_a_message_that_was_read_and_does_not_fit_is_refused_whole_and_the_stream_goes_on() -> None:
-    async with held_server(max_items_in_flight=3) as (net, service, stub, _):
+    async with held_server(max_mib_in_flight=1) as (net, service, stub, _):
         call = await occupied(net, stub, crops(1))
-        await call.write(crops(2, 3, 4, number=7))
-        await until(lambda: service.admission.counts.refused_items == 3)
+        await call.write(crops(*range(13), number=7))
+        await until(lambda: service.admission.counts.refused_items == 13)
         net.open()
         answered, refused = await call.read(), await call.read()
         assert answered.retry_after_ms == 0
         assert refused.id == 7
         assert refused.retry_after_ms > 0
-        assert [(each.error.code, each.error.reason) for each in refused.results] == [(8, "OVERLOADED")] * 3
+        assert [(each.error.code, each.error.reason) for each in refused.results] == [(8, "OVERLOADED")] * 13
         await call.write(crops(5))
         assert (await call.read()).results[0].HasField("embedding")
         await call.done_writing()
+
+
+async def test_a_message_whose_items_have_no_room_waits_and_is_handed_back_when_the_server_drains() -> None:
+    async with held_server(max_items_in_flight=3) as (net, service, stub, _):
+        call = await occupied(net, stub, crops(1))
+        await call.write(crops(2, 3, 4, number=7))
+        await until(lambda: service.admission.counts.bytes_in_flight > 4 * 76_800)
+        assert service.admission.counts.accepted_items == 1
+        service.drain()
+        net.open()
+        assert (await call.read()).results[0].HasField("embedding")
+        assert (await call.read()).draining
+        await call.done_writing()
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_items_whose_time_is_up_get_no_row_and_their_neighbours_theirs() -> None:

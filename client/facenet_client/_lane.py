@@ -117,6 +117,7 @@ class Lane:
         except Exception as error:  # as above
             end = ServerFault(f"{self.link.address}: an answer could not be read: {error!r}")
         self._call.cancel()
+        self._tasks[0].cancel()  # the writer: there is nobody to write to
         unanswered = list(self._unanswered)
         self._unanswered.clear()
         self._on_end(self, unanswered, end)

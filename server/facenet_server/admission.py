@@ -1,8 +1,9 @@
 """Who is let in: counts of what callers have with the server, and the limits that keep them bounded.
 
-An item counts from the moment its message was read until its answer is written. A new stream is refused where there is
-no room for anything of it; a running one is not read while there is none, and waits in turn with those of other
-callers. Pure counting on one event loop: no locks.
+A message's bytes count from the moment it was read, its items from the moment they are accepted, both until the answer
+is written. A new stream is refused where there is no room for anything of it. A running one is not read while there is
+none; a message whose bytes do not fit is refused, one whose items do not waits, as its stream does, in turn with those
+of other callers. Pure counting on one event loop: no locks.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 _RATE_OVER_S = 1.0  # the answering rate is that of about the last second
 _MIN_RETRY_S, _MAX_RETRY_S = 0.02, 5.0
@@ -59,7 +60,7 @@ class Admission:
         self._capacity = capacity
         self._clock = clock
         self._of_caller: Counter[str] = Counter()
-        self._waiting: dict[str, deque[tuple[Visit, asyncio.Future[None]]]] = {}  # callers in turn
+        self._waiting: dict[str, deque[_Turn]] = {}  # callers in turn
         self._rate_per_s, self._rate_at = 0.0, clock()
 
     def enter(self, caller: str) -> "Visit":
@@ -84,16 +85,15 @@ class Admission:
             and self._of_caller[caller] < capacity.items_per_caller
         )
 
-    def _fits(self, visit: "Visit", n_items: int, n_bytes: int) -> bool:
+    def _fits(self, visit: "Visit", n_items: int) -> bool:
         """Within every limit; what is larger than a whole limit fits where it is alone."""
-        counts, capacity = self.counts, self._capacity
-        return all(
-            not used or used + more <= limit
-            for used, more, limit in (
-                (visit.items, n_items, capacity.items_per_stream),
-                (self._of_caller[visit.caller], n_items, capacity.items_per_caller),
-                (counts.items_in_flight, n_items, capacity.items),
-                (counts.bytes_in_flight, n_bytes, capacity.n_bytes),
+        capacity = self._capacity
+        return self.counts.bytes_in_flight - visit.held_bytes < capacity.n_bytes and all(
+            not used or used + n_items <= limit
+            for used, limit in (
+                (visit.items, capacity.items_per_stream),
+                (self._of_caller[visit.caller], capacity.items_per_caller),
+                (self.counts.items_in_flight, capacity.items),
             )
         )
 
@@ -107,34 +107,29 @@ class Admission:
             del self._of_caller[visit.caller]
 
     def _wake(self) -> None:
-        """Let waiting streams read on, callers in turn, as far as there seems to be room for what they send."""
+        """Let streams that wait go on, callers in turn, as far as there is room for what they have."""
         room = self._capacity.items - self.counts.items_in_flight
-        woken = True
+        woken = 1
         while room > 0 and woken:
-            woken = False
+            woken = 0
             for caller in list(self._waiting):
-                visit = self._wake_one(caller)
-                if visit is not None:
-                    woken = True
-                    room -= visit.usual_items
-                if room <= 0:
-                    return
+                woken += self._wake_one(caller)
+            room -= woken
 
-    def _wake_one(self, caller: str) -> "Visit | None":
-        """The caller's stream that waits longest and may read; the caller's others go behind other callers'."""
+    def _wake_one(self, caller: str) -> int:
+        """The caller's stream that waits longest, if there is room for it; the caller's others go behind other
+        callers'. How many items it has."""
         queue = self._waiting.pop(caller)
-        while queue and queue[0][1].done():  # its stream has ended
+        while queue and queue[0].comes.done():  # its stream has ended
             queue.popleft()
-        woken = None
-        if queue and self._may_read(queue[0][0]):
-            woken, turn = queue.popleft()
-            turn.set_result(None)
+        woken = 0
+        if queue and self._fits(queue[0].visit, queue[0].n_items):
+            turn = queue.popleft()
+            turn.comes.set_result(None)
+            woken = turn.n_items
         if queue:
             self._waiting[caller] = queue
         return woken
-
-    def _may_read(self, visit: "Visit") -> bool:
-        return visit.items < self._capacity.items_per_stream and self._has_room(visit.caller)
 
     def _rate_now(self) -> float:
         now = self._clock()
@@ -148,8 +143,9 @@ class Visit:
 
     def __init__(self, admission: Admission, caller: str) -> None:
         self.caller = caller
-        self.items = self.n_bytes = 0  # in flight
-        self.usual_items = 1  # of its messages: as many as the last one had
+        self.items = 0  # accepted and not answered
+        self.n_bytes = 0  # of the messages that hold them, and of the one that is held
+        self.held_bytes = 0  # of a message that was read and is not accepted yet
         self._admission = admission
 
     def __enter__(self) -> Self:
@@ -165,28 +161,32 @@ class Visit:
         admission._change(self, -self.items, -self.n_bytes)
         admission._wake()
 
-    @property
-    def may_read(self) -> bool:
-        """Whether there is room for a message, as far as can be told before it is read."""
-        return self._admission._may_read(self)
+    def has_room(self, n_items: int = 1) -> bool:
+        """Whether there is room for so many items now."""
+        return self._admission._fits(self, n_items)
 
-    async def turn(self) -> None:
+    async def turn(self, n_items: int = 1) -> None:
         """Wait until there is; callers who wait take turns."""
-        while not self.may_read:
-            turn = asyncio.get_running_loop().create_future()
-            self._admission._waiting.setdefault(self.caller, deque()).append((self, turn))
-            await turn
+        while not self.has_room(n_items):
+            turn = _Turn(self, n_items, asyncio.get_running_loop().create_future())
+            self._admission._waiting.setdefault(self.caller, deque()).append(turn)
+            await turn.comes
 
-    def accept(self, n_items: int, n_bytes: int) -> bool:
-        """Count a message that was read; False where there is no room for it."""
+    def hold(self, n_items: int, n_bytes: int) -> bool:
+        """Count the bytes of a message that was read; False where there is no room for them, and it is refused."""
         counts = self._admission.counts
-        self.usual_items = max(1, n_items)
-        if not self._admission._fits(self, n_items, n_bytes):
+        if counts.bytes_in_flight and counts.bytes_in_flight + n_bytes > self._admission._capacity.n_bytes:
             counts.refused_items += n_items
             return False
-        counts.accepted_items += n_items
-        self._admission._change(self, n_items, n_bytes)
+        self.held_bytes = n_bytes
+        self._admission._change(self, 0, n_bytes)
         return True
+
+    def accept(self, n_items: int) -> None:
+        """Count the items of the message that is held."""
+        self.held_bytes = 0
+        self._admission.counts.accepted_items += n_items
+        self._admission._change(self, n_items, 0)
 
     def answered(self, n_items: int, n_bytes: int) -> None:
         """A message's answer is written."""
@@ -195,6 +195,14 @@ class Visit:
         admission._rate_per_s = admission._rate_now() + n_items / _RATE_OVER_S
         admission._change(self, -n_items, -n_bytes)
         admission._wake()
+
+
+class _Turn(NamedTuple):
+    """A stream that waits for room for so many items."""
+
+    visit: Visit
+    n_items: int
+    comes: asyncio.Future[None]
 
 
 def caller_of(peer: str) -> str:

@@ -248,7 +248,7 @@ def _check(config: Config) -> None:
     unknown = set(config.formats) - set(known)
     if unknown:
         raise StartError(f"unknown image formats {', '.join(sorted(unknown))}; known are {', '.join(known)}")
-    limits = [field for field in fields(config) if field.name.startswith("max_") and field.default]
+    limits = [field for field in fields(config) if field.name.startswith("max_") and field.type is int]
     zero = [field.name for field in limits if not getattr(config, field.name)]
     if zero:
         raise StartError(f"{zero[0]} must be at least 1")

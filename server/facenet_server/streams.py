@@ -140,8 +140,7 @@ class Stream:
         try:
             while True:
                 await self._credits.acquire()
-                if not visit.may_read:
-                    await _turn(visit, draining)
+                await _turn(visit, 1, draining)
                 read = None if draining.done() else start_read(self._context)
                 if read is not None:
                     await asyncio.wait({read, draining}, return_when=asyncio.FIRST_COMPLETED)
@@ -154,27 +153,45 @@ class Stream:
                 if data is grpc.aio.EOF:
                     self._accepted.put_nowait(None)
                     return
-                self._accepted.put_nowait(self._accept(data, visit, admission, tasks))
+                pending = await self._accept(data, visit, admission, tasks, draining)
+                if pending is None:
+                    self._accepted.put_nowait(_DRAINING)
+                    await _discard(start_read(self._context), self._context)
+                    return
+                self._accepted.put_nowait(pending)
         except ProtocolError as error:
             self._accepted.put_nowait(End(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
         finally:
             draining.cancel()
 
-    def _accept(self, data: bytes, visit: Visit, admission: Admission, tasks: asyncio.TaskGroup) -> _Pending:
-        """A message, begun; or its refusal, for which it is not even parsed. Raises ProtocolError."""
+    async def _accept(
+        self,
+        data: bytes,
+        visit: Visit,
+        admission: Admission,
+        tasks: asyncio.TaskGroup,
+        draining: asyncio.Task[Any],
+    ) -> _Pending | None:
+        """A message, begun once there is room for its items; or its refusal, for which it is not even parsed. None
+        where the server drains instead. Raises ProtocolError."""
         method, most = self._method, self._limits.max_items_per_message
+        arrived = asyncio.get_running_loop().time()
         fields = method.request.DESCRIPTOR.fields_by_name
         try:
             outline = wire.outline(data, fields["id"].number, fields[method.batch_field].number, most)
             if outline.n_items > most:
                 raise ProtocolError(f"the message holds too many items; the limit is {most}")
-            if not visit.accept(outline.n_items, len(data)):
+            if not visit.hold(outline.n_items, len(data)):
                 retry_after_ms = round(1000 * admission.retry_after_s())
                 return _Pending(messages.refusal(method.response, outline.id, outline.n_items, retry_after_ms))
+            await _turn(visit, outline.n_items, draining)
+            if draining.done():
+                return None
             request = method.request.FromString(data)
         except DecodeError:
             raise ProtocolError(f"the bytes are no {method.request.DESCRIPTOR.name}") from None
-        place = Place(self._caller, self._seats, _deadline(request))
+        visit.accept(outline.n_items)
+        place = Place(self._caller, self._seats, _deadline(request, arrived))
         return _Pending(tasks.create_task(method.answer(request, place)), outline.n_items, len(data))
 
 
@@ -208,15 +225,17 @@ def start_read(context: Context) -> asyncio.Future[Any]:
     return read
 
 
-def _deadline(request: Any) -> float | None:
+def _deadline(request: Any, arrived: float) -> float | None:
     if not request.HasField("timeout_ms"):
         return None
-    return asyncio.get_running_loop().time() + int(request.timeout_ms) / 1000
+    return arrived + int(request.timeout_ms) / 1000
 
 
-async def _turn(visit: Visit, draining: asyncio.Task[Any]) -> None:
+async def _turn(visit: Visit, n_items: int, draining: asyncio.Task[Any]) -> None:
     """Wait until there is room, or the server drains."""
-    turn = asyncio.ensure_future(visit.turn())
+    if visit.has_room(n_items):
+        return
+    turn = asyncio.ensure_future(visit.turn(n_items))
     try:
         await asyncio.wait({turn, draining}, return_when=asyncio.FIRST_COMPLETED)
     finally:

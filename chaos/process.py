@@ -1,0 +1,103 @@
+"""Server processes of the rig: started, watched, ended by their own id."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from facenet_proto.v1 import face_pb2 as pb
+
+from chaos.stub import Behaviour
+
+SERVER_CORE = 0
+
+
+class Server:
+    """A server process; ``command`` None: the stub of the given behaviour. Entered: it listens, and is warm."""
+
+    def __init__(self, behaviour: Behaviour | None = None, command: list[str] | None = None) -> None:
+        self._behaviour = behaviour or Behaviour()
+        if self._behaviour.core is None:
+            self._behaviour.core = SERVER_CORE
+        self._command = command
+        self._process: subprocess.Popen[str] | None = None
+        self.address = ""
+        self.log: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self.start)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.end)
+
+    def start(self) -> None:
+        """Start it, on the port it had before if it had one."""
+        if self.address:
+            self._behaviour.config["listen"] = self.address
+        command = self._command or [sys.executable, "-m", "chaos.stub", json.dumps(asdict(self._behaviour))]
+        path = os.pathsep.join(sys.path)
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}, start_new_session=True
+        )
+        assert process.stderr is not None
+        self._process, self.log = process, []
+        for line in process.stderr:
+            self.log.append(line)
+            if found := re.search(r"listening on (\S+)", line):
+                self.address = found[1]
+                break
+        else:
+            raise RuntimeError(f"the server did not start:\n{''.join(self.log)}")
+        threading.Thread(target=self.log.extend, args=(process.stderr,), daemon=True).start()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self, timeout_s: float = 60) -> int:
+        """Its exit code, once it has ended."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
+    def end(self) -> None:
+        """End it, however it is."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+        self.wait()
+
+    @property
+    def rss_mb(self) -> float:
+        """Its resident memory."""
+        assert self._process is not None
+        with open(f"/proc/{self._process.pid}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    async def stats(self) -> pb.GetServerStatsResponse:
+        """What it says of itself."""
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            ask: Any = channel.unary_unary(
+                "/facenet.v1.FaceService/GetServerStats", response_deserializer=pb.GetServerStatsResponse.FromString
+            )
+            response: pb.GetServerStatsResponse = await ask(b"", timeout=10)
+            return response
+
+    async def quiet(self, within_s: float) -> pb.AdmissionStats:
+        """Its admission counts once nothing is in flight, or when the time is up."""
+        for _ in range(max(1, int(within_s / 0.1))):
+            counts = (await self.stats()).admission
+            if not counts.items_in_flight and not counts.streams:
+                break
+            await asyncio.sleep(0.1)
+        return counts

@@ -1,0 +1,53 @@
+"""What a check measured, beside what it must be."""
+
+from dataclasses import dataclass, field
+
+import click
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a check with its bound."""
+
+    name: str
+    value: float
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the bound does."""
+        return (self.at_most is None or self.value <= self.at_most) and (
+            self.at_least is None or self.value >= self.at_least
+        )
+
+    def __str__(self) -> str:
+        bound = f"≤ {self.at_most:g}" if self.at_most is not None else f"≥ {self.at_least:g}"
+        return f"{self.name}: {self.value:.4g} ({bound}) {'PASS' if self.holds else 'FAIL'}"
+
+
+@dataclass
+class Report:
+    """A check's figures; ``note`` says under what they were measured."""
+
+    figures: list[Figure] = field(default_factory=list)
+    note: str = ""
+
+    def most(self, name: str, value: float, bound: float) -> None:
+        """A figure that must not be above its bound."""
+        self.figures.append(Figure(name, value, at_most=bound))
+
+    def least(self, name: str, value: float, bound: float) -> None:
+        """A figure that must not be below its bound."""
+        self.figures.append(Figure(name, value, at_least=bound))
+
+    @property
+    def holds(self) -> bool:
+        """Whether every bound does."""
+        return all(figure.holds for figure in self.figures)
+
+    def show(self, title: str) -> None:
+        """Print it."""
+        click.echo(f"{title}{': ' + self.note if self.note else ''}")
+        for figure in self.figures:
+            click.echo(f"  {figure}")
