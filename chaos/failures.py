@@ -63,7 +63,7 @@ async def killed_callers(*, rounds: int, at_once: int = 8) -> Report:
             for salt in range(rounds):
                 command = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path}\n{_CALLER}", server.address]
                 callers = [
-                    subprocess.Popen([*command, str(salt * at_once + n)], stdout=subprocess.PIPE)
+                    subprocess.Popen([*command, str(salt * at_once + n)], stdout=subprocess.PIPE)  # noqa: ASYNC220
                     for n in range(at_once)
                 ]
                 for caller in callers:

@@ -8,12 +8,12 @@ from chaos.process import Server
 from chaos.report import Report
 from chaos.stub import Behaviour
 
-CAPACITY = 100  # items a second: two every 20 ms
+CAPACITY = 50  # items a second: one every 20 ms; the load generator has one core, too
 BUDGET_MB = 16.8  # 16 MiB of request messages
 HEADROOM_MB = 64
-_LIMITS = {"max_batch_rows": 2, "max_items_in_flight": 24, "max_mib_in_flight": 16}
+_LIMITS = {"max_batch_rows": 1, "max_items_in_flight": 24, "max_mib_in_flight": 16}
 _NO_LIMITS = {
-    "max_batch_rows": 2,
+    "max_batch_rows": 1,
     "max_items_in_flight": 10**9,
     "max_items_per_caller": 10**9,
     "max_items_per_stream": 10**9,
@@ -51,13 +51,15 @@ async def sustained(*, seconds: float, protected: bool = True) -> Report:
             lag_ms = 1e3 * (await server.stats()).loop_lag.p99_s
             counts = await server.quiet(5)
     outcomes = over.outcomes
+    not_answered = max(1, over.offered - outcomes["answered"])
+    refused_there = counts.refused_streams + counts.refused_items
     refused = sum(over.outcomes[name] for name in ("REFUSED", "OVERLOADED"))
     report.note = f"{offered:.0f} calls/s offered, capacity {CAPACITY}; {dict(outcomes)}"
     report.least("goodput, share of capacity", outcomes["answered"] / seconds / CAPACITY, 0.9)
     report.most("refusals p99, ms", max(over.p99_ms("REFUSED"), over.p99_ms("OVERLOADED")), 25)
-    report.least(
-        "refused, share of what is over capacity", refused / max(1, over.offered - outcomes["answered"]), 0.999
-    )
+    # grpc.aio tells a caller whose write fails, because the refusal came first, INTERNAL: the server knows better.
+    report.least("refused, by the server's count, share of what is not answered", refused_there / not_answered, 0.999)
+    report.least("refused, by the callers' count", refused / not_answered, 0.97)
     report.most("peak memory over base, MB", peak_mb - base_mb, BUDGET_MB + HEADROOM_MB)
     report.most("lost", over.lost, 0)
     report.most("wrong", outcomes["wrong"], 0)
@@ -75,7 +77,7 @@ async def uploads(*, seconds: float, streams: int = 100, protected: bool = True)
     limits = {
         "max_mib_in_flight": 16,
         "max_streams_per_connection": 200,
-        "max_batch_rows": 2,
+        "max_batch_rows": 1,
         "max_items_per_caller": 64,
     }
     if not protected:
@@ -83,7 +85,7 @@ async def uploads(*, seconds: float, streams: int = 100, protected: bool = True)
     async with Server(Behaviour(limits, default_flow_control=not protected)) as server:
         async with channels(server.address, 1) as good, channels(server.address, 4) as bad:
             alone, beside = Ledger(), Ledger()
-            await open_loop(good, alone, 20, 2)
+            await open_loop(good, alone, 5, 2)
             base_mb, peak_mb = server.rss_mb, 0.0
             floods = [asyncio.create_task(upload_for_ever(bad[n % 4], 13, n)) for n in range(streams)]
             await asyncio.sleep(1)
@@ -114,7 +116,7 @@ async def uploads(*, seconds: float, streams: int = 100, protected: bool = True)
 async def fairness(*, seconds: float) -> Report:
     """T30: one caller offers twenty times its share, nine theirs."""
     report, share = Report(), CAPACITY / 10
-    limits = {"max_batch_rows": 2, "max_items_in_flight": 60, "max_items_per_caller": 20, "max_images_in_flight": 8}
+    limits = {"max_batch_rows": 1, "max_items_in_flight": 60, "max_items_per_caller": 20, "max_images_in_flight": 8}
     async with Server(Behaviour(limits)) as server, channels(server.address, 10) as opened:
         baseline = [Ledger() for _ in range(9)]
         await asyncio.gather(*(open_loop([c], each, share * 0.9, seconds / 2) for c, each in zip(opened, baseline)))  # noqa: B905

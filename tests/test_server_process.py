@@ -158,7 +158,7 @@ async def test_every_answer_given_before_sigterm_reaches_a_caller_who_goes_on_se
                 server.process.send_signal(signal.SIGTERM)
 
     with server_process("--models", str(models)) as (target, server):
-        async with AsyncClient(target) as client:
+        async with AsyncClient(target, retry=False) as client:
             with pytest.raises(ServerUnavailable, match="shutting down"):
                 await consume(client, server)
         assert await asyncio.to_thread(server.process.wait, 10) == 0

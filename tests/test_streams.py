@@ -103,7 +103,7 @@ async def test_a_message_that_was_read_and_does_not_fit_is_refused_whole_and_the
 
 
 async def test_a_message_whose_items_have_no_room_waits_and_is_handed_back_when_the_server_drains() -> None:
-    async with held_server(max_items_in_flight=3) as (net, service, stub, _):
+    async with held_server(max_items_in_flight=6) as (net, service, stub, _):
         call = await occupied(net, stub, crops(1))
         await call.write(crops(2, 3, 4, number=7))
         await until(lambda: service.admission.counts.bytes_in_flight > 4 * 76_800)

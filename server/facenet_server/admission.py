@@ -9,7 +9,7 @@ of other callers. Pure counting on one event loop: no locks.
 import asyncio
 import math
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,6 +17,8 @@ from typing import NamedTuple, Self
 
 _RATE_OVER_S = 1.0  # the answering rate is that of about the last second
 _MIN_RETRY_S, _MAX_RETRY_S = 0.02, 5.0
+_FIRST_BYTES = 64 * 1024  # what a stream's first message is taken to have
+_EXPECTED_S = 0.2  # a read that takes longer is an idle stream's
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,14 @@ class Counts:
     refused_streams: int = 0
 
 
+@dataclass(slots=True)
+class _Share:
+    """What one caller has in flight."""
+
+    items: int = 0
+    n_bytes: int = 0
+
+
 class Refused(Exception):
     """There is no room for a stream; there may be after ``retry_after_s``."""
 
@@ -59,17 +69,18 @@ class Admission:
         self.counts = Counts()
         self._capacity = capacity
         self._clock = clock
-        self._of_caller: Counter[str] = Counter()
+        self._of_caller: defaultdict[str, _Share] = defaultdict(_Share)
+        self._expected_bytes = 0  # of reads that have just begun
         self._waiting: dict[str, deque[_Turn]] = {}  # callers in turn
         self._rate_per_s, self._rate_at = 0.0, clock()
 
     def enter(self, caller: str) -> "Visit":
         """A new stream of the caller's, to be entered as a context. Raises Refused where there is no room."""
-        counts, capacity = self.counts, self._capacity
-        if counts.streams >= capacity.streams or not self._has_room(caller):
-            counts.refused_streams += 1
+        visit = Visit(self, caller)
+        if self.counts.streams >= self._capacity.streams or not visit.has_room():
+            self.counts.refused_streams += 1
             raise Refused(self.retry_after_s())
-        return Visit(self, caller)
+        return visit
 
     def retry_after_s(self) -> float:
         """About when what is in flight now will have been answered."""
@@ -77,44 +88,53 @@ class Admission:
         wait_s = self.counts.items_in_flight / rate if rate > 0 else _MAX_RETRY_S
         return min(max(wait_s, _MIN_RETRY_S), _MAX_RETRY_S)
 
-    def _has_room(self, caller: str) -> bool:
-        counts, capacity = self.counts, self._capacity
-        return (
-            counts.items_in_flight < capacity.items
-            and counts.bytes_in_flight < capacity.n_bytes
-            and self._of_caller[caller] < capacity.items_per_caller
-        )
-
     def _fits(self, visit: "Visit", n_items: int) -> bool:
         """Within every limit; what is larger than a whole limit fits where it is alone."""
-        capacity = self._capacity
-        return self.counts.bytes_in_flight - visit.held_bytes < capacity.n_bytes and all(
+        capacity, mine = self._capacity, self._of_caller.get(visit.caller, _Share())
+        expected = 0 if visit.held_bytes else self._expected_bytes
+        return self._has_bytes(visit.caller, 1 - visit.held_bytes + expected) and all(
             not used or used + n_items <= limit
             for used, limit in (
                 (visit.items, capacity.items_per_stream),
-                (self._of_caller[visit.caller], capacity.items_per_caller),
+                (mine.items, min(capacity.items_per_caller, self._share(capacity.items))),
                 (self.counts.items_in_flight, capacity.items),
             )
         )
+
+    def _has_bytes(self, caller: str, n_bytes: int) -> bool:
+        """Whether there is room for so many bytes more."""
+        limit, used = self._capacity.n_bytes, self.counts.bytes_in_flight
+        mine = self._of_caller.get(caller, _Share()).n_bytes
+        return (not used or used + n_bytes <= limit) and (not mine or mine + n_bytes <= self._share(limit))
+
+    def _share(self, limit: int) -> int:
+        """What one caller may have of a limit: so much that there is as much for a newcomer."""
+        return limit // (len(self._of_caller) + 1)
 
     def _change(self, visit: "Visit", n_items: int, n_bytes: int) -> None:
         visit.items += n_items
         visit.n_bytes += n_bytes
         self.counts.items_in_flight += n_items
         self.counts.bytes_in_flight += n_bytes
-        self._of_caller[visit.caller] += n_items
-        if not self._of_caller[visit.caller]:
+        caller = self._of_caller[visit.caller]
+        caller.items += n_items
+        caller.n_bytes += n_bytes
+        if not caller.n_bytes:  # callers count as such while they have something here
             del self._of_caller[visit.caller]
 
     def _wake(self) -> None:
         """Let streams that wait go on, callers in turn, as far as there is room for what they have."""
         room = self._capacity.items - self.counts.items_in_flight
-        woken = 1
+        expected, woken = self._expected_bytes, True
         while room > 0 and woken:
-            woken = 0
+            woken = False
             for caller in list(self._waiting):
-                woken += self._wake_one(caller)
-            room -= woken
+                n_items = self._wake_one(caller)
+                woken |= n_items > 0
+                room -= n_items
+                if room <= 0:
+                    break
+        self._expected_bytes = expected  # from now on each counts its own
 
     def _wake_one(self, caller: str) -> int:
         """The caller's stream that waits longest, if there is room for it; the caller's others go behind other
@@ -127,6 +147,7 @@ class Admission:
             turn = queue.popleft()
             turn.comes.set_result(None)
             woken = turn.n_items
+            self._expected_bytes += 0 if turn.visit.held_bytes else turn.visit.usual_bytes
         if queue:
             self._waiting[caller] = queue
         return woken
@@ -146,6 +167,7 @@ class Visit:
         self.items = 0  # accepted and not answered
         self.n_bytes = 0  # of the messages that hold them, and of the one that is held
         self.held_bytes = 0  # of a message that was read and is not accepted yet
+        self.usual_bytes = _FIRST_BYTES  # of its messages: as many as the last one had
         self._admission = admission
 
     def __enter__(self) -> Self:
@@ -172,11 +194,28 @@ class Visit:
             self._admission._waiting.setdefault(self.caller, deque()).append(turn)
             await turn.comes
 
+    def expect(self) -> Callable[[], None]:
+        """A read begins: until what is returned is called, or nothing has come for a while, a message is expected, so
+        that not all idle streams are read at once when there is little room."""
+        admission, n_bytes = self._admission, self.usual_bytes
+        admission._expected_bytes += n_bytes
+
+        def over() -> None:
+            nonlocal n_bytes
+            timer.cancel()
+            if n_bytes:
+                admission._expected_bytes -= n_bytes
+                n_bytes = 0
+                admission._wake()
+
+        timer = asyncio.get_running_loop().call_later(_EXPECTED_S, over)
+        return over
+
     def hold(self, n_items: int, n_bytes: int) -> bool:
         """Count the bytes of a message that was read; False where there is no room for them, and it is refused."""
-        counts = self._admission.counts
-        if counts.bytes_in_flight and counts.bytes_in_flight + n_bytes > self._admission._capacity.n_bytes:
-            counts.refused_items += n_items
+        self.usual_bytes = n_bytes
+        if not self._admission._has_bytes(self.caller, n_bytes):
+            self._admission.counts.refused_items += n_items
             return False
         self.held_bytes = n_bytes
         self._admission._change(self, 0, n_bytes)

@@ -25,7 +25,7 @@ def suppress(
     the smaller of the two areas. Of equal scores the later box comes first.
     """
     order = np.argsort(scores, kind="stable")[::-1]
-    kept: NDArray[np.bool_] = _apart(boxes[order], max_overlap, measure == "min")
+    kept: NDArray[np.bool_] = _apart(np.ascontiguousarray(boxes[order]), max_overlap, measure == "min")
     return order[kept]
 
 

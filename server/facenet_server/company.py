@@ -20,7 +20,12 @@ class Company:
         self._here += 1
         gate = self._gate
         self._open_if_all_are_here()
-        await gate.wait()
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            if not gate.is_set():  # it is not here any more
+                self._here -= 1
+            raise
 
     def leave(self, count: int) -> None:
         """So many images go no further."""

@@ -160,7 +160,8 @@ class Pipeline:
             (vector_a, found_a), (vector_b, found_b) = await asyncio.gather(*sides)
         finally:
             for task in sides:
-                task.cancel()  # one side's error is the pair's: nobody waits for the other
+                task.cancel()  # one side's error is the pair's
+            await asyncio.gather(*sides, return_exceptions=True)  # none is on the way when the pair leaves its company
         distance = facenet.distance(vector_a, vector_b)
         probability = embedder.calibration.probability(distance) if embedder.calibration else None
         return Comparison(distance, threshold, operating_point, probability, model, (found_a, found_b))

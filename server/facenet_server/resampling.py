@@ -49,7 +49,7 @@ def shrink(source: Source, height: int, width: int) -> Pixels:
 def cut(source: Source, boxes: NDArray[np.int64], side_px: int) -> NDArray[np.float32]:
     """The windows of boxes (N, 4) x1 y1 x2 y2 (1-based, inclusive), resized to (N, side, side, 3) float32 in 0…255,
     not rounded. What lies outside the image is zero."""
-    return cast(NDArray[np.float32], _cut(source.columns, boxes, side_px))
+    return cast(NDArray[np.float32], _cut(source.columns, np.ascontiguousarray(boxes), side_px))
 
 
 @compiled

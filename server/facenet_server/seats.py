@@ -9,13 +9,15 @@ from contextlib import asynccontextmanager
 class Seats:
     """A semaphore of which several units are taken at once.
 
-    Callers who wait take turns; one caller's own are first come, first served. Who needs many is not passed by those
-    who need few.
+    Callers who wait get as many seats as each other over time (start-time fair queueing: Goyal, Vin, Cheng, 1996); one
+    caller's own are first come, first served. Who is next and needs many is not passed by those who need few.
     """
 
     def __init__(self, count: int) -> None:
         self._free = self._count = count
-        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}  # by caller, who is next first
+        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}  # by caller
+        self._clock = 0  # virtual: the start of whoever was seated last
+        self._starts: dict[str, int] = {}  # of each caller's next, on that clock
 
     @asynccontextmanager
     async def taken(self, count: int, caller: str = "") -> AsyncIterator[None]:
@@ -23,6 +25,7 @@ class Seats:
         count = min(count, self._count)
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(caller, deque()).append((count, waiter))
+        self._starts[caller] = max(self._starts.get(caller, 0), self._clock)
         self._admit()
         try:
             await waiter
@@ -39,14 +42,18 @@ class Seats:
 
     def _admit(self) -> None:
         while self._waiting:
-            caller, queue = next(iter(self._waiting.items()))
+            caller = min(self._waiting, key=self._starts.__getitem__)
+            queue = self._waiting[caller]
             count, waiter = queue[0]
             if not waiter.cancelled():
                 if count > self._free:
                     return
                 self._free -= count
                 waiter.set_result(None)
-                self._waiting[caller] = self._waiting.pop(caller)  # behind the others
+                self._clock = self._starts[caller]
+                self._starts[caller] += count
             queue.popleft()
             if not queue:
                 del self._waiting[caller]
+                if not self._waiting:  # nobody is behind anybody
+                    self._starts.clear()

@@ -53,6 +53,7 @@ class FaceService:
         self._limits = limits = info.limits
         self._max_write_stall_s = max_write_stall_s
         self._seats = Seats(limits.max_images_in_flight)
+        self._crop_seats = Seats(2 * limits.max_batch_rows)  # a batch that runs, and the next: callers take turns
         self._draining = asyncio.Event()
         self.admission = Admission(
             Capacity(
@@ -155,11 +156,10 @@ class FaceService:
         company = Company(sum(map(batch.n_images, items)))
         answers = (_answer(item, batch, company, place.deadline) for item in items)
         work = sum(max(batch.n_images(item), batch.is_work(item)) for item in items)
-        if not work:
-            return await asyncio.gather(*answers)
+        mine, all_s = (place.seats, self._seats) if work else (Seats(len(items)), self._crop_seats)
         try:
             async with asyncio.timeout_at(place.deadline) as wait:  # for seats: its stream's share, then the server's
-                async with place.seats.taken(work), self._seats.taken(work, place.caller):
+                async with mine.taken(work or len(items)), all_s.taken(work or len(items), place.caller):
                     wait.reschedule(None)
                     return await asyncio.gather(*answers)
         except TimeoutError:

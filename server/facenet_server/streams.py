@@ -143,7 +143,9 @@ class Stream:
                 await _turn(visit, 1, draining)
                 read = None if draining.done() else start_read(self._context)
                 if read is not None:
+                    over = visit.expect()
                     await asyncio.wait({read, draining}, return_when=asyncio.FIRST_COMPLETED)
+                    over()
                 if draining.done():
                     self._accepted.put_nowait(_DRAINING)
                     await _discard(read or start_read(self._context), self._context)

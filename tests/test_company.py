@@ -1,0 +1,47 @@
+import asyncio
+
+import pytest
+from facenet_server.company import Company
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_images_wait_for_each_other_before_each_network() -> None:
+    company, passed = Company(2), []
+
+    async def image(name: str) -> None:
+        for network in (1, 2):
+            await company.meet()
+            passed.append((network, name))
+        company.leave(1)
+
+    first = asyncio.create_task(image("first"))
+    await settle()
+    assert not passed
+    await asyncio.gather(first, image("second"))
+    assert [network for network, _ in passed] == [1, 1, 2, 2]
+
+
+async def test_who_leaves_is_not_waited_for() -> None:
+    company = Company(2)
+    waiting = asyncio.create_task(company.meet())
+    await settle()
+    company.leave(1)
+    await waiting
+
+
+async def test_who_is_cancelled_at_the_gate_does_not_open_it_for_the_others() -> None:
+    company = Company(3)
+    cancelled, waiting = asyncio.create_task(company.meet()), asyncio.create_task(company.meet())
+    await settle()
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    company.leave(1)
+    await settle()
+    assert not waiting.done()  # the third is still on its way
+    await company.meet()
+    await waiting
