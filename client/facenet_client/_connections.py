@@ -16,7 +16,7 @@ from facenet_client.errors import AnswerTimeout, CallError, ServerFault, ServerU
 
 _CHECK_S = 2.0  # a server that takes longer to say that it is ready is not
 _SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse, status SERVING
-_FIRST_REST_S, _LONGEST_REST_S = 0.05, 2.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _MOST_DOUBLINGS = 0.05, 2.0, 16  # a float's power has an end
 
 _LISTS = ("ipv4:", "ipv6:")  # schemes whose one target has commas of its own
 
@@ -93,6 +93,11 @@ def addresses(target: str | Sequence[str]) -> tuple[str, ...]:
     if not found or not all(found):
         raise ValueError(f"{target!r} names no server, or an empty one")
     return found
+
+
+def pause_s(failures: int) -> float:
+    """The longest pause after so many failures before: twice as long each time, up to a bound."""
+    return min(_FIRST_PAUSE_S * 2.0 ** min(failures, _MOST_DOUBLINGS), _LONGEST_PAUSE_S)
 
 
 class _Rest(NamedTuple):
@@ -186,6 +191,8 @@ class Connections:
                 setattr(infos[0].limits, name, min(getattr(info.limits, name) for info in infos))
             self._info = infos[0]
             self._checked.update(reached)
+            for address in reached:
+                self._rests.pop(address, None)
         return self._info
 
     async def check(self, link: Link) -> None:
@@ -193,7 +200,7 @@ class Connections:
 
         Raises CallError.
         """
-        if link.address in self._checked:
+        if self.known(link):
             return
         try:
             await self._check_ready(link)
@@ -213,8 +220,18 @@ class Connections:
         now = asyncio.get_running_loop().time()
         rest = self._rests.get(address, _Rest(0, now))
         if rest.until <= now:  # its other lanes were lost with it
-            longest = min(_FIRST_REST_S * 2.0**rest.times, _LONGEST_REST_S)
+            longest = pause_s(rest.times)
             self._rests[address] = _Rest(rest.times + 1, now + random.uniform(longest / 2, longest))
+
+    def rest(self, address: str, seconds: float) -> None:
+        """The address has no room now: it is asked again later."""
+        now = asyncio.get_running_loop().time()
+        rest = self._rests.get(address, _Rest(0, now))
+        self._rests[address] = _Rest(rest.times, max(rest.until, now + seconds))
+
+    def known(self, link: Link) -> bool:
+        """Whether the link's server can be used without a check."""
+        return link.address in self._checked
 
     def rest_s(self, address: str) -> float:
         """How long the address still rests."""

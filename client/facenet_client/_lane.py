@@ -86,7 +86,10 @@ class Lane:
         assert message.chunk.request is not None
         message.attempts += 1
         self._unanswered.append(message)
-        self._unsent.put_nowait(message.chunk.request)
+        request = message.chunk.request
+        if message.attempts > 1 and message.left_s is not None:
+            request = _wire.with_time_left(request, message.left_s)
+        self._unsent.put_nowait(request)
 
     def finish(self) -> None:
         """Tell the server that no message follows."""

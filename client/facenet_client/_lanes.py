@@ -9,16 +9,16 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from facenet_client import _wire
-from facenet_client._connections import Connections, Link
+from facenet_client._connections import Connections, Link, pause_s
 from facenet_client._lane import Lane, Message
 from facenet_client.errors import AnswerTimeout, CallError, ServerOverloaded, ServerUnavailable
 
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0  # between attempts, before jitter
-_WITHOUT_DEADLINE_S = 60.0  # how long a message that may take for ever is sent again
+_ATTEMPTS_WITHOUT_DEADLINE = 30  # about a minute
 
 
 class Lanes:
@@ -33,9 +33,9 @@ class Lanes:
         self._free = deque(links)  # that have no lane
         self._lanes: list[Lane] = []
         self._opening = asyncio.Lock()
-        self._waits: set[asyncio.Task[None]] = set()  # messages to be sent again
+        self._waits: set[asyncio.Task[None]] = set()  # messages to be sent again, lanes that open aside
         self._open: set[Message] = set()  # that have no answer
-        self._finished = False
+        self._finished = self._ended = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -43,6 +43,7 @@ class Lanes:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended = True
         waits = list(self._waits)
         for wait in waits:
             wait.cancel()
@@ -67,11 +68,13 @@ class Lanes:
         try:
             async with asyncio.timeout(message.left_s):
                 lane = await self._lane()
-        except TimeoutError:
-            message.fail(ServerUnavailable(f"no server within the message's time: {self._connections.trouble}"))
-        except CallError as error:
+        except CallError as error:  # first: an AnswerTimeout, here of a check, is a TimeoutError too
             message.attempts += 1
             self._again(message, error)
+        except TimeoutError:
+            message.fail(ServerUnavailable(f"no server within the message's time: {self._connections.trouble}"))
+        except Exception as error:  # nobody may wait for ever, whatever went wrong
+            message.fail(CallError(f"a message could not be sent: {error!r}"))
         else:
             lane.send(message)
 
@@ -80,20 +83,37 @@ class Lanes:
         async with self._opening:
             lane = min(self._lanes, key=lambda lane: lane.under_way, default=None)
             if self._free and (lane is None or lane.under_way):
-                link = min(self._free, key=lambda link: self._connections.rest_s(link.address))
-                rest_s = self._connections.rest_s(link.address)
-                if lane is None or not rest_s:
+                link = min(self._free, key=self._trouble)
+                if lane is None or self._connections.known(link):
                     self._free.remove(link)
-                    try:
-                        await asyncio.sleep(rest_s)
-                        await self._connections.check(link)
-                        lane = await Lane(link, self._exchange, self._on_answer, self._on_end).__aenter__()
-                    except BaseException:
-                        self._free.append(link)
-                        raise
-                    self._lanes.append(lane)
+                    lane = await self._open_lane(link)
+                elif not self._connections.rest_s(link.address):  # its check holds up no message that has a lane
+                    self._free.remove(link)
+                    self._keep(asyncio.create_task(self._open_aside(link)))
         assert lane is not None
         return lane
+
+    def _trouble(self, link: Link) -> tuple[float, bool]:
+        return self._connections.rest_s(link.address), not self._connections.known(link)
+
+    async def _open_lane(self, link: Link) -> Lane:
+        try:
+            await asyncio.sleep(self._connections.rest_s(link.address))
+            await self._connections.check(link)
+            lane = await Lane(link, self._exchange, self._on_answer, self._on_end).__aenter__()
+        except BaseException:
+            self._free.append(link)
+            raise
+        self._lanes.append(lane)
+        return lane
+
+    async def _open_aside(self, link: Link) -> None:
+        with suppress(CallError):  # it rests now
+            await self._open_lane(link)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._waits.add(task)
+        task.add_done_callback(self._waits.discard)
 
     def _on_answer(self, message: Message, response: Any) -> None:
         if response.retry_after_ms:
@@ -108,6 +128,8 @@ class Lanes:
         self._free.append(lane.link)
         if isinstance(error, ServerUnavailable):
             self._connections.lost(lane.link.address, error)
+        elif isinstance(error, ServerOverloaded) and error.retry_after_s is not None:
+            self._connections.rest(lane.link.address, error.retry_after_s)
         for message in unanswered:
             self._again(message, error or ServerUnavailable(f"{lane.link.address}: the call ended without an answer"))
 
@@ -115,27 +137,24 @@ class Lanes:
         """Send a message again after a while, if that may help."""
         wait_s = self._wait_s(message, error)
         left_s = message.left_s
-        if wait_s is None or message.answer.done() or (left_s is not None and wait_s >= left_s):
+        if self._ended or wait_s is None or message.answer.done() or (left_s is not None and wait_s >= left_s):
             message.fail(error)
             return
-        task = asyncio.create_task(self._send_after(wait_s, message))
-        self._waits.add(task)
-        task.add_done_callback(self._waits.discard)
+        self._keep(asyncio.create_task(self._send_after(wait_s, message)))
 
     def _wait_s(self, message: Message, error: CallError) -> float | None:
         """How long to wait before the next attempt; None: it does not help."""
         if not self._connections.retry:
             return None
-        if isinstance(error, AnswerTimeout):
-            return 0.0 if message.left_s else None  # another message's time was up
-        longest = min(_FIRST_WAIT_S * 2.0 ** (message.attempts - 1), _LONGEST_WAIT_S)
-        if message.deadline is None and message.attempts * _LONGEST_WAIT_S > _WITHOUT_DEADLINE_S:
+        longest = pause_s(message.attempts - 1)
+        if message.deadline is None and message.attempts > _ATTEMPTS_WITHOUT_DEADLINE:
             return None
         if isinstance(error, ServerOverloaded) and error.retry_after_s is not None:
             if not self._connections.budget.take():
                 return None
             return error.retry_after_s + random.uniform(0, longest)
-        return random.uniform(0, longest) if isinstance(error, ServerUnavailable) else None
+        # An AnswerTimeout, where there is time left, was another message's.
+        return random.uniform(0, longest) if isinstance(error, ServerUnavailable | AnswerTimeout) else None
 
     async def _send_after(self, wait_s: float, message: Message) -> None:
         await asyncio.sleep(wait_s)

@@ -28,6 +28,7 @@ CHANNEL_OPTIONS = [
     ("grpc.http2.lookahead_bytes", 1 << 20),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.enable_retries", 0),  # messages are sent again, not calls
     ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.use_local_subchannel_pool", 1),  # a channel is a connection, also beside another one to its address
@@ -76,10 +77,20 @@ def chunk(
     exchange: Exchange[Any, Any], number: int, prepared: Sequence[Encoded | ItemError], timeout_s: float | None
 ) -> Chunk:
     """Prepared inputs as one message, which need not be answered later than that."""
-    timeout_ms = None if timeout_s is None else min(max(1, round(1000 * timeout_s)), _MOST_MS)
+    timeout_ms = None if timeout_s is None else _milliseconds(timeout_s)
     items = [item for item in prepared if not isinstance(item, ItemError)]
     failed = [item if isinstance(item, ItemError) else None for item in prepared]
     return Chunk(number, exchange.request(number, items, timeout_ms) if items else None, failed)
+
+
+def with_time_left(request: bytes, left_s: float) -> bytes:
+    """A request that is sent again. Of a field that comes twice the last counts, and this one's number is the same in
+    all requests."""
+    return request + pb.EmbedRequest(timeout_ms=_milliseconds(left_s)).SerializeToString()
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(max(1, round(1000 * seconds)), _MOST_MS)
 
 
 def results(exchange: Exchange[Any, ResultT], chunk: Chunk, response: Any) -> list[ResultT]:
