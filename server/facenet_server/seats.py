@@ -4,6 +4,15 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+
+class _Waiter(NamedTuple):
+    """Who waits: for how many seats, how many it would take if there were as many, and until when."""
+
+    places: int
+    wanted: int
+    seated: asyncio.Future[None]
 
 
 class Seats:
@@ -15,16 +24,16 @@ class Seats:
 
     def __init__(self, count: int) -> None:
         self._free = self._count = count
-        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}  # by caller
+        self._waiting: dict[str, deque[_Waiter]] = {}  # by caller
         self._clock = 0  # virtual: the start of whoever was seated last
         self._starts: dict[str, int] = {}  # of each caller's next, on that clock
 
     @asynccontextmanager
     async def taken(self, count: int, caller: str = "") -> AsyncIterator[None]:
         """Hold ``count`` seats; all of them where there are not as many."""
-        count = min(count, self._count)
+        wanted, count = count, min(count, self._count)
         waiter = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(caller, deque()).append((count, waiter))
+        self._waiting.setdefault(caller, deque()).append(_Waiter(count, wanted, waiter))
         self._starts[caller] = max(self._starts.get(caller, 0), self._clock)
         self._admit()
         try:
@@ -44,14 +53,14 @@ class Seats:
         while self._waiting:
             caller = min(self._waiting, key=self._starts.__getitem__)
             queue = self._waiting[caller]
-            count, waiter = queue[0]
-            if not waiter.cancelled():
-                if count > self._free:
+            first = queue[0]
+            if not first.seated.cancelled():
+                if first.places > self._free:
                     return
-                self._free -= count
-                waiter.set_result(None)
+                self._free -= first.places
+                first.seated.set_result(None)
                 self._clock = self._starts[caller]
-                self._starts[caller] += count
+                self._starts[caller] += first.wanted
             queue.popleft()
             if not queue:
                 del self._waiting[caller]
