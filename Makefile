@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INT8 := models/facenet-20180408-102900-int8.onnx
 
-.PHONY: help install models demo test bench lint proto clean
+.PHONY: help install models demo test bench chaos lint proto clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ test: models lint  ## what must hold
 
 bench: $(INT8)  ## the server beside its peers: a table, and benchmarks/results (BENCH='--quick --only a,b')
 	$(BIN)/python -m benchmarks --models models $(BENCH)
+
+chaos: install  ## the promises under load and faults, each with its figure (CHAOS='T1 T4 --short')
+	$(BIN)/python -m chaos $(CHAOS)
 
 $(INT8): models
 	test -e $@ || $(BIN)/facenet-convert quantize models/facenet-20180408-102900.onnx --precision int8

@@ -27,6 +27,10 @@ class Check:
     long: dict[str, Any]
     control: dict[str, Any] | None = None
 
+    async def report(self, how: dict[str, Any]) -> Report:
+        """Run it so."""
+        return await self.run(**how)
+
 
 CHECKS = {
     "T1": Check(overload.sustained, {"seconds": 6}, {"seconds": 300}, {"seconds": 6, "protected": False}),
@@ -81,13 +85,9 @@ def main(names: tuple[str, ...], short: bool, no_controls: bool, out: Path | Non
 
 def _run(check: Check, how: dict[str, Any]) -> Report:
     start = time.monotonic()
-    report = asyncio.run(_report(check, how))
+    report = asyncio.run(check.report(how))
     report.note += f" [{time.monotonic() - start:.0f} s]"
     return report
-
-
-async def _report(check: Check, how: dict[str, Any]) -> Report:
-    return await check.run(**how)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
 
 import asyncio
+import itertools
 import random
 from collections.abc import Awaitable, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from facenet_client.errors import AnswerTimeout, CallError, ServerFault, ServerU
 _CHECK_S = 2.0  # a server that takes longer to say that it is ready is not
 _SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse, status SERVING
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _MOST_DOUBLINGS = 0.05, 2.0, 16  # a float's power has an end
+
+_INFO_ATTEMPTS = 12  # with their pauses about ten seconds: a restart
 
 _LISTS = ("ipv4:", "ipv6:")  # schemes whose one target has commas of its own
 
@@ -152,6 +155,8 @@ class Connections:
         self.budget = Budget()
         self.trouble = "none was asked"  # the last
         self._checked: set[str] = set()
+        self._checked_once = False
+        self._asking = asyncio.Lock()
         self._rests: dict[str, _Rest] = {}
 
     def open(self) -> None:
@@ -176,24 +181,35 @@ class Connections:
     async def info(self) -> pb.GetServerInfoResponse:
         """What the servers say of themselves, with each limit the smallest of theirs; asked for once.
 
-        Of several servers those that can be reached count. Raises CallError, also where they differ in their models.
+        Of several servers those that can be reached count; servers that were met before are waited for. Raises
+        CallError, also where they differ in their models.
         """
-        if self._info is None:
-            asked = self._opened()[: len(self.addresses)]
-            answers = await asyncio.gather(*(self._ask_info(link) for link in asked), return_exceptions=True)
-            reached = {link.address: each for link, each in zip(asked, answers, strict=True) if not _is_away(each)}
-            for answer in (*reached.values(), *answers):
-                if isinstance(answer, BaseException) and (not reached or not _is_away(answer)):
-                    raise answer
-            infos = [answer for answer in reached.values() if isinstance(answer, pb.GetServerInfoResponse)]
-            _check_alike(list(reached), infos)
-            for name in (field.name for field in pb.Limits.DESCRIPTOR.fields):
-                setattr(infos[0].limits, name, min(getattr(info.limits, name) for info in infos))
-            self._info = infos[0]
-            self._checked.update(reached)
-            for address in reached:
-                self._rests.pop(address, None)
-        return self._info
+        async with self._asking:
+            for attempt in itertools.count():
+                if self._info is not None:
+                    return self._info
+                try:
+                    self._info = await self._ask_for_info()
+                except ServerUnavailable:
+                    if not self.retry or not self._checked_once or attempt >= _INFO_ATTEMPTS:
+                        raise
+                    await asyncio.sleep(random.uniform(0, pause_s(attempt)))
+        raise AssertionError
+
+    async def _ask_for_info(self) -> pb.GetServerInfoResponse:
+        asked = self._opened()[: len(self.addresses)]
+        answers = await asyncio.gather(*(self._ask_info(link) for link in asked), return_exceptions=True)
+        reached = {link.address: each for link, each in zip(asked, answers, strict=True) if not _is_away(each)}
+        for answer in (*reached.values(), *answers):
+            if isinstance(answer, BaseException) and (not reached or not _is_away(answer)):
+                raise answer
+        infos = [answer for answer in reached.values() if isinstance(answer, pb.GetServerInfoResponse)]
+        _check_alike(list(reached), infos)
+        for name in (field.name for field in pb.Limits.DESCRIPTOR.fields):
+            setattr(infos[0].limits, name, min(getattr(info.limits, name) for info in infos))
+        self._checked.update(reached)
+        self._checked_once = True
+        return infos[0]
 
     async def check(self, link: Link) -> None:
         """Make sure that the link's server is ready, and that it runs the models that the others run.

@@ -61,7 +61,7 @@ class Lane:
         self._call: Call = link.call(exchange.path)
         self._unanswered: deque[Message] = deque()
         self._unsent: asyncio.Queue[bytes | None] = asyncio.Queue()  # bounded by the stream's window, as is the other
-        self._sent: asyncio.Queue[_End | None] = asyncio.Queue()  # None: a message
+        self._sent: asyncio.Queue[_End | None] = asyncio.Queue()  # None: a message; bounded by the window
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
