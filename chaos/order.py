@@ -21,7 +21,8 @@ async def once_and_in_order(*, streams: int, items: int, restarts: int, swap_eve
     """T29: each pair's distance tells its stream and number; one server of two is restarted meanwhile."""
     report = Report()
     wrong = doubled_or_lost = bad = 0
-    servers = [Server(Behaviour(swap_every=swap_every)) for _ in range(2)]
+    roomy = {"max_items_per_caller": 10**6, "max_items_in_flight": 10**7, "max_streams_per_connection": 1000}
+    servers = [Server(Behaviour(dict(roomy), swap_every=swap_every)) for _ in range(2)]
     async with AsyncExitStack() as stack:
         for server in servers:
             await stack.enter_async_context(server)

@@ -13,11 +13,11 @@ import grpc.aio
 from facenet_proto.v1 import face_pb2 as pb
 
 from facenet_client import _answers, _wire
+from facenet_client._patience import Budget, Rest, pause_s
 from facenet_client.errors import AnswerTimeout, CallError, ServerFault, ServerUnavailable
 
 _CHECK_S = 2.0  # a server that takes longer to say that it is ready is not
 _SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse, status SERVING
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _MOST_DOUBLINGS = 0.05, 2.0, 16  # a float's power has an end
 
 _INFO_ATTEMPTS = 12  # with their pauses about ten seconds: a restart
 
@@ -98,39 +98,6 @@ def addresses(target: str | Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def pause_s(failures: int) -> float:
-    """The longest pause after so many failures before: twice as long each time, up to a bound."""
-    return min(_FIRST_PAUSE_S * 2.0 ** min(failures, _MOST_DOUBLINGS), _LONGEST_PAUSE_S)
-
-
-class _Rest(NamedTuple):
-    """How often an address was lost in a row, and until when it rests, on the loop's clock."""
-
-    times: int
-    until: float
-
-
-class Budget:
-    """How much may be sent again to busy servers: a token each, a tenth of one back for every answer.
-
-    What a crowd of callers sends to a server that refuses stays near what they would send once.
-    """
-
-    def __init__(self, tokens: float = 10.0) -> None:
-        self._most = self._left = tokens
-
-    def take(self) -> bool:
-        """Take a token, if there is one."""
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-    def refill(self) -> None:
-        """For an answer."""
-        self._left = min(self._most, self._left + 0.1)
-
-
 class Connections:
     """So many channels to each address, from ``open`` to ``close``.
 
@@ -157,7 +124,7 @@ class Connections:
         self._checked: set[str] = set()
         self._checked_once = False
         self._asking = asyncio.Lock()
-        self._rests: dict[str, _Rest] = {}
+        self._rests: dict[str, Rest] = {}
 
     def open(self) -> None:
         """Make the channels; they connect when they are used. Called on an event loop."""
@@ -209,6 +176,8 @@ class Connections:
             setattr(infos[0].limits, name, min(getattr(info.limits, name) for info in infos))
         self._checked.update(reached)
         self._checked_once = True
+        for address in reached:
+            self._rests.pop(address, None)
         return infos[0]
 
     async def check(self, link: Link) -> None:
@@ -234,16 +203,16 @@ class Connections:
         self.trouble = str(error)
         self._checked.discard(address)
         now = asyncio.get_running_loop().time()
-        rest = self._rests.get(address, _Rest(0, now))
+        rest = self._rests.get(address, Rest(0, now))
         if rest.until <= now:  # its other lanes were lost with it
             longest = pause_s(rest.times)
-            self._rests[address] = _Rest(rest.times + 1, now + random.uniform(longest / 2, longest))
+            self._rests[address] = Rest(rest.times + 1, now + random.uniform(longest / 2, longest))
 
     def rest(self, address: str, seconds: float) -> None:
         """The address has no room now: it is asked again later."""
         now = asyncio.get_running_loop().time()
-        rest = self._rests.get(address, _Rest(0, now))
-        self._rests[address] = _Rest(rest.times, max(rest.until, now + seconds))
+        rest = self._rests.get(address, Rest(0, now))
+        self._rests[address] = Rest(rest.times, max(rest.until, now + seconds))
 
     def known(self, link: Link) -> bool:
         """Whether the link's server can be used without a check."""

@@ -14,8 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from facenet_client import _wire
-from facenet_client._connections import Connections, Link, pause_s
+from facenet_client._connections import Connections, Link
 from facenet_client._lane import Lane, Message
+from facenet_client._patience import pause_s
 from facenet_client.errors import AnswerTimeout, CallError, ServerOverloaded, ServerUnavailable
 
 _ATTEMPTS_WITHOUT_DEADLINE = 30  # about a minute
