@@ -26,7 +26,7 @@ async def once_and_in_order(*, streams: int, items: int, restarts: int, swap_eve
     async with AsyncExitStack() as stack:
         for server in servers:
             await stack.enter_async_context(server)
-        client = AsyncClient([server.address for server in servers], timeout_s=30)
+        client = AsyncClient([server.address for server in servers], timeout_s=300)
         await stack.enter_async_context(client)
 
         async def run(stream: int) -> None:

@@ -35,6 +35,7 @@ from facenet_server.stats import Stats
 
 _LOST_GRACE_S, _LOST_END_S = 1.0, 4.0  # once the device is lost: for the answers that say so; for the process
 _SECOND_SIGNAL_END_S = 0.8
+_TURN_AWAY_S = 0.3
 
 _log = logging.getLogger(__name__)
 
@@ -151,9 +152,14 @@ async def _listen(service: FaceService, config: Config, stats: Stats, lost: asyn
 
 
 async def _stop(server: grpc.aio.Server, grace_s: float, signals: asyncio.Queue[int]) -> None:
-    """Let calls end for so long, or until another signal."""
-    stopped = asyncio.ensure_future(server.stop(grace_s))
+    """Let calls end for so long, or until another signal.
+
+    Calls go on being taken for a moment, only to be told that the server drains: those that meet gRPC's own stop on
+    their way would be told that they were cancelled.
+    """
     second = asyncio.ensure_future(signals.get())
+    await asyncio.wait({second}, timeout=min(_TURN_AWAY_S, grace_s))
+    stopped = asyncio.ensure_future(server.stop(grace_s))
     await asyncio.wait({stopped, second}, return_when=asyncio.FIRST_COMPLETED)
     if second.done():
         _end_within(_SECOND_SIGNAL_END_S)
