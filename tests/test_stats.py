@@ -4,6 +4,7 @@ import time
 import grpc
 import numpy as np
 import pytest
+from facenet_client import AsyncClient
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
 from facenet_server.compute import Compute
@@ -52,3 +53,16 @@ async def test_the_server_tells_what_it_has_done() -> None:
     assert counted["rnet"].compute_ns > 0
     assert stats.uptime_s > 0
     assert stats.resident_bytes > 0
+
+
+async def test_the_sdk_tells_what_was_let_in_and_what_came_of_it() -> None:
+    async with fake_server() as first, fake_server() as second:
+        async with AsyncClient(first) as one, AsyncClient([first, second]) as both:
+            before = await one.server_stats()
+            await one.embed_crops([crop(1, 2, 3)] * 5)
+            after = await one.server_stats()
+            of_both = await both.server_stats()
+    between = after.since(before).admission
+    assert (between.accepted_items, between.answered_items, between.refused_items) == (5, 5, 0)
+    assert after.admission.items_in_flight == 0
+    assert of_both.admission.accepted_items == 5

@@ -26,7 +26,7 @@ from facenet_client.errors import (
     ServerOverloaded,
     ServerUnavailable,
 )
-from facenet_client.stats import LoopLag, ServerStats, StageStats
+from facenet_client.stats import Admission, LoopLag, ServerStats, StageStats
 from facenet_client.types import (
     Calibration,
     CompareOptions,
@@ -46,6 +46,7 @@ from facenet_client.types import (
 )
 
 __all__ = [
+    "Admission",
     "AnswerTimeout",
     "AsyncClient",
     "Calibration",

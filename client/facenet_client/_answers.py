@@ -1,6 +1,7 @@
 """The contract's messages as the SDK's values and errors. No waiting, no connection."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 
 import grpc
 import numpy as np
@@ -8,7 +9,7 @@ from facenet_proto.v1 import face_pb2 as pb
 
 from facenet_client import errors
 from facenet_client.errors import CallError, ItemError
-from facenet_client.stats import LoopLag, ServerStats, StageStats
+from facenet_client.stats import Admission, LoopLag, ServerStats, StageStats
 from facenet_client.types import (
     Calibration,
     Comparison,
@@ -41,6 +42,7 @@ def server_stats(message: pb.GetServerStatsResponse) -> ServerStats:
         stages=tuple(StageStats(s.name, s.runs, s.rows, s.queue_ns, s.compute_ns) for s in message.stages),
         resident_bytes=message.resident_bytes,
         loop_lag=LoopLag(lag.p50_s, lag.p99_s, lag.max_s),
+        admission=Admission(**{each.name: getattr(message.admission, each.name) for each in fields(Admission)}),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations  # since() takes and gives its own class
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import nan
 
 
@@ -58,6 +58,32 @@ class LoopLag:
 
 
 @dataclass(frozen=True, slots=True)
+class Admission:
+    """What was let in and what came of it. ``streams``, ``items_in_flight`` and ``bytes_in_flight`` are those of now,
+    the others counts since the start: accepted = answered + abandoned (their stream ended first) + in flight."""
+
+    streams: int = 0
+    items_in_flight: int = 0
+    bytes_in_flight: int = 0
+    accepted_items: int = 0
+    answered_items: int = 0
+    abandoned_items: int = 0
+    refused_items: int = 0
+    refused_streams: int = 0
+
+    def since(self, earlier: Admission) -> Admission:
+        """What came between; what is now stays as it is."""
+        return replace(self, **{name: getattr(self, name) - getattr(earlier, name) for name in _TOTALS})
+
+    def plus(self, other: Admission) -> Admission:
+        """Both."""
+        return Admission(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Admission)))
+
+
+_TOTALS = ("accepted_items", "answered_items", "abandoned_items", "refused_items", "refused_streams")
+
+
+@dataclass(frozen=True, slots=True)
 class ServerStats:
     """What a server has done in ``uptime_s``. ``resident_bytes`` (0: unknown) and ``loop_lag`` are those of now.
 
@@ -68,6 +94,7 @@ class ServerStats:
     stages: tuple[StageStats, ...]
     resident_bytes: int
     loop_lag: LoopLag
+    admission: Admission = Admission()
 
     def stage(self, name: str) -> StageStats:
         """The stage of that name; one without work where the server names none so."""
@@ -81,7 +108,8 @@ class ServerStats:
         if self.uptime_s < earlier.uptime_s:
             raise ValueError("the server's clock went back: another server, or one that was restarted")
         stages = tuple(stage.since(earlier.stage(stage.name)) for stage in self.stages)
-        return replace(self, uptime_s=self.uptime_s - earlier.uptime_s, stages=stages)
+        admission = self.admission.since(earlier.admission)
+        return replace(self, uptime_s=self.uptime_s - earlier.uptime_s, stages=stages, admission=admission)
 
 
 def together(servers: Sequence[ServerStats]) -> ServerStats:
@@ -90,9 +118,13 @@ def together(servers: Sequence[ServerStats]) -> ServerStats:
     for stage in (stage for server in servers for stage in server.stages):
         stages[stage.name] = stages[stage.name].plus(stage) if stage.name in stages else stage
     lags = [server.loop_lag for server in servers]
+    admission = Admission()
+    for server in servers:
+        admission = admission.plus(server.admission)
     return ServerStats(
         uptime_s=min(server.uptime_s for server in servers),
         stages=tuple(stages.values()),
         resident_bytes=sum(server.resident_bytes for server in servers),
         loop_lag=LoopLag(*(max(values) for values in zip(*((x.p50_s, x.p99_s, x.max_s) for x in lags), strict=True))),
+        admission=admission,
     )

@@ -162,7 +162,7 @@ def _manifest(folder: Path) -> dict[str, str]:
 
 
 def _open(path: Path, sha256: str, providers: list[Any], engine: Engine) -> Network:
-    again = f"make it anew with `facenet-convert all --force --out {path.parent}`"
+    again = f"make it anew with `facenet-convert all --force --out {path.parent}`, or `quantize` where that made it"
     try:
         data = path.read_bytes()
     except OSError as error:
