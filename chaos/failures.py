@@ -77,7 +77,7 @@ async def killed_callers(*, rounds: int, at_once: int = 8) -> Report:
                     await asyncio.sleep(0.02)
                 slowest_s = max(slowest_s, time.monotonic() - killed)
                 for caller in callers:
-                    caller.wait()
+                    caller.communicate()  # closes its pipe, too
             await surviving
             counts = await server.quiet(5)
             tracebacks = sum("Traceback" in line for line in server.log)

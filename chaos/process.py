@@ -29,6 +29,7 @@ class Server:
             self._behaviour.core = SERVER_CORE
         self._command = command
         self._process: subprocess.Popen[str] | None = None
+        self._logging: threading.Thread | None = None
         self.address = ""
         self.log: list[str] = []
 
@@ -59,7 +60,8 @@ class Server:
                 break
         else:
             raise RuntimeError(f"the server did not start:\n{''.join(self.log)}")
-        threading.Thread(target=self.log.extend, args=(process.stderr,), daemon=True).start()
+        self._logging = threading.Thread(target=self.log.extend, args=(process.stderr,), daemon=True)
+        self._logging.start()
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -69,13 +71,18 @@ class Server:
     def wait(self, timeout_s: float = 60) -> int:
         """Its exit code, once it has ended."""
         assert self._process is not None
-        return self._process.wait(timeout_s)
+        code = self._process.wait(timeout_s)
+        if self._logging is not None and self._process.stderr is not None:
+            self._logging.join()
+            self._process.stderr.close()
+        return code
 
     def end(self) -> None:
         """End it, however it is."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-        self.wait()
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.kill()
+            self.wait()
 
     @property
     def rss_mb(self) -> float:
