@@ -34,7 +34,12 @@ class Check:
 
 CHECKS = {
     "T1": Check(overload.sustained, {"seconds": 6}, {"seconds": 300}, {"seconds": 6, "protected": False}),
-    "T4": Check(overload.uploads, {"seconds": 5}, {"seconds": 120, "streams": 400}, {"seconds": 5, "protected": False}),
+    "T4": Check(
+        overload.uploads,
+        {"seconds": 5},
+        {"seconds": 120, "streams": 400},
+        {"seconds": 4, "streams": 40, "protected": False},
+    ),
     "T6": Check(failures.killed_callers, {"rounds": 2}, {"rounds": 40}),
     "T9": Check(restarts.drain, {"repeats": 1}, {"repeats": 20}, {"repeats": 1, "protected": False}),
     "T10": Check(restarts.rolling, {"calls": 1000}, {"calls": 10_000}, {"calls": 500, "hard": True, "retry": False}),
