@@ -34,18 +34,9 @@ async def sustained(*, seconds: float, protected: bool = True) -> Report:
             await open_loop(opened, Ledger(), CAPACITY / 2, 2)
             calm = Ledger()
             await open_loop(opened, calm, CAPACITY / 2, 3)
-            base_mb, peak_mb, over = server.rss_mb, 0.0, Ledger()
-
-            async def watch() -> None:
-                nonlocal peak_mb
-                while True:
-                    peak_mb = max(peak_mb, server.rss_mb)
-                    await asyncio.sleep(0.05)
-
-            watching = asyncio.create_task(watch())
-            offered = await open_loop(opened, over, 10 * CAPACITY, seconds)
-            watching.cancel()
-            after = Ledger()
+            over, after = Ledger(), Ledger()
+            async with server.growth() as grown:
+                offered = await open_loop(opened, over, 10 * CAPACITY, seconds)
             await asyncio.sleep(2)
             await open_loop(opened, after, CAPACITY / 2, 3)
             lag_ms = 1e3 * (await server.stats()).loop_lag.p99_s
@@ -60,7 +51,7 @@ async def sustained(*, seconds: float, protected: bool = True) -> Report:
     # grpc.aio tells a caller whose write fails, because the refusal came first, INTERNAL: the server knows better.
     report.least("refused, by the server's count, share of what is not answered", refused_there / not_answered, 0.999)
     report.least("refused, by the callers' count", refused / not_answered, 0.97)
-    report.most("peak memory over base, MB", peak_mb - base_mb, BUDGET_MB + HEADROOM_MB)
+    report.most("peak memory over base, MB", grown.mb, BUDGET_MB + HEADROOM_MB)
     report.most("lost", over.lost, 0)
     report.most("wrong", outcomes["wrong"], 0)
     report.most("p99 two seconds after, over before", after.p99_ms("answered") / calm.p99_ms("answered"), 2)
@@ -84,28 +75,19 @@ async def uploads(*, seconds: float, streams: int = 100, protected: bool = True)
         limits = _NO_LIMITS | {"max_messages_in_flight": 10**6}
     async with Server(Behaviour(limits, default_flow_control=not protected)) as server:
         async with channels(server.address, 1) as good, channels(server.address, 4) as bad:
-            alone, beside = Ledger(), Ledger()
-            await open_loop(good, alone, 5, 2)
-            base_mb, peak_mb = server.rss_mb, 0.0
-            floods = [asyncio.create_task(upload_for_ever(bad[n % 4], 13, n)) for n in range(streams)]
-            await asyncio.sleep(1)
-
-            async def watch() -> None:
-                nonlocal peak_mb
-                while True:
-                    peak_mb = max(peak_mb, server.rss_mb)
-                    await asyncio.sleep(0.05)
-
-            watching = asyncio.create_task(watch())
-            # Five callers share the server: a fifth of the capacity is this one's.
-            await open_loop(good, beside, CAPACITY / 5, seconds)
-            watching.cancel()
+            beside = Ledger()
+            await open_loop(good, Ledger(), 5, 2)
+            async with server.growth() as grown:
+                floods = [asyncio.create_task(upload_for_ever(bad[n % 4], 13, n)) for n in range(streams)]
+                await asyncio.sleep(1)
+                # Five callers share the server: a fifth of the capacity is this one's.
+                await open_loop(good, beside, CAPACITY / 5, seconds)
             for flood in floods:
                 flood.cancel()
             await asyncio.gather(*floods, return_exceptions=True)
             counts = await server.quiet(10)
     report.note = f"{streams} streams of 1 MB messages; the good caller {dict(beside.outcomes)}"
-    report.most("peak memory over base, MB", peak_mb - base_mb, 1.25 * streams + BUDGET_MB + HEADROOM_MB)
+    report.most("peak memory over base, MB", grown.mb, 1.25 * streams + BUDGET_MB + HEADROOM_MB)
     report.least("the good caller's share of its fair share", beside.outcomes["answered"] / max(1, beside.offered), 0.8)
     report.most("wrong", beside.outcomes["wrong"], 0)
     report.most("items in flight afterwards", counts.items_in_flight, 0)

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +20,13 @@ from facenet_proto.v1 import face_pb2 as pb
 from chaos.stub import Behaviour
 
 SERVER_CORE = 0
+
+
+@dataclass
+class Growth:
+    """The most that memory was over what it had been."""
+
+    mb: float = 0.0
 
 
 class Server:
@@ -90,6 +99,22 @@ class Server:
         assert self._process is not None
         with open(f"/proc/{self._process.pid}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    @asynccontextmanager
+    async def growth(self) -> AsyncIterator[Growth]:
+        """How far its memory rises meanwhile."""
+        grown, base_mb = Growth(), self.rss_mb
+
+        async def watch() -> None:
+            while True:
+                grown.mb = max(grown.mb, self.rss_mb - base_mb)
+                await asyncio.sleep(0.05)
+
+        watching = asyncio.create_task(watch())
+        try:
+            yield grown
+        finally:
+            watching.cancel()
 
     async def stats(self) -> pb.GetServerStatsResponse:
         """What it says of itself."""

@@ -10,8 +10,7 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from facenet_client import _wire
 from facenet_client._connections import Connections, Link
@@ -38,12 +37,8 @@ class Lanes:
         self._open: set[Message] = set()  # that have no answer
         self._finished = self._ended = False
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
+        """End every lane, and tell whoever waits for an answer."""
         self._ended = True
         waits = list(self._waits)
         for wait in waits:

@@ -90,7 +90,7 @@ class Stream(Generic[InputT, ResultT]):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._lanes.__aexit__(None, None, None)
+        await self._lanes.close()
         self._sent.put_nowait(_End(CallError("the client was closed")))
 
     async def next_results(self) -> list[ResultT] | None:

@@ -6,11 +6,13 @@
           InvalidInput                        InvalidInput       InvalidInput    UnknownModel, NoFace,
                                                                                  UnknownOperatingPoint
 
-    models folder ──sessions──▶ networks ──app──▶ a listening server
-                   StartError              StartError
+    anywhere on that way: TimedOut; where it waits for a network: Overloaded; in one: DeviceLost
+
+    models folder ──sessions──▶ networks ──app──▶ a listening server ──app──▶ its end
+                   StartError              StartError                  FatalError
 
 An ItemError spoils its own item and nothing else; ``service`` turns it into the wire's form. A ProtocolError
-ends its stream. A StartError ends the process with one line and exit code 1.
+ends its stream. A StartError or a FatalError ends the process with one line and exit code 1.
 """
 
 

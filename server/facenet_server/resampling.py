@@ -5,7 +5,8 @@ this. Here a weight is applied to a whole column of the image at once, which lie
 stored by columns. Each value is made by the same operations in the same order, rounded as often: not near, equal.
 
 The weights are those of OpenCV's ``computeResizeAreaTab`` where both sides shrink (or stay), else those of its
-INTER_LINEAR as INTER_AREA uses it (modules/imgproc/src/resize.cpp)."""
+INTER_LINEAR as INTER_AREA uses it (modules/imgproc/src/resize.cpp).
+"""
 
 import math
 from typing import Any, NamedTuple, cast

@@ -5,7 +5,8 @@ from __future__ import annotations  # grpcio's classes take their type arguments
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import grpc
@@ -156,14 +157,22 @@ class FaceService:
         company = Company(sum(map(batch.n_images, items)))
         answers = (_answer(item, batch, company, place.deadline) for item in items)
         work = sum(max(batch.n_images(item), batch.is_work(item)) for item in items)
-        mine, all_s = (place.seats, self._seats) if work else (Seats(len(items)), self._crop_seats)
         try:
-            async with asyncio.timeout_at(place.deadline) as wait:  # for seats: its stream's share, then the server's
-                async with mine.taken(work or len(items)), all_s.taken(work or len(items), place.caller):
-                    wait.reschedule(None)
-                    return await asyncio.gather(*answers)
+            async with asyncio.timeout_at(place.deadline) as wait, self._seated(len(items), work, place):
+                wait.reschedule(None)
+                return await asyncio.gather(*answers)
         except TimeoutError:
             return [batch.failed(messages.item_error(TimedOut())) for _ in items]
+
+    @asynccontextmanager
+    async def _seated(self, n_items: int, work: int, place: Place) -> AsyncIterator[None]:
+        """Seats for a group: where it is work, its stream's share and then the server's; else those of ready crops."""
+        if work:
+            async with place.seats.taken(work), self._seats.taken(work, place.caller):
+                yield
+        else:
+            async with self._crop_seats.taken(n_items, place.caller):
+                yield
 
     async def _get_server_info(self, data: bytes, context: Context) -> pb.GetServerInfoResponse:
         try:

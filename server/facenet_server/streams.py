@@ -146,21 +146,18 @@ class Stream:
                     over = visit.expect()
                     await asyncio.wait({read, draining}, return_when=asyncio.FIRST_COMPLETED)
                     over()
-                if draining.done():
-                    self._accepted.put_nowait(_DRAINING)
-                    await _discard(read or start_read(self._context), self._context)
-                    return
-                assert read is not None
+                if read is None or draining.done():
+                    break
                 data = read.result()
                 if data is grpc.aio.EOF:
                     self._accepted.put_nowait(None)
                     return
                 pending = await self._accept(data, visit, admission, tasks, draining)
                 if pending is None:
-                    self._accepted.put_nowait(_DRAINING)
-                    await _discard(start_read(self._context), self._context)
-                    return
+                    break
                 self._accepted.put_nowait(pending)
+            self._accepted.put_nowait(_DRAINING)
+            await _discard(read or start_read(self._context), self._context)
         except ProtocolError as error:
             self._accepted.put_nowait(End(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
         finally:
