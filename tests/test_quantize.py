@@ -1,5 +1,6 @@
 """``facenet-convert quantize``, on an embedder small enough to be quantised in seconds."""
 
+import base64
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from conftest import ROOT
-from facenet_convert import crops, forms, gate, interchange, metadata, pairs, quantize, verify
+from facenet_convert import crops, forms, gate, golden, interchange, metadata, pairs, quantize, verify
 from facenet_convert.errors import PrecisionError, SourceError
 from facenet_server import calibration as served_calibration
 from onnx import numpy_helper
@@ -250,3 +251,11 @@ def test_what_is_no_model_is_one_clear_line(tmp_path: Path) -> None:
     ended = command(tmp_path / "model.onnx", "--precision", "int8")
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
+
+
+def test_a_quantised_models_golden_answer_is_the_one_of_products_that_cannot_overflow() -> None:
+    """Elsewhere a processor without VNNI would make an answer that no other one gives."""
+    form = forms.int8(tiny_facenet(), material().calibration, silently)
+    image = (np.arange(160 * 160 * 3) * 37 % 251).reshape(1, 160, 160, 3).astype(np.uint8)
+    told = np.frombuffer(base64.b64decode(golden.answer(form.model)), "<f4")
+    np.testing.assert_array_equal(told, form.run(image)["embedding"][0])

@@ -49,13 +49,18 @@ def canvas_runner(model: onnx.ModelProto) -> Runner:
     return run_on_canvas
 
 
-def _onnx(model: onnx.ModelProto, optimised: bool = True) -> Callable[..., dict[str, np.ndarray]]:
+def open_session(model: onnx.ModelProto, optimised: bool = True) -> Any:
+    """A session on the CPU, whose 8-bit products cannot overflow: on x86 without VNNI only slower ones do not."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.x64quantprecision", "1")  # 8-bit products that cannot overflow
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _onnx(model: onnx.ModelProto, optimised: bool = True) -> Callable[..., dict[str, np.ndarray]]:
+    session = open_session(model, optimised)
     names = [output.name for output in session.get_outputs()]
     return lambda **inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
