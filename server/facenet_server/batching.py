@@ -100,7 +100,7 @@ class Batcher:
         self._queued_rows += count
         self._arrived.set()
         try:
-            done = await asyncio.gather(*(part.outputs for part in parts))
+            done = [await parts[0].outputs] if len(parts) == 1 else await asyncio.gather(*(p.outputs for p in parts))
         finally:
             for part in parts:
                 part.outputs.cancel()  # left by its caller: not to be run; no effect on one that is done

@@ -106,6 +106,7 @@ class Pipeline:
         self._embedders = embedders
         self._default_embedder = default_embedder
         self._limits = limits
+        self._crop_limits = replace(limits, max_pixels=min(limits.max_pixels, _MAX_CROP_PIXELS))
         self._compute = compute
 
     async def detect(self, image: Image, options: DetectOptions, budget: ByteBudget, company: Company) -> Detection:
@@ -136,8 +137,7 @@ class Pipeline:
     async def embed_crop(self, crop: Image, options: EmbedOptions) -> Embedded:
         """The embedding of one ready 160×160 crop."""
         embedder = self._embedder(options.model)
-        limits = replace(self._limits, max_pixels=min(self._limits.max_pixels, _MAX_CROP_PIXELS))
-        decoded = await self._pixels(crop, limits)
+        decoded = await self._pixels(crop, self._crop_limits)
         pixels = decoded.pixels
         if pixels.shape != (facenet.INPUT_SIZE_PX, facenet.INPUT_SIZE_PX, 3):
             height, width = pixels.shape[:2]
