@@ -1,5 +1,6 @@
 import asyncio
 import threading
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -36,6 +37,16 @@ async def held(net: Recorder, batcher: Batcher) -> "asyncio.Task[tuple[np.ndarra
     first = asyncio.create_task(batcher(rows(0)))
     await asyncio.to_thread(net.entered.wait, 10)
     return first
+
+
+async def one_by_one(batcher: Batcher, values: Iterable[float]) -> None:
+    """Calls of one row, a little apart: a worker has every chance to run what is there."""
+    calls = []
+    for value in values:
+        calls.append(asyncio.create_task(batcher(rows(value))))
+        for _ in range(5):
+            await asyncio.sleep(0)
+    await asyncio.gather(*calls)
 
 
 async def test_a_call_gets_its_rows_answers_in_their_order() -> None:
@@ -153,17 +164,30 @@ async def test_each_worker_runs_a_batch_of_its_own() -> None:
     np.testing.assert_array_equal(answer, rows(1, 2))
 
 
-async def test_an_idle_worker_waits_for_as_many_rows_as_it_had_last() -> None:
+async def test_an_idle_worker_waits_for_as_many_rows_as_there_were_lately() -> None:
     net = Recorder()
     async with Batcher(net, 8, max_wait_s=60) as batcher:
         await batcher(rows(1, 2, 3))
-        calls = []
-        for value in (4, 5, 6):
-            calls.append(asyncio.create_task(batcher(rows(value))))
-            for _ in range(5):  # the worker has every chance to run what is there
-                await asyncio.sleep(0)
-        await asyncio.gather(*calls)
+        await one_by_one(batcher, (4, 5, 6))
     assert net.batches == [[1, 2, 3], [4, 5, 6]]
+
+
+async def test_each_of_several_workers_waits_for_its_share() -> None:
+    net = Recorder()
+    async with Batcher(net, 8, workers=2, max_wait_s=60) as batcher:
+        await batcher(rows(*range(8)))
+        await one_by_one(batcher, range(8))
+    assert list(map(len, net.batches)) == [4, 4, 4, 4]
+
+
+async def test_where_rows_no_longer_come_the_wait_ends_and_is_forgotten() -> None:
+    """Were it not, the last calls would never end: they wait for a share that nobody brings."""
+    async with Batcher(Recorder(), 8, max_wait_s=0.01) as batcher:
+        await batcher(rows(*range(8)))
+        for value in range(12):
+            await batcher(rows(value))
+        batcher._max_wait_s = 60
+        await batcher(rows(1))
 
 
 async def test_a_lone_caller_is_not_waited_for() -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -18,6 +20,9 @@ from facenet_server.stats import Stage
 Rows = NDArray[Any]
 Outputs = tuple[NDArray[np.float32], ...]
 Net = Callable[..., Outputs]  # of one array or several with the same first dimension
+
+
+_FADING = 0.8  # a batch: so fast is forgotten how many rows there were
 
 
 class _Part(NamedTuple):
@@ -36,11 +41,11 @@ class Batcher:
     """A network that callers share: called like one, but awaited.
 
     ``workers`` run one batch each; what arrives meanwhile is the next batch (natural batching), up to ``max_rows``,
-    and idle workers share what is there. An idle worker waits up to ``max_wait_s`` for as many rows as the last batch
-    had: callers who were answered together come back together. A call is split to fit batches and workers, and
-    rejoined. A cancelled call's waiting rows are dropped. Where a batch fails, each call in it runs once more by
-    itself, and fails by itself. Where ``max_queued_rows`` would wait, a further call is refused. Every run is counted
-    in ``stage``.
+    and idle workers share what is there. An idle worker waits for its share of the rows that have been here at a time
+    lately, since callers who were answered together come back together: up to ``max_wait_s``, and half of it since the
+    last arrival. A call is split to fit batches and workers, and rejoined. A cancelled call's waiting rows are dropped.
+    Where a batch fails, each call in it runs once more by itself, and fails by itself. Where ``max_queued_rows`` would
+    wait, a further call is refused. Every run is counted in ``stage``.
     """
 
     def __init__(
@@ -55,12 +60,12 @@ class Batcher:
     ) -> None:
         self._net = net
         self._max_rows = max_rows
-        self._max_wait_ns = int(max_wait_s * 1e9)
+        self._max_wait_s = max_wait_s
         self._max_queued_rows = max_queued_rows
         self._stage = stage or Stage("")
         self._parts: deque[_Part] = deque()
-        self._queued_rows = 0
-        self._last_rows = 0
+        self._queued_rows = self._running_rows = 0
+        self._usual_rows = 0.0  # that wait or run at a time: the most of lately
         self._arrived = asyncio.Event()
         self._n_workers = self._idle = workers
         self._executor: Executor = ThreadPoolExecutor(workers, thread_name_prefix="network")
@@ -114,7 +119,7 @@ class Batcher:
     async def _work(self) -> None:
         while True:
             await self._arrived.wait()
-            if self._max_wait_ns:
+            if self._max_wait_s:
                 await self._fill()
             batch = self._next_batch()
             if not batch:
@@ -142,35 +147,46 @@ class Batcher:
             outcomes = _outcomes(self._net, [part.inputs for part in batch])
             return start_ns, outcomes, time.monotonic_ns()
 
-        self._last_rows = rows = sum(part.n_rows for part in batch)
-        with self._stage.at_work():
-            start_ns, outcomes, end_ns = await asyncio.get_running_loop().run_in_executor(self._executor, run)
+        rows = sum(part.n_rows for part in batch)
+        self._running_rows += rows
+        try:
+            with self._stage.at_work():
+                start_ns, outcomes, end_ns = await asyncio.get_running_loop().run_in_executor(self._executor, run)
+        finally:
+            self._running_rows -= rows
         queue_ns = sum((start_ns - part.since_ns) * part.n_rows for part in batch)
         self._stage.add(rows=rows, queue_ns=queue_ns, compute_ns=end_ns - start_ns)
         return outcomes
 
+    def _share(self) -> int:
+        """The rows of one worker, were those that are usually here spread over all."""
+        return min(self._max_rows, math.ceil(self._usual_rows / self._n_workers))
+
     async def _fill(self) -> None:
-        """Wait for as many rows as last time, or until the first part has waited long enough."""
-        while self._parts and self._queued_rows < min(self._last_rows, self._max_rows):
-            left_ns = self._parts[0].since_ns + self._max_wait_ns - time.monotonic_ns()
-            if left_ns <= 0:
-                return
-            self._arrived.clear()
-            try:
-                async with asyncio.timeout(left_ns / 1e9):
-                    await self._arrived.wait()
-            except TimeoutError:
-                return
+        """Wait for a share, while rows keep coming."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._max_wait_s):
+                while self._parts and self._queued_rows < self._share():
+                    self._arrived.clear()
+                    async with asyncio.timeout(self._max_wait_s / 2):
+                        await self._arrived.wait()
 
     def _next_batch(self) -> list[_Part]:
+        here = self._queued_rows + self._running_rows
+        self._usual_rows = max(here, self._usual_rows)
+        share = self._share()
+        if self._queued_rows < share:
+            share = -(-self._queued_rows // self._idle)  # idle workers, this one among them
         batch: list[_Part] = []
-        rows, share = 0, -(-self._queued_rows // self._idle)  # idle workers, this one among them
+        rows = 0
         while self._parts and rows < share and rows + self._parts[0].n_rows <= self._max_rows:
             part = self._parts.popleft()
             self._queued_rows -= part.n_rows
             if not part.outputs.done():
                 batch.append(part)
                 rows += part.n_rows
+        if batch:
+            self._usual_rows = max(here, _FADING * self._usual_rows)
         if self._parts:
             self._arrived.set()  # for the other workers
         else:

@@ -48,7 +48,9 @@ class Config:
         choices=("auto", "on", "off"),
     )
     max_wait_s: float = _option(
-        0.003, "How long an idle embedder waits for as many crops as its last batch had. A lone caller never waits."
+        0.01,
+        "How long an idle embedder waits for as many crops as there were lately; half as long where none comes. A lone "
+        "caller is not waited for.",
     )
     max_queued_rows: int = _option(4096, "Crops that may wait for one embedder; an item beyond is refused.")
     images_per_group: int = _option(
