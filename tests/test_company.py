@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from facenet_server.company import Company
+from facenet_server.company import Company, companies
 
 
 async def settle() -> None:
@@ -45,3 +45,13 @@ async def test_who_is_cancelled_at_the_gate_does_not_open_it_for_the_others() ->
     assert not waiting.done()  # the third is still on its way
     await company.meet()
     await waiting
+
+
+@pytest.mark.parametrize(
+    ("weights", "groups"),
+    [([], [0]), ([1] * 7, [3, 3, 1]), ([4, 4, 4], [2, 1]), ([4, 5, 1, 1], [1, 3]), ([9, 1, 9, 9], [1, 1, 1, 1])],
+)
+def test_a_message_is_cut_into_companies_by_number_and_weight(weights: list[int], groups: list[int]) -> None:
+    cut = companies(weights, 3, 8)
+    assert [len(weights[some]) for some in cut] == groups
+    assert [each for some in cut for each in weights[some]] == weights

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from facenet_server.errors import InvalidInput
-from facenet_server.images import DecodeLimits, Encoded, Raw, decode
+from facenet_server.images import DecodeLimits, Encoded, Raw, claimed_pixels, decode
 from PIL import Image, ImageOps
 
 LIMITS = DecodeLimits(("JPEG", "PNG", "WEBP"), 1 << 20, 1_000_000)
@@ -165,6 +165,14 @@ def test_a_bomb_is_refused_on_its_header() -> None:
 
 
 @pytest.mark.timeout(120)
+def test_what_an_image_will_take_is_known_from_its_header(astronaut: np.ndarray) -> None:
+    assert claimed_pixels(Encoded(encoded(astronaut, "JPEG")), LIMITS) == 512 * 512
+    assert claimed_pixels(Encoded(encoded(astronaut, "PNG")[:100]), LIMITS) == 512 * 512
+    assert claimed_pixels(Raw(b"", 30, 40), LIMITS) == 1200
+    assert claimed_pixels(Encoded(b"text"), LIMITS) == 0
+    assert claimed_pixels(Raw(b"", 30_000, 40_000), LIMITS) == 0  # it is refused before it takes anything
+
+
 def test_every_odd_file_is_decoded_or_refused(odd_files: Sequence[Path]) -> None:
     decoded, refusals = 0, set()
     for file in odd_files:

@@ -438,6 +438,25 @@ async def test_one_caller_with_much_work_does_not_shut_out_another() -> None:
             await answered
 
 
+async def test_an_image_for_whose_pixels_there_is_no_memory_now_waits() -> None:
+    held = HeldNet()
+    large = np.zeros((1000, 900, 3), np.uint8)
+    large[:120, :160] = square()
+    async with fake_service({"colour": held}, max_megapixels_in_flight=1) as (target, service):
+        async with (
+            stream(target, "Embed", pb.EmbedResponse) as first,
+            stream(target, "Detect", pb.DetectResponse) as second,
+        ):
+            await first.write(pb.EmbedRequest(items=[pb.EmbedItem(image=raw(large))]))
+            await held.entered()  # at work, and in memory
+            await second.write(pb.DetectRequest(images=[raw(crop(0)), raw(np.zeros((400, 300, 3), np.uint8))]))
+            while not service._pixels.waiting:  # noqa: ASYNC110  # seats tell nobody that somebody waits
+                await asyncio.sleep(0.01)
+            held.open()
+            assert len((await first.read()).results[0].detection.faces) == 1
+            assert [result.error.reason for result in (await second.read()).results] == ["", ""]
+
+
 async def test_the_server_tells_its_models_and_limits() -> None:
     async with fake_server(max_items_per_message=5) as target, grpc.aio.insecure_channel(target) as channel:
         call = channel.unary_unary(

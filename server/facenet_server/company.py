@@ -1,6 +1,19 @@
 """Images on the way side by side, so that their crops share batches."""
 
 import asyncio
+from collections.abc import Sequence
+
+
+def companies(weights: Sequence[int], most: int, most_weight: int) -> list[slice]:
+    """Consecutive items cut into groups of at most ``most``, none heavier than ``most_weight`` but one item alone."""
+    groups: list[slice] = []
+    start = weight = 0
+    for number, each in enumerate(weights):
+        if number > start and (number - start == most or weight + each > most_weight):
+            groups.append(slice(start, number))
+            start, weight = number, 0
+        weight += each
+    return [*groups, slice(start, len(weights))]
 
 
 class Company:

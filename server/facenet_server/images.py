@@ -97,6 +97,19 @@ def decode(source: Encoded | Raw, limits: DecodeLimits, max_reduction: int = 1) 
         raise InvalidInput(reason, f"the image cannot be decoded: its data is {reason.lower()}") from None
 
 
+def claimed_pixels(source: Encoded | Raw, limits: DecodeLimits) -> int:
+    """height × width by the image's header: what decoding it will take. 0 where it will be refused before that."""
+    if isinstance(source, Raw):
+        pixels = source.height * source.width
+    else:
+        try:
+            with Image.open(io.BytesIO(source.data), formats=limits.formats) as file:
+                pixels = file.height * file.width
+        except Exception:  # as above
+            return 0
+    return pixels if pixels <= limits.max_pixels else 0
+
+
 def _decode(source: Encoded, limits: DecodeLimits, max_reduction: int) -> Decoded:
     with Image.open(io.BytesIO(source.data), formats=limits.formats) as file:
         _check_size(file.height, file.width, limits)

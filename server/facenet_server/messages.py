@@ -193,6 +193,7 @@ def server_info(
             images_per_group=config.images_per_group,
             max_images_per_stream=config.max_images_per_stream,
             max_images_in_flight=config.max_images_in_flight,
+            max_pixels_in_flight=config.max_megapixels_in_flight * 1_000_000,
             max_batch_rows=config.max_batch_rows,
             max_window_rows=config.max_window_rows,
             max_queued_rows=config.max_queued_rows,

@@ -109,6 +109,10 @@ class Pipeline:
         self._crop_limits = replace(limits, max_pixels=min(limits.max_pixels, _MAX_CROP_PIXELS))
         self._compute = compute
 
+    def claimed_pixels(self, image: Image) -> int:
+        """How large the image will be in memory, by its header."""
+        return images.claimed_pixels(image, self._limits)
+
     async def detect(self, image: Image, options: DetectOptions, budget: ByteBudget, company: Company) -> Detection:
         """Faces, and their crops if the options ask for them."""
         decoded, options = await self._decode(image, options)

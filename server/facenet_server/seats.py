@@ -28,6 +28,11 @@ class Seats:
         self._clock = 0  # virtual: the start of whoever was seated last
         self._starts: dict[str, int] = {}  # of each caller's next, on that clock
 
+    @property
+    def waiting(self) -> int:
+        """How many callers wait."""
+        return len(self._waiting)
+
     @asynccontextmanager
     async def taken(self, count: int, caller: str = "") -> AsyncIterator[None]:
         """Hold ``count`` seats; all of them where there are not as many."""

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from facenet_server import messages
 from facenet_server.admission import Admission, Capacity
-from facenet_server.company import Company
+from facenet_server.company import Company, companies
 from facenet_server.errors import ItemError, TimedOut
 from facenet_server.pipeline import ByteBudget, Pipeline
 from facenet_server.seats import Seats
@@ -34,11 +34,11 @@ Result = TypeVar("Result")
 
 
 class _Batch(NamedTuple, Generic[Item, Result]):
-    """How the items of one message are answered: each, how many images to search it holds, whether it is work for
-    the threads, and its failure."""
+    """How the items of one message are answered: each, its images to be searched, whether it is work for the threads,
+    and its failure."""
 
     one: Callable[[Item, Company], Awaitable[Result]]
-    n_images: Callable[[Item], int]
+    images: Callable[[Item], Sequence[pb.Image]]
     is_work: Callable[[Item], bool]
     failed: Callable[[pb.ItemError], Result]
 
@@ -55,6 +55,7 @@ class FaceService:
         self._limits = limits = info.limits
         self._max_write_stall_s = max_write_stall_s
         self._seats = Seats(limits.max_images_in_flight)
+        self._pixels = Seats(limits.max_pixels_in_flight)
         self._crop_seats = Seats(2 * limits.max_batch_rows)  # a batch that runs, and the next: callers take turns
         self._draining = asyncio.Event()
         self.admission = Admission(
@@ -111,7 +112,7 @@ class FaceService:
             found = await self._pipeline.detect(messages.read_image(image), options(), budget, company)
             return pb.DetectResult(detection=messages.detection(found))
 
-        batch = _Batch(one, lambda _: 1, lambda _: True, lambda error: pb.DetectResult(error=error))
+        batch = _Batch(one, lambda image: [image], lambda _: True, lambda error: pb.DetectResult(error=error))
         results = await self._each(request.images, batch, place)
         return pb.DetectResponse(id=request.id, results=results)
 
@@ -129,7 +130,10 @@ class FaceService:
         def is_work(item: pb.EmbedItem) -> bool:
             return item.HasField("image") or item.crop.HasField("encoded")
 
-        batch = _Batch(one, lambda item: item.HasField("image"), is_work, lambda error: pb.EmbedResult(error=error))
+        def images(item: pb.EmbedItem) -> list[pb.Image]:
+            return [item.image] if item.HasField("image") else []
+
+        batch = _Batch(one, images, is_work, lambda error: pb.EmbedResult(error=error))
         results = await self._each(request.items, batch, place)
         return pb.EmbedResponse(id=request.id, results=results)
 
@@ -141,35 +145,47 @@ class FaceService:
             found = await self._pipeline.compare(a, b, options(), company)
             return pb.CompareResult(comparison=messages.comparison(found))
 
-        def n_images(pair: pb.Pair) -> int:
-            return pair.a.HasField("image") + pair.b.HasField("image")
+        def images(pair: pb.Pair) -> list[pb.Image]:
+            return [side.image for side in (pair.a, pair.b) if side.HasField("image")]
 
-        batch = _Batch(one, n_images, lambda pair: n_images(pair) > 0, lambda error: pb.CompareResult(error=error))
+        batch = _Batch(one, images, lambda pair: bool(images(pair)), lambda error: pb.CompareResult(error=error))
         results = await self._each(request.pairs, batch, place)
         return pb.CompareResponse(id=request.id, results=results)
 
     async def _each(self, items: Sequence[Item], batch: _Batch[Item, Result], place: Place) -> list[Result]:
         """Answer a message's items, in groups whose images go side by side; one that fails has its error."""
-        size = self._limits.images_per_group
-        groups = [items[start : start + size] for start in range(0, len(items), size)]
-        answered = await _gathered([self._group(group, batch, place) for group in groups])
-        return [result for results in answered for result in results]
+        pixels = [sum(map(self._claimed_pixels, batch.images(item))) for item in items]
+        limits = self._limits
+        groups = companies(pixels, limits.images_per_group, limits.max_pixels_in_flight // 2)
+        answers = [self._group(items[some], sum(pixels[some]), batch, place) for some in groups]
+        return [result for results in await _gathered(answers) for result in results]
 
-    async def _group(self, items: Sequence[Item], batch: _Batch[Item, Result], place: Place) -> list[Result]:
-        company = Company(sum(map(batch.n_images, items)))
-        work = sum(max(batch.n_images(item), batch.is_work(item)) for item in items)
+    def _claimed_pixels(self, image: pb.Image) -> int:
+        return self._pipeline.claimed_pixels(messages.read_image(image)) if image.WhichOneof("data") else 0
+
+    async def _group(
+        self, items: Sequence[Item], pixels: int, batch: _Batch[Item, Result], place: Place
+    ) -> list[Result]:
+        n_images = [len(batch.images(item)) for item in items]
+        company = Company(sum(n_images))
+        work = sum(n or batch.is_work(item) for n, item in zip(n_images, items, strict=True))
         try:
-            async with asyncio.timeout_at(place.deadline) as wait, self._seated(len(items), work, place):
+            async with asyncio.timeout_at(place.deadline) as wait, self._seated(len(items), work, pixels, place):
                 wait.reschedule(None)
                 return await _gathered([_answer(item, batch, company, place.deadline) for item in items])
         except TimeoutError:
             return [batch.failed(messages.item_error(TimedOut())) for _ in items]
 
     @asynccontextmanager
-    async def _seated(self, n_items: int, work: int, place: Place) -> AsyncIterator[None]:
-        """Seats for a group: where it is work, its stream's share and then the server's; else those of ready crops."""
+    async def _seated(self, n_items: int, work: int, pixels: int, place: Place) -> AsyncIterator[None]:
+        """Room for a group: where it is work, its stream's share of the seats, then the server's, then memory for its
+        pixels; else seats of ready crops."""
         if work:
-            async with place.seats.taken(work), self._seats.taken(work, place.caller):
+            async with (
+                place.seats.taken(work),
+                self._seats.taken(work, place.caller),
+                self._pixels.taken(pixels, place.caller),
+            ):
                 yield
         else:
             async with self._crop_seats.taken(n_items, place.caller):
@@ -206,7 +222,7 @@ async def _answer(item: Item, batch: _Batch[Item, Result], company: Company, dea
     except Exception:
         return batch.failed(messages.internal_error(_log_incident("an item failed")))
     finally:
-        company.leave(batch.n_images(item))
+        company.leave(len(batch.images(item)))
 
 
 def _log_incident(what: str) -> str:

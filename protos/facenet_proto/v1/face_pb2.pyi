@@ -395,7 +395,7 @@ class OperatingPoint(_message.Message):
     def __init__(self, name: _Optional[str] = ..., threshold: _Optional[float] = ..., false_accept_rate: _Optional[float] = ..., different_pairs: _Optional[int] = ..., true_accept_rate: _Optional[float] = ..., same_pairs: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_items_per_message", "max_messages_in_flight", "max_items_per_stream", "max_items_per_caller", "max_items_in_flight", "max_bytes_in_flight", "max_streams", "max_connections", "images_per_group", "max_images_per_stream", "max_images_in_flight", "max_batch_rows", "max_window_rows", "max_queued_rows", "max_streams_per_connection", "max_image_bytes", "max_image_pixels", "max_pyramid_pixels", "max_candidates", "max_crop_bytes")
+    __slots__ = ("max_message_bytes", "max_items_per_message", "max_messages_in_flight", "max_items_per_stream", "max_items_per_caller", "max_items_in_flight", "max_bytes_in_flight", "max_streams", "max_connections", "images_per_group", "max_images_per_stream", "max_images_in_flight", "max_pixels_in_flight", "max_batch_rows", "max_window_rows", "max_queued_rows", "max_streams_per_connection", "max_image_bytes", "max_image_pixels", "max_pyramid_pixels", "max_candidates", "max_crop_bytes")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_ITEMS_PER_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -408,6 +408,7 @@ class Limits(_message.Message):
     IMAGES_PER_GROUP_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGES_PER_STREAM_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    MAX_PIXELS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_WINDOW_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUED_ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -429,6 +430,7 @@ class Limits(_message.Message):
     images_per_group: int
     max_images_per_stream: int
     max_images_in_flight: int
+    max_pixels_in_flight: int
     max_batch_rows: int
     max_window_rows: int
     max_queued_rows: int
@@ -438,7 +440,7 @@ class Limits(_message.Message):
     max_pyramid_pixels: int
     max_candidates: int
     max_crop_bytes: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_items_per_message: _Optional[int] = ..., max_messages_in_flight: _Optional[int] = ..., max_items_per_stream: _Optional[int] = ..., max_items_per_caller: _Optional[int] = ..., max_items_in_flight: _Optional[int] = ..., max_bytes_in_flight: _Optional[int] = ..., max_streams: _Optional[int] = ..., max_connections: _Optional[int] = ..., images_per_group: _Optional[int] = ..., max_images_per_stream: _Optional[int] = ..., max_images_in_flight: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., max_window_rows: _Optional[int] = ..., max_queued_rows: _Optional[int] = ..., max_streams_per_connection: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_pyramid_pixels: _Optional[int] = ..., max_candidates: _Optional[int] = ..., max_crop_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_items_per_message: _Optional[int] = ..., max_messages_in_flight: _Optional[int] = ..., max_items_per_stream: _Optional[int] = ..., max_items_per_caller: _Optional[int] = ..., max_items_in_flight: _Optional[int] = ..., max_bytes_in_flight: _Optional[int] = ..., max_streams: _Optional[int] = ..., max_connections: _Optional[int] = ..., images_per_group: _Optional[int] = ..., max_images_per_stream: _Optional[int] = ..., max_images_in_flight: _Optional[int] = ..., max_pixels_in_flight: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., max_window_rows: _Optional[int] = ..., max_queued_rows: _Optional[int] = ..., max_streams_per_connection: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_pyramid_pixels: _Optional[int] = ..., max_candidates: _Optional[int] = ..., max_crop_bytes: _Optional[int] = ...) -> None: ...
 
 class GetServerStatsRequest(_message.Message):
     __slots__ = ()
