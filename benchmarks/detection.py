@@ -11,7 +11,7 @@ from benchmarks.figures import Figure, Section, Table
 from benchmarks.peers import OURS
 from benchmarks.photos import Photo, detection_photos
 from benchmarks.plan import Plan
-from benchmarks.racing import Lap, fastest, race
+from benchmarks.racing import Lap, fastest, race, speed
 
 PEERS = {
     "mtcnn 1.0": peers.mtcnn_keras,
@@ -45,7 +45,7 @@ def measure(plan: Plan) -> Section:
 
 def _speed(photo: Photo, laps: dict[str, Lap]) -> Figure:
     best = fastest(laps, PEERS)
-    ratio = laps[best].seconds / laps[OURS].seconds
+    ratio = speed(laps[OURS], laps[best])
     note = f"the fastest is {best}; the aim is {AIM:g}, {'met' if ratio >= AIM else 'not met'}"
     return Figure(f"detection, {photo.name}: speed over the fastest peer", ratio, "×", at_least=BOUND, note=note)
 

@@ -49,7 +49,12 @@ class Lap:
     @property
     def seconds(self) -> float:
         """One call: the median over the slices of each one's median."""
-        return median(median(each.durations_s) for each in self.slices)
+        return float(np.median(self.by_round))
+
+    @property
+    def by_round(self) -> NDArray[np.float64]:
+        """One call's seconds in each round."""
+        return np.array([median(each.durations_s) for each in self.slices])
 
     @property
     def result(self) -> NDArray[Any]:
@@ -76,6 +81,12 @@ def race(title: str, contenders: Mapping[K, Contender], pace: Pace, say: Callabl
             laps[name].slices.append(contender(pace.slice_s))
         say(f"{title}: round {number} of {pace.rounds}")
     return laps
+
+
+def speed(lap: Lap, over: Lap) -> float:
+    """How many times as fast as the other: the median over the rounds, within which the two ran soon after each other.
+    Where the machine's speed drifts, it does so for both."""
+    return float(np.median(over.by_round / lap.by_round))
 
 
 def fastest(laps: Mapping[str, Lap], among: Iterable[str]) -> str:

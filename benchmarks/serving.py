@@ -16,7 +16,7 @@ from benchmarks.in_process import InProcess
 from benchmarks.loopback import Server
 from benchmarks.photos import crops, small_photos
 from benchmarks.plan import Plan
-from benchmarks.racing import Contender, Lap, race
+from benchmarks.racing import Contender, Lap, fastest, race, speed
 from benchmarks.workers.protocol import Slice, repeated
 
 CALLERS = 16
@@ -72,14 +72,13 @@ def _against_in_process(
     table = Table("Items per second", ("", "items/s"))
     table.rows.extend((name, 1 / lap.seconds) for name, lap in laps.items())
     section.tables.append(table)
-    best = min(lap.seconds for name, lap in laps.items() if name.startswith("photos: in process"))
+    best = laps[fastest(laps, [name for name in laps if name.startswith("photos: in process")])]
     section.figures.extend(_ratio(name, best, laps) for name in (FEW, MANY))
-    ready = laps.get(f"{READY}: in process")
-    section.figures.append(_ratio(READY, ready.seconds if ready else None, laps))
+    section.figures.append(_ratio(READY, laps.get(f"{READY}: in process"), laps))
 
 
-def _ratio(name: str, in_process_s: float | None, laps: dict[str, Lap]) -> Figure:
-    value = None if in_process_s is None else in_process_s / laps[f"{name}: server"].seconds
+def _ratio(name: str, in_process: Lap | None, laps: dict[str, Lap]) -> Figure:
+    value = None if in_process is None else speed(laps[f"{name}: server"], in_process)
     note = NO_INT8 if value is None else ""
     return Figure(f"{name}: server over in process", value, "×", at_least=OVER_IN_PROCESS, note=note)
 
@@ -93,13 +92,12 @@ def _across_callers(section: Section, plan: Plan, server: Server, single: Server
         "one caller": server.contender(work),
     }
     laps = race(f"single crops, {CALLERS} callers", contenders, plan.pace.longer(4), plan.say)
-    rates = {name: 1 / lap.seconds for name, lap in laps.items()}
     table = Table(f"Single int8 crops of {CALLERS} callers", ("", "crops/s"))
-    table.rows.extend(rates.items())
+    table.rows.extend((name, 1 / lap.seconds) for name, lap in laps.items())
     section.tables.append(table)
-    value = rates["batching"] / rates["max_batch_rows=1"]
+    value = speed(laps["batching"], laps["max_batch_rows=1"])
     section.figures.append(Figure(f"crops, {CALLERS} callers: batching over none", value, "×", at_least=BATCHING))
-    section.figures.append(_open_loop(plan, server, work, rates["batching"] / 2))
+    section.figures.append(_open_loop(plan, server, work, 0.5 / laps["batching"].seconds))
 
 
 def _open_loop(plan: Plan, server: Server, work: Workload, rate_per_s: float) -> Figure:

@@ -10,13 +10,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks import embedding
 from benchmarks.detection import found
 from benchmarks.errors import BenchmarkError
 from benchmarks.figures import Figure, Section, Table, Verdict, proven
 from benchmarks.machine import describe
 from benchmarks.photos import crops, mosaic
 from benchmarks.plots import Line, draw
-from benchmarks.racing import Lap, Pace, fastest, race
+from benchmarks.racing import Lap, Pace, fastest, race, speed
 from benchmarks.report import Report, as_json, as_markdown
 from benchmarks.runners import Worker
 from benchmarks.sweep import operations
@@ -77,6 +78,26 @@ def test_a_lap_is_the_median_of_its_slices_medians_and_the_mean_of_its_stages() 
     assert list(lap.stages) == ["cut", "mtcnn-rnet"]
     assert lap.stages["cut"].rows == 2
     assert lap.stages["cut"].seconds == pytest.approx(4e-9)
+
+
+def test_a_drifting_machine_changes_no_ratio() -> None:
+    ours, other = Lap([timed(1), timed(2), timed(4)]), Lap([timed(3), timed(6), timed(8)])
+    assert speed(ours, other) == 3
+
+
+def test_embedders_are_compared_each_at_its_best_batch() -> None:
+    laps = {
+        ("FaceNet Serve, 20180408-102900", 1): Lap([timed(1.0)]),
+        ("FaceNet Serve, 20180408-102900", 8): Lap([timed(4.0)]),
+        ("FaceNet Serve, 20180408-102900-int8", 8): Lap([timed(1.0)]),
+        ("bare ONNX Runtime, 20180408-102900, one run per core", 1): Lap([timed(0.6)]),
+        ("bare ONNX Runtime, 20180408-102900-int8, one run per core", 1): Lap([timed(0.1)]),
+        ("facenet-pytorch", 8): Lap([timed(8.0)]),
+        ("TensorFlow", 8): Lap([timed(6.0)]),
+    }
+    found = [figure.value for figure in embedding._figures(laps)]
+    assert found == pytest.approx([1.2, 2.0, 1.5, 4.0])
+    assert embedding._figures({key: lap for key, lap in laps.items() if "int8" not in key[0]})[-1].value is None
 
 
 def test_a_worker_that_fails_is_quoted() -> None:
