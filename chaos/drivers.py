@@ -3,7 +3,8 @@
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,6 +12,7 @@ import grpc
 from facenet_proto.v1 import face_pb2 as pb
 
 from chaos.ledger import Ledger, crop, request
+from chaos.stub import DEADLINE_MARK
 
 PATH = "/facenet.v1.FaceService/Embed"
 OPTIONS = [
@@ -37,7 +39,7 @@ def stub(channel: grpc.aio.Channel) -> Any:
 
 
 async def one_shot(method: Any, ledger: Ledger, sent: bytes, data: bytes, timeout_s: float) -> None:
-    """A call of one message, booked however it ends."""
+    """A call of one message, booked however it ends: as its item did, as REFUSED, or as ``call`` and its status."""
     clock = asyncio.get_running_loop().time
     start = clock()
     ledger.offer()
@@ -53,24 +55,51 @@ async def one_shot(method: Any, ledger: Ledger, sent: bytes, data: bytes, timeou
     except grpc.aio.AioRpcError:
         pass
     code, trailers = await call.code(), dict(await call.trailing_metadata() or ())
-    told = code.name if code is not grpc.StatusCode.RESOURCE_EXHAUSTED else "REFUSED"
+    told = f"call {code.name}" if code is not grpc.StatusCode.RESOURCE_EXHAUSTED else "REFUSED"
     if told == "REFUSED" and "grpc-retry-pushback-ms" not in trailers:
         told = "REFUSED_WITHOUT_PUSHBACK"
     ledger.book(told, clock() - start)
 
 
+async def leave(method: Any, ledger: Ledger, sent: bytes, data: bytes, timeout_s: float) -> None:
+    """A call that is cancelled at a random moment within its time."""
+    ledger.offer()
+    call = method(iter((data,)))
+    await asyncio.sleep(random.uniform(0, timeout_s))
+    call.cancel()
+    ledger.book("left")
+
+
+async def broken(method: Any, ledger: Ledger, sent: bytes, data: bytes, timeout_s: float) -> None:
+    """A call whose one crop has a byte too few."""
+    await one_shot(method, ledger, sent, request(sent[:-1]).SerializeToString(), timeout_s)
+
+
+async def hurried(method: Any, ledger: Ledger, sent: bytes, data: bytes, timeout_s: float) -> None:
+    """A call whose message has a random time up to ``timeout_s``, told in the message; the crop says until when."""
+    within_s = random.uniform(timeout_s / 10, timeout_s)
+    sent = DEADLINE_MARK + int((time.monotonic() + within_s) * 1e6).to_bytes(8, "little") + sent[16:-8] + sent[:8]
+    data = request(sent, timeout_ms=round(within_s * 1e3)).SerializeToString()
+    await one_shot(method, ledger, sent, data, timeout_s + 3)
+
+
 async def open_loop(
-    opened: Sequence[grpc.aio.Channel], ledger: Ledger, rate_per_s: float, duration_s: float, timeout_s: float = 3.0
+    opened: Sequence[grpc.aio.Channel],
+    ledger: Ledger,
+    rate_per_s: float,
+    duration_s: float,
+    timeout_s: float = 3.0,
+    send: Callable[[Any, Ledger, bytes, bytes, float], Awaitable[None]] = one_shot,
 ) -> float:
-    """One-shot calls by the clock, over the channels in turn; the rate really offered."""
+    """Calls by the clock, over the channels in turn; the rate really offered."""
     clock, methods, tasks = asyncio.get_running_loop().time, itertools.cycle([stub(c) for c in opened]), set()
     start, numbers = clock(), itertools.count(random.getrandbits(40))
     sent = 0
     while (now := clock()) < start + duration_s:
         while sent < (now - start) * rate_per_s:
-            pixels = crop(next(numbers))
+            pixels = ledger.crops.crop(next(numbers))
             data = request(pixels).SerializeToString()
-            task = asyncio.ensure_future(one_shot(next(methods), ledger, pixels, data, timeout_s))
+            task = asyncio.ensure_future(send(next(methods), ledger, pixels, data, timeout_s))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             sent += 1
@@ -105,10 +134,10 @@ async def bidi(channel: grpc.aio.Channel, ledger: Ledger, stream: int, stop: asy
         if stop.is_set():
             await call.done_writing()
             return "stopped"
-        pixels, start = crop(number, stream), clock()
+        pixels, start = ledger.crops.crop(number, stream), clock()
+        ledger.offer()
         try:
             await call.write(request(pixels, number=number).SerializeToString())
-            ledger.offer()
             response = await call.read()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             response = grpc.aio.EOF

@@ -1,12 +1,12 @@
-"""Engines that fail, callers that die, and the long run."""
+"""Engines that fail, and callers that die."""
 
 import asyncio
 import random
+import signal
 import subprocess
 import sys
-import time
-
-import numpy as np
+from contextlib import ExitStack
+from typing import Self
 
 from chaos.drivers import channels, open_loop
 from chaos.ledger import Ledger
@@ -54,6 +54,34 @@ for _ in channel.stream_stream("/facenet.v1.FaceService/Embed")(endless()):
 """
 
 
+class Caller:
+    """A caller in a process of its own, which sends without end until it is stopped or killed."""
+
+    def __init__(self, address: str, salt: int) -> None:
+        command = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path}\n{_CALLER}", address, str(salt)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._process.communicate()  # closes its pipe, too
+
+    def up(self) -> None:
+        """Wait until it is about to send."""
+        assert self._process.stdout is not None
+        self._process.stdout.readline()
+
+    def freeze(self) -> None:
+        """Stop it where it is, its connections open."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def kill(self) -> None:
+        """End it."""
+        self._process.kill()
+
+
 async def killed_callers(*, rounds: int, at_once: int = 8) -> Report:
     """T6: caller processes killed in the middle of their streams, and a survivor beside them."""
     report, survivor, slowest_s = Report(), Ledger(), 0.0
@@ -61,23 +89,14 @@ async def killed_callers(*, rounds: int, at_once: int = 8) -> Report:
         async with channels(server.address, 1) as opened:
             surviving = asyncio.create_task(open_loop(opened, survivor, 8, rounds * 2.5))
             for salt in range(rounds):
-                command = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path}\n{_CALLER}", server.address]
-                callers = [
-                    subprocess.Popen([*command, str(salt * at_once + n)], stdout=subprocess.PIPE)  # noqa: ASYNC220
-                    for n in range(at_once)
-                ]
-                for caller in callers:
-                    assert caller.stdout is not None
-                    await asyncio.to_thread(caller.stdout.readline)
-                await asyncio.sleep(random.uniform(0.05, 0.5))
-                for caller in callers:
-                    caller.kill()
-                killed = time.monotonic()
-                while (await server.stats()).admission.streams > 1 and time.monotonic() < killed + 10:  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
-                slowest_s = max(slowest_s, time.monotonic() - killed)
-                for caller in callers:
-                    caller.communicate()  # closes its pipe, too
+                with ExitStack() as stack:
+                    callers = [stack.enter_context(Caller(server.address, salt * at_once + n)) for n in range(at_once)]
+                    for caller in callers:
+                        await asyncio.to_thread(caller.up)
+                    await asyncio.sleep(random.uniform(0.05, 0.5))
+                    for caller in callers:
+                        caller.kill()
+                    slowest_s = max(slowest_s, await server.seconds_until_streams(1, 10))
             await surviving
             counts = await server.quiet(5)
             tracebacks = sum("Traceback" in line for line in server.log)
@@ -89,29 +108,4 @@ async def killed_callers(*, rounds: int, at_once: int = 8) -> Report:
         "accepted − answered − abandoned", counts.accepted_items - counts.answered_items - counts.abandoned_items, 0
     )
     report.most("tracebacks in the log", tracebacks, 0)
-    return report
-
-
-async def soak(*, seconds: float, leak_bytes: int = 0) -> Report:
-    """T27: 0.6 of the capacity with deadlines too short and connections that come and go; memory over time."""
-    report, ledger, samples = Report(), Ledger(), list[tuple[float, float]]()
-    async with Server(Behaviour({"max_batch_rows": 8}, leak_bytes=leak_bytes)) as server:
-        start = time.monotonic()
-        while (now := time.monotonic() - start) < seconds:
-            async with channels(server.address, 8) as opened:
-                patient = open_loop(opened[:7], ledger, 230, min(10.0, seconds / 10))
-                hasty = open_loop(opened[7:], Ledger(), 10, min(10.0, seconds / 10), timeout_s=0.02)
-                await asyncio.gather(patient, hasty)
-            samples.append((now, server.rss_mb))
-        counts = await server.quiet(5)
-    warm = np.array(samples[len(samples) // 5 :])
-    pairs = [(b - a) / (t - s) for i, (s, a) in enumerate(warm) for t, b in warm[i + 1 :]]
-    report.note = (
-        f"{ledger.offered} items in {seconds:.0f} s; {warm[0, 1]:.0f} MB warm, {warm[-1, 1]:.0f} MB at the end"
-    )
-    report.most("memory slope (Theil–Sen), MB/h", float(np.median(pairs)) * 3600, 8 if seconds >= 600 else 400)
-    report.most("memory over its median, MB", float(warm[:, 1].max() - np.median(warm[:, 1])), 64)
-    report.most("lost or wrong", ledger.lost + ledger.outcomes["wrong"], 0)
-    report.least("answered", ledger.outcomes["answered"] / ledger.offered, 0.999)
-    report.most("items in flight afterwards", counts.items_in_flight, 0)
     return report

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from typing import Any, Self
 import grpc
 from facenet_proto.v1 import face_pb2 as pb
 
-from chaos.stub import Behaviour
+from chaos.stub import COUNTS, Behaviour
 
 SERVER_CORE = 0
 
@@ -100,6 +101,24 @@ class Server:
         with open(f"/proc/{self._process.pid}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
+    @property
+    def fds(self) -> int:
+        """Its open files."""
+        assert self._process is not None
+        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
+
+    @property
+    def threads(self) -> int:
+        """Its threads."""
+        assert self._process is not None
+        return len(os.listdir(f"/proc/{self._process.pid}/task"))
+
+    @property
+    def last_counts(self) -> dict[str, int]:
+        """Items accepted, answered and abandoned, as the ended process told; nothing where it could not."""
+        told = [line.partition(COUNTS + ": ")[2] for line in self.log if COUNTS in line]
+        return dict(json.loads(told[-1])) if told else {}
+
     @asynccontextmanager
     async def growth(self) -> AsyncIterator[Growth]:
         """How far its memory rises meanwhile."""
@@ -133,3 +152,12 @@ class Server:
                 break
             await asyncio.sleep(0.1)
         return counts
+
+    async def seconds_until_streams(self, at_most: int, within_s: float) -> float:
+        """How long it takes until so few of its streams are open; ``within_s`` where it takes longer."""
+        start = time.monotonic()
+        while (waited_s := time.monotonic() - start) < within_s:
+            if (await self.stats()).admission.streams <= at_most:
+                return waited_s
+            await asyncio.sleep(0.02)
+        return within_s

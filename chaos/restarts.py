@@ -41,7 +41,7 @@ async def drain(*, repeats: int, protected: bool = True) -> Report:
     report.note = f"{repeats} drains; streams ended {dict(Counter(ends))}, one-shot calls {dict(others)}"
     report.most("long streams not drained", sum(end != "drained" for end in ends), 0)
     report.most("accepted items without an answer", in_flight, 0)
-    told = others["answered"] + others["UNAVAILABLE"] + others["not accepted"]
+    told = others["answered"] + others["call UNAVAILABLE"] + others["not accepted"]
     report.most("one-shot calls that failed but for UNAVAILABLE", others.total() - told, 0)
     report.most("wrong", ledger.outcomes["wrong"], 0)
     report.most("lost", ledger.lost, 0)

@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,11 @@ from facenet_server.sessions import ModelInfo
 _APP: Any = app  # what is switched off is patched here, against their types
 _SERVICE: Any = FaceService
 
+_log = logging.getLogger(__name__)
+
 DIMENSION = 32
+DEADLINE_MARK = b"deadline"  # a crop that begins so says in its next 8 bytes until when (monotonic, microseconds)
+LATE, COUNTS = "ran a late row", "counts at the end"
 NO_MEMORY = "Failed to allocate memory for requested buffer of size 104857600"
 
 
@@ -36,6 +41,10 @@ class Behaviour:
 
     config: dict[str, Any] = field(default_factory=dict)
     batch_s: float = 0.02
+    models: str = ""  # a folder: the real networks of it instead of the stand-in
+    side: int = 160  # of a crop
+    dimension: int = DIMENSION
+    varied: bool = False  # times of batches: exponentially distributed
     core: int | None = None
     memory_rows: int = 0  # rows for which the device has memory; 0: enough
     failing_share: float = 0.0  # of runs, at random
@@ -57,8 +66,8 @@ class Network:
     providers = ("StandIn",)
     on_cuda = False
 
-    def __init__(self, kind: str, net: Any) -> None:
-        self.info = ModelInfo(kind, kind, "stand-in", "0", "0", "fixed", 160, 0.0, DIMENSION)
+    def __init__(self, kind: str, net: Any, behaviour: Behaviour) -> None:
+        self.info = ModelInfo(kind, kind, "stand-in", "0", "0", "fixed", behaviour.side, 0.0, behaviour.dimension)
         self._net = net
 
     def __call__(self, *inputs: Any) -> Any:
@@ -73,12 +82,24 @@ def _embedder(behaviour: Behaviour) -> Any:
             raise RuntimeError(NO_MEMORY)
         if random.random() < behaviour.failing_share:
             raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node.")
+        for row in rows:
+            _say_if_late(row)
         if behaviour.batch_s:
-            time.sleep(behaviour.batch_s)
+            time.sleep(random.expovariate(1 / behaviour.batch_s) if behaviour.varied else behaviour.batch_s)
         leaked.extend(os.urandom(behaviour.leak_bytes) for _ in rows if behaviour.leak_bytes)
-        return (np.stack([vector_of(row.tobytes()) for row in rows]),)
+        vectors = np.zeros((len(rows), behaviour.dimension), np.float32)
+        vectors[:, :DIMENSION] = [vector_of(row.tobytes()) for row in rows]
+        return (vectors,)
 
     return embed
+
+
+def _say_if_late(row: np.ndarray) -> None:
+    head = row.reshape(-1)[:16].tobytes()
+    if head.startswith(DEADLINE_MARK):
+        late_s = time.monotonic() - int.from_bytes(head[8:], "little") / 1e6
+        if late_s > 0.02:  # the server counts from a message's arrival, the caller from when it sent it
+            _log.info("%s: %.3f s", LATE, late_s)
 
 
 def _no_faces(rows: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -108,6 +129,18 @@ def _default_flow_control() -> None:
     _APP._channel_options = lambda config: [option for option in ours(config) if option[0] not in mine]
 
 
+def _remember() -> list[FaceService]:
+    """The services that are made from now on."""
+    made, init = list[FaceService](), _SERVICE.__init__
+
+    def remembering(self: FaceService, *args: Any) -> None:
+        init(self, *args)
+        made.append(self)
+
+    _SERVICE.__init__ = remembering
+    return made
+
+
 async def _stop_hard(server: Any, *_: Any) -> None:
     await server.stop(0)
 
@@ -127,11 +160,17 @@ def main() -> None:
     logging.basicConfig(level="INFO", stream=sys.stderr)
     nets = {"pnet": _no_faces, "rnet": _no_faces, "onet": _no_faces, "embedder": _embedder(behaviour)}
     config = Config(**{"listen": "127.0.0.1:0", "runs_per_embedder": 1, "max_wait_s": 0.0, **behaviour.config})
+    if behaviour.models:
+        config.models = Path(behaviour.models)
+    services = _remember()
     try:
-        networks: Any = {kind: Network(kind, net) for kind, net in nets.items()}
-        asyncio.run(app.serve(config, lambda _: networks))
+        networks: Any = {kind: Network(kind, net, behaviour) for kind, net in nets.items()}
+        asyncio.run(app.serve(config, None if behaviour.models else lambda _: networks))
     except FatalError as error:
         sys.exit(str(error))
+    counts = services[0].admission.counts
+    told = {"accepted": counts.accepted_items, "answered": counts.answered_items, "abandoned": counts.abandoned_items}
+    _log.info("%s: %s", COUNTS, json.dumps(told))
 
 
 if __name__ == "__main__":
