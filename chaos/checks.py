@@ -43,7 +43,7 @@ CHECKS = {
         {"seconds": 5, "protected": False},
         bites=("goodput",),
     ),
-    "T2": Check(retries.budgeted, 3, {"seconds": 8, "settle_s": 4}, {"seconds": 90, "settle_s": 0}),
+    "T2": Check(retries.budgeted, 3, {"seconds": 8, "aside": 10}, {"seconds": 90}),
     "T3": Check(overload.deadlines, 1, {"seconds": 4}, {"seconds": 60}),
     "T4": Check(
         readers.uploads,
