@@ -164,8 +164,8 @@ class Server:
             response: pb.GetServerStatsResponse = await ask(b"", timeout=10)
             return response
 
-    async def capacity(self, ledger: Ledger, seconds: float, callers: int = 16) -> float:
-        """Items a second of so many callers who each wait for their answers."""
+    async def capacity(self, ledger: Ledger, seconds: float, callers: int = 12) -> float:
+        """Items a second of so many callers who each wait for their answers: few enough that none is refused."""
         end, before = time.monotonic() + seconds, ledger.outcomes["answered"]
 
         async def call(method: Any, salt: int) -> None:
