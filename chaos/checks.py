@@ -123,7 +123,7 @@ CHECKS = {
         on_real_networks(order.once_and_in_order),
         3,
         {"streams": 8, "items": 40, "restarts": 1, "every_s": 0.2},
-        {"streams": 8, "items": 200, "restarts": 8, "every_s": 4},
+        {"streams": 8, "items": 400, "restarts": 6, "every_s": 4},
         {"streams": 8, "items": 10, "restarts": 0, "swap_after": 3},
         bites=("another stream's answer", "reordered"),
         real=True,
