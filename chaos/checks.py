@@ -91,7 +91,7 @@ CHECKS = {
     "T28": Check(determinism.same_in_company, 1, {"crops": 100, "images": 10}, {"crops": 800, "images": 200}),
     "T29": Check(
         order.once_and_in_order,
-        9,
+        7,
         {"streams": 30, "items": 1000, "restarts": 2, "every_s": 0.3},
         {"streams": 200, "items": 5000, "restarts": 20, "every_s": 4},
         {"streams": 20, "items": 500, "restarts": 0, "swap_after": 20},
