@@ -29,8 +29,8 @@ test: models lint  ## what must hold
 bench: $(INT8)  ## the server beside its peers: a table, and benchmarks/results (BENCH='--quick --only a,b')
 	$(BIN)/python -m benchmarks --models models $(BENCH)
 
-chaos: install  ## the promises under load and faults, each with its figure (CHAOS='T1 T4 --short')
-	$(BIN)/python -m chaos $(CHAOS)
+chaos: models  ## the promises under load and faults, each with its figure (CHAOS='T1 T4 --short')
+	$(BIN)/python -m chaos --models models $(CHAOS)
 
 $(INT8): models
 	test -e $@ || $(BIN)/facenet-convert quantize models/facenet-20180408-102900.onnx --precision int8

@@ -1,16 +1,18 @@
-"""Callers: open-loop ones that send by the clock, and those that behave badly."""
+"""Callers of raw gRPC: open-loop ones that send by the clock, and long streams."""
 
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 from facenet_proto.v1 import face_pb2 as pb
 
-from chaos.ledger import Ledger, crop, request
+from chaos.ledger import Ledger
+from chaos.stub import DEADLINE_MARK
 
 PATH = "/facenet.v1.FaceService/Embed"
 OPTIONS = [
@@ -20,107 +22,156 @@ OPTIONS = [
     ("grpc.max_receive_message_length", -1),
 ]
 
+Send = Callable[[Any, Ledger, bytes, float], Awaitable[None]]
+
 
 @asynccontextmanager
-async def channels(address: str, count: int) -> AsyncIterator[list[grpc.aio.Channel]]:
+async def channels(
+    address: str, count: int, options: Sequence[tuple[str, int]] = OPTIONS
+) -> AsyncIterator[list[grpc.aio.Channel]]:
     """So many connections."""
-    opened = [grpc.aio.insecure_channel(address, options=OPTIONS) for _ in range(count)]
+    opened = [grpc.aio.insecure_channel(address, options=options) for _ in range(count)]
     try:
         yield opened
     finally:
         await asyncio.gather(*(channel.close() for channel in opened))
 
 
-def stub(channel: grpc.aio.Channel) -> Any:
+def stream(channel: grpc.aio.Channel) -> Any:
     """Embed, as bytes in and messages out."""
     return channel.stream_stream(PATH, response_deserializer=pb.EmbedResponse.FromString)
 
 
-async def one_shot(method: Any, ledger: Ledger, sent: bytes, data: bytes, timeout_s: float) -> None:
-    """A call of one message, booked however it ends."""
-    clock = asyncio.get_running_loop().time
-    start = clock()
+def one_message(channel: grpc.aio.Channel) -> Any:
+    """The same for calls of one message. On the wire they are alike; but where a stream's refusal overtakes its
+    writing, grpc.aio tells its caller INTERNAL, of the write, instead of the refusal."""
+    return channel.unary_stream(PATH, response_deserializer=pb.EmbedResponse.FromString)
+
+
+async def one_shot(method: Any, ledger: Ledger, sent: bytes, timeout_s: float, data: bytes | None = None) -> None:
+    """A call of one message, booked however it ends: as its item did, as REFUSED, or as ``call`` and its status."""
     ledger.offer()
-    call = method(iter((data,)), timeout=timeout_s)
+    start = time.monotonic()
+    call = method(ledger.crops.message(sent) if data is None else data, timeout=timeout_s)
+    if (response := await read(call)) is grpc.aio.EOF:
+        ledger.book(await _told(call), time.monotonic() - start)
+        return
+    ledger.book_response(response, sent, time.monotonic() - start)
+    if await read(call) is not grpc.aio.EOF:
+        ledger.doubled += 1
+        call.cancel()
+
+
+async def read(call: Any) -> Any:
+    """The next message, or EOF at whatever end."""
+    task = asyncio.current_task()
     try:
-        response = await call.read()
-        if response is not grpc.aio.EOF:
-            if response.draining:
-                ledger.book("not accepted", clock() - start)
-            else:
-                ledger.book_result(response.results[0], sent, clock() - start)
-            return
-    except grpc.aio.AioRpcError:
-        pass
+        return await call.read()
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        return grpc.aio.EOF
+    except asyncio.CancelledError:  # so grpc.aio says, too, that the server cancelled the call
+        if task is not None and task.cancelling():
+            call.cancel()
+            raise
+        return grpc.aio.EOF
+
+
+async def written(call: Any, data: bytes) -> bool:
+    """Write a message; False where the call ended instead."""
+    task = asyncio.current_task()
+    try:
+        await call.write(data)
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        return False
+    except asyncio.CancelledError:  # as above
+        if task is not None and task.cancelling():
+            call.cancel()
+            raise
+        return False
+    return True
+
+
+async def _told(call: Any) -> str:
+    """How a call without an answer ended."""
     code, trailers = await call.code(), dict(await call.trailing_metadata() or ())
-    told = code.name if code is not grpc.StatusCode.RESOURCE_EXHAUSTED else "REFUSED"
-    if told == "REFUSED" and "grpc-retry-pushback-ms" not in trailers:
-        told = "REFUSED_WITHOUT_PUSHBACK"
-    ledger.book(told, clock() - start)
+    if code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return f"call {code.name}"
+    return "REFUSED" if "grpc-retry-pushback-ms" in trailers else "call RESOURCE_EXHAUSTED without pushback"
+
+
+async def leave(method: Any, ledger: Ledger, sent: bytes, timeout_s: float) -> None:
+    """A call that is cancelled at a random moment within its time."""
+    ledger.offer()
+    call = method(ledger.crops.message(sent))
+    await asyncio.sleep(random.uniform(0, timeout_s))
+    call.cancel()
+    ledger.book("left")
+
+
+async def broken(method: Any, ledger: Ledger, sent: bytes, timeout_s: float) -> None:
+    """A call whose one crop has a byte too few."""
+    await one_shot(method, ledger, sent, timeout_s, ledger.crops.message(sent[:-1]))
+
+
+async def hurried(method: Any, ledger: Ledger, sent: bytes, timeout_s: float) -> None:
+    """A call whose message has a random time, a tenth of ``timeout_s`` to all of it; its crop says until when."""
+    within_s = random.uniform(timeout_s / 10, timeout_s)
+    until = int((time.monotonic() + within_s) * 1e6).to_bytes(8, "little")
+    sent = DEADLINE_MARK + until + sent[16:-8] + sent[:8]
+    data = ledger.crops.message(sent, timeout_ms=round(within_s * 1e3))
+    await one_shot(method, ledger, sent, timeout_s + 3, data)
 
 
 async def open_loop(
-    opened: Sequence[grpc.aio.Channel], ledger: Ledger, rate_per_s: float, duration_s: float, timeout_s: float = 3.0
+    opened: Sequence[grpc.aio.Channel],
+    ledger: Ledger,
+    rate_per_s: float,
+    duration_s: float,
+    timeout_s: float = 3.0,
+    send: Send = one_shot,
 ) -> float:
-    """One-shot calls by the clock, over the channels in turn; the rate really offered."""
-    clock, methods, tasks = asyncio.get_running_loop().time, itertools.cycle([stub(c) for c in opened]), set()
-    start, numbers = clock(), itertools.count(random.getrandbits(40))
-    sent = 0
-    while (now := clock()) < start + duration_s:
-        while sent < (now - start) * rate_per_s:
-            pixels = crop(next(numbers))
-            data = request(pixels).SerializeToString()
-            task = asyncio.ensure_future(one_shot(next(methods), ledger, pixels, data, timeout_s))
+    """Calls by the clock, over the channels in turn; the rate really offered."""
+    methods, numbers = itertools.cycle([one_message(c) for c in opened]), itertools.count(random.getrandbits(40))
+
+    def begin() -> Coroutine[Any, Any, None]:
+        return send(next(methods), ledger, ledger.crops.crop(next(numbers)), timeout_s)  # type: ignore[return-value]
+
+    return await by_the_clock(begin, rate_per_s, duration_s)
+
+
+async def by_the_clock(begin: Callable[[], Coroutine[Any, Any, None]], rate_per_s: float, duration_s: float) -> float:
+    """Begin so many a second, whatever becomes of them, and wait for all; the rate that was reached."""
+    tasks, start, sent = set[asyncio.Task[None]](), time.monotonic(), 0
+    while (now := time.monotonic()) < start + duration_s:
+        for _ in range(min(8, int((now - start) * rate_per_s) - sent)):
+            task = asyncio.create_task(begin())
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             sent += 1
-            if sent % 8 == 0:
-                await asyncio.sleep(0)
-                now = clock()
-                if now > start + duration_s:
-                    break
         await asyncio.sleep(0.001)
-    reached = sent / (clock() - start)
+    reached = sent / (time.monotonic() - start)
     await asyncio.gather(*tasks)
     return reached
 
 
-async def upload_for_ever(channel: grpc.aio.Channel, items: int, salt: int) -> None:
-    """Write messages of so many items as fast as the connection takes them, and read no answer."""
-    call = stub(channel)()
-    data = request(*(crop(number, salt) for number in range(items))).SerializeToString()
-    try:
-        while True:
-            await call.write(data)
-    except grpc.aio.AioRpcError:
-        pass
-    finally:
-        call.cancel()
-
-
-async def bidi(channel: grpc.aio.Channel, ledger: Ledger, stream: int, stop: asyncio.Event, pause_s: float) -> str:
+async def bidi(channel: grpc.aio.Channel, ledger: Ledger, salt: int, stop: asyncio.Event, pause_s: float) -> str:
     """A long stream: a message, its answer, a pause, until told to stop or ended by the server; how it ended."""
-    clock, call = asyncio.get_running_loop().time, stub(channel)()
+    call = stream(channel)()
     for number in itertools.count():
         if stop.is_set():
             await call.done_writing()
+            await read(call)
             return "stopped"
-        pixels, start = crop(number, stream), clock()
-        try:
-            await call.write(request(pixels, number=number).SerializeToString())
-            ledger.offer()
-            response = await call.read()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            response = grpc.aio.EOF
-        if response is grpc.aio.EOF or response.draining:
-            code = await call.code() if response is grpc.aio.EOF else grpc.StatusCode.UNAVAILABLE
-            if response is not grpc.aio.EOF:
-                await call.done_writing()
-            ledger.book("not accepted" if response is not grpc.aio.EOF else f"ended {code.name}")
-            return "drained" if response is not grpc.aio.EOF else code.name
-        if response.retry_after_ms:
-            ledger.book("OVERLOADED", clock() - start)
-        else:
-            ledger.book_result(response.results[0], pixels, clock() - start)
+        pixels, start = ledger.crops.crop(number, salt), time.monotonic()
+        ledger.offer()
+        await written(call, ledger.crops.message(pixels, number=number))
+        if (response := await read(call)) is grpc.aio.EOF:
+            ledger.book(await _told(call), time.monotonic() - start)
+            return str((await call.code()).name)
+        ledger.book_response(response, pixels, time.monotonic() - start)
+        if response.draining:
+            await call.done_writing()
+            ended = await read(call) is grpc.aio.EOF and await call.code()
+            return "drained" if ended is grpc.StatusCode.UNAVAILABLE else f"drained, then {ended}"
         await asyncio.sleep(pause_s)
     return "never"

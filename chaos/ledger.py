@@ -1,5 +1,6 @@
 """What became of every item: answered right and once, refused, failed; or lost, doubled, wrong."""
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -8,51 +9,123 @@ from facenet_proto.v1 import face_pb2 as pb
 
 from chaos.stub import vector_of
 
-CROP_BYTES = 160 * 160 * 3
+SIDE = 160
 
 
-def crop(number: int, stream: int = 0) -> bytes:
-    """A crop (160×160×3 bytes) that no other has."""
+def crop(number: int, stream: int = 0, side: int = SIDE) -> bytes:
+    """A crop (side×side×3 bytes) that no other has."""
     head = number.to_bytes(8, "little") + stream.to_bytes(8, "little")
-    return head + bytes(CROP_BYTES - len(head))
+    return head + bytes(side * side * 3 - len(head))
 
 
-def request(*crops: bytes, number: int = 0, timeout_ms: int | None = None) -> pb.EmbedRequest:
+def request(*crops: bytes, number: int = 0, timeout_ms: int | None = None, side: int = SIDE) -> pb.EmbedRequest:
     """A message of crops."""
-    items = (pb.EmbedItem(crop=pb.Image(raw=pb.RawImage(rgb=pixels, height=160, width=160))) for pixels in crops)
+    items = (pb.EmbedItem(crop=pb.Image(raw=pb.RawImage(rgb=pixels, height=side, width=side))) for pixels in crops)
     return pb.EmbedRequest(id=number, items=items, timeout_ms=timeout_ms)
+
+
+class Marked:
+    """Crops for the stand-in embedder, whose vectors prove which crop they answer."""
+
+    def __init__(self, side: int = SIDE) -> None:
+        self.side = side
+
+    def crop(self, number: int, stream: int = 0) -> bytes:
+        """One that no other is."""
+        return crop(number, stream, self.side)
+
+    def message(self, *crops: bytes, number: int = 0, timeout_ms: int | None = None) -> bytes:
+        """A request message of crops, as bytes."""
+        return request(*crops, number=number, timeout_ms=timeout_ms, side=self.side).SerializeToString()
+
+    def is_right(self, sent: bytes, vector: np.ndarray) -> bool:
+        """Whether a vector (n,) float32 is this crop's, bit by bit."""
+        expected = vector_of(sent)
+        return np.array_equal(vector[: len(expected)], expected) and not vector[len(expected) :].any()
+
+
+class Known(Marked):
+    """Crops for a real network: a few, whose embeddings are known from runs alone."""
+
+    def __init__(self, embeddings: dict[bytes, np.ndarray], tolerance: float = 1e-5) -> None:
+        super().__init__()
+        self._embeddings, self._crops, self._tolerance = embeddings, list(embeddings), tolerance
+
+    def crop(self, number: int, stream: int = 0) -> bytes:
+        """One of them."""
+        return self._crops[(number + 7 * stream) % len(self._crops)]
+
+    def is_right(self, sent: bytes, vector: np.ndarray) -> bool:
+        """Whether a vector (n,) float32 is this crop's, to the tolerance."""
+        return bool(np.abs(self._embeddings[sent] - vector).max() <= self._tolerance)
 
 
 @dataclass
 class Ledger:
-    """Counts of outcomes, and the seconds that each kind took."""
+    """Counts of outcomes, one for each item that was offered, with the seconds that each took and when it came."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    ends: dict[str, list[float]] = field(default_factory=dict)  # on the monotonic clock
     offered: int = 0
+    doubled: int = 0
+    crops: Marked = field(default_factory=Marked)
 
     def offer(self, count: int = 1) -> None:
-        """Items that were sent, or tried to be."""
+        """Items that are about to be sent."""
         self.offered += count
 
-    def book(self, outcome: str, seconds: float = 0.0, count: int = 1) -> None:
-        """Items that ended so."""
-        self.outcomes[outcome] += count
+    def book(self, outcome: str, seconds: float = 0.0) -> None:
+        """An item ended so."""
+        self.outcomes[outcome] += 1
         self.seconds.setdefault(outcome, []).append(seconds)
+        self.ends.setdefault(outcome, []).append(time.monotonic())
 
-    def book_result(self, result: pb.EmbedResult, sent: bytes, seconds: float) -> None:
-        """An item's result."""
-        if result.HasField("error"):
-            self.book(result.error.reason, seconds)
-            return
-        vector = np.frombuffer(result.embedding.vector, "<f4")
-        self.book("answered" if np.array_equal(vector, vector_of(sent)) else "wrong", seconds)
+    def book_response(self, response: pb.EmbedResponse, sent: bytes, seconds: float) -> None:
+        """The answer to a message of one crop: its item's result, or that the message was refused or handed back."""
+        if response.draining:
+            self.book("not accepted", seconds)
+        elif response.retry_after_ms:
+            self.book("REFUSED", seconds)
+        elif response.results[0].HasField("error"):
+            self.book(response.results[0].error.reason, seconds)
+        else:
+            vector = np.frombuffer(response.results[0].embedding.vector, "<f4")
+            self.book("answered" if self.crops.is_right(sent, vector) else "wrong", seconds)
+
+    def add(self, other: "Ledger") -> None:
+        """What another one counted."""
+        self.offered += other.offered
+        self.doubled += other.doubled
+        self.outcomes += other.outcomes
+        for mine, theirs in ((self.seconds, other.seconds), (self.ends, other.ends)):
+            for outcome, values in theirs.items():
+                mine.setdefault(outcome, []).extend(values)
 
     @property
     def lost(self) -> int:
         """Items without any outcome."""
-        return self.offered - sum(self.outcomes.values())
+        return self.offered - self.outcomes.total()
+
+    @property
+    def broken_calls(self) -> int:
+        """Items whose call ended otherwise than in order or by a refusal."""
+        return sum(count for outcome, count in self.outcomes.items() if outcome.startswith("call "))
+
+    def within(self, outcome: str, start: float, end: float) -> int:
+        """How many ended so between two moments."""
+        return sum(start <= at < end for at in self.ends.get(outcome, ()))
 
     def p99_ms(self, outcome: str) -> float:
-        """Of how long these took."""
-        return float(np.percentile(self.seconds.get(outcome) or [0.0], 99)) * 1e3
+        """Of how long these took; not a number where there are none."""
+        return float(np.percentile(self.seconds.get(outcome) or [np.nan], 99)) * 1e3
+
+    def slow_until(self, start: float, limit_s: float) -> float:
+        """Seconds from ``start`` until the last item ended that was not answered within ``limit_s``."""
+        late = [
+            at
+            for outcome, ends in self.ends.items()
+            for at, took_s in zip(ends, self.seconds[outcome], strict=True)
+            if outcome != "answered" or took_s > limit_s
+        ]
+        return max(late, default=start) - start

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -17,7 +18,9 @@ from typing import Any, Self
 import grpc
 from facenet_proto.v1 import face_pb2 as pb
 
-from chaos.stub import Behaviour
+from chaos.drivers import channels, one_message, one_shot
+from chaos.ledger import Ledger
+from chaos.stub import COUNTS, Behaviour
 
 SERVER_CORE = 0
 
@@ -30,13 +33,12 @@ class Growth:
 
 
 class Server:
-    """A server process; ``command`` None: the stub of the given behaviour. Entered: it listens, and is warm."""
+    """A server process of the given behaviour, on its own core. Entered: it listens, and is warm."""
 
-    def __init__(self, behaviour: Behaviour | None = None, command: list[str] | None = None) -> None:
+    def __init__(self, behaviour: Behaviour | None = None) -> None:
         self._behaviour = behaviour or Behaviour()
         if self._behaviour.core is None:
             self._behaviour.core = SERVER_CORE
-        self._command = command
         self._process: subprocess.Popen[str] | None = None
         self._logging: threading.Thread | None = None
         self.address = ""
@@ -55,7 +57,7 @@ class Server:
         """Start it, on the port it had before if it had one."""
         if self.address:
             self._behaviour.config["listen"] = self.address
-        command = self._command or [sys.executable, "-m", "chaos.stub", json.dumps(asdict(self._behaviour))]
+        command = [sys.executable, "-m", "chaos.stub", json.dumps(asdict(self._behaviour))]
         path = os.pathsep.join(sys.path)
         process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}, start_new_session=True
@@ -100,6 +102,24 @@ class Server:
         with open(f"/proc/{self._process.pid}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
+    @property
+    def fds(self) -> int:
+        """Its open files."""
+        assert self._process is not None
+        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
+
+    @property
+    def threads(self) -> int:
+        """Its threads."""
+        assert self._process is not None
+        return len(os.listdir(f"/proc/{self._process.pid}/task"))
+
+    @property
+    def last_counts(self) -> dict[str, int]:
+        """Items accepted, answered and abandoned, as the ended process told; nothing where it could not."""
+        told = [line.partition(COUNTS + ": ")[2] for line in self.log if COUNTS in line]
+        return dict(json.loads(told[-1])) if told else {}
+
     @asynccontextmanager
     async def growth(self) -> AsyncIterator[Growth]:
         """How far its memory rises meanwhile."""
@@ -116,6 +136,25 @@ class Server:
         finally:
             watching.cancel()
 
+    @asynccontextmanager
+    async def probed(self) -> AsyncIterator[list[float]]:
+        """How long its health took to answer meanwhile, ms, asked by another process; filled in at the end."""
+        command = [sys.executable, "-m", "chaos.probe", self.address]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        pipe = asyncio.subprocess.PIPE
+        probe = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=env, limit=1 << 22)
+        took_ms: list[float] = []
+        try:
+            assert probe.stdout is not None
+            await probe.stdout.readline()
+            yield took_ms
+            told, _ = await probe.communicate(b"")  # its standard input ends
+            took_ms += json.loads(told)
+        finally:
+            if probe.returncode is None:
+                probe.kill()
+                await probe.wait()
+
     async def stats(self) -> pb.GetServerStatsResponse:
         """What it says of itself."""
         async with grpc.aio.insecure_channel(self.address) as channel:
@@ -125,6 +164,21 @@ class Server:
             response: pb.GetServerStatsResponse = await ask(b"", timeout=10)
             return response
 
+    async def capacity(self, ledger: Ledger, seconds: float, callers: int = 12) -> float:
+        """Items a second of so many callers who each wait for their answers: few enough that none is refused."""
+        end, before = time.monotonic() + seconds, ledger.outcomes["answered"]
+
+        async def call(method: Any, salt: int) -> None:
+            number = 0
+            while time.monotonic() < end:
+                await one_shot(method, ledger, ledger.crops.crop(number, salt), 30)
+                number += 1
+
+        async with channels(self.address, 4) as opened:
+            start = time.monotonic()
+            await asyncio.gather(*(call(one_message(opened[n % 4]), n) for n in range(callers)))
+        return (ledger.outcomes["answered"] - before) / (time.monotonic() - start)
+
     async def quiet(self, within_s: float) -> pb.AdmissionStats:
         """Its admission counts once nothing is in flight, or when the time is up."""
         for _ in range(max(1, int(within_s / 0.1))):
@@ -133,3 +187,12 @@ class Server:
                 break
             await asyncio.sleep(0.1)
         return counts
+
+    async def seconds_until_streams(self, at_most: int, within_s: float, every_s: float = 0.02) -> float:
+        """How long it takes until so few of its streams are open; ``within_s`` where it takes longer."""
+        start = time.monotonic()
+        while (waited_s := time.monotonic() - start) < within_s:
+            if (await self.stats()).admission.streams <= at_most:
+                return waited_s
+            await asyncio.sleep(every_s)
+        return within_s

@@ -28,10 +28,11 @@ class Figure:
 
 @dataclass
 class Report:
-    """A check's figures; ``note`` says under what they were measured."""
+    """A check's figures; ``note`` says under what they were measured, ``error`` why there are none."""
 
     figures: list[Figure] = field(default_factory=list)
     note: str = ""
+    error: str = ""
 
     def most(self, name: str, value: float, bound: float) -> None:
         """A figure that must not be above its bound."""
@@ -44,10 +45,16 @@ class Report:
     @property
     def holds(self) -> bool:
         """Whether every bound does."""
-        return all(figure.holds for figure in self.figures)
+        return not self.error and all(figure.holds for figure in self.figures)
+
+    def breaks(self, names: tuple[str, ...]) -> bool:
+        """Whether the bound of a figure whose name begins so does not hold."""
+        return any(figure.name.startswith(names) and not figure.holds for figure in self.figures)
 
     def show(self, title: str) -> None:
         """Print it."""
         click.echo(f"{title}{': ' + self.note if self.note else ''}")
+        if self.error:
+            click.echo(f"  {self.error} FAIL")
         for figure in self.figures:
             click.echo(f"  {figure}")

@@ -1,107 +1,129 @@
-"""Servers that stop, are stopped, and come back."""
+"""Servers that are told to end while they are busy."""
 
 import asyncio
 import itertools
 import signal
+import time
 from collections import Counter
-from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 
-import numpy as np
-from facenet_client import AsyncClient
-from facenet_client.errors import FaceNetError
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chaos.drivers import bidi, channels, one_shot, stub
-from chaos.ledger import Ledger, crop, request
+from chaos.drivers import bidi, channels, one_message, one_shot
+from chaos.ledger import Ledger, Marked
 from chaos.process import Server
 from chaos.report import Report
-from chaos.stub import Behaviour, vector_of
+from chaos.stub import Behaviour
 
-_FAST = {"max_batch_rows": 64}
+_GRACE_S = 10
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def drain(*, repeats: int, protected: bool = True) -> Report:
-    """T9: SIGTERM under load: forty callers, twenty of them with long streams."""
-    report, ledger, exits, ends, others = Report(), Ledger(), [], list[str](), Counter[str]()
+@dataclass
+class _Drains:
+    """What callers and servers met over several drains."""
+
+    ledger: Ledger
+    ends: list[str] = field(default_factory=list)  # of long streams
+    exits: list[int] = field(default_factory=list)
+    exit_s: list[float] = field(default_factory=list)
+    told_s: list[float] = field(default_factory=list)  # until Watch said NOT_SERVING
+    at_servers: Counter[str] = field(default_factory=Counter)  # their own counts of items
+    silent: int = 0  # servers that ended without telling them
+
+
+async def drain(*, repeats: int, protected: bool = True, models: str = "", crops: Marked | None = None) -> Report:
+    """T9: SIGTERM under load: forty callers, twenty of them with long streams. What was accepted the ended servers
+    say themselves; what was answered both sides do."""
+    drains = _Drains(Ledger(crops=crops or Marked()))
     for repeat in range(repeats):
-        async with Server(Behaviour(_FAST | {"grace_s": 10}, hard_stop=not protected)) as server:
-            async with channels(server.address, 4) as opened:
-                stop, unary = asyncio.Event(), Ledger()
-                streams = [
-                    asyncio.create_task(bidi(opened[n % 4], ledger, repeat * 100 + n, stop, 0.01)) for n in range(20)
-                ]
-                loops = [asyncio.create_task(_loop(opened[n % 4], unary, n)) for n in range(20)]
-                await asyncio.sleep(0.7)
-                server.signal(signal.SIGTERM)
-                ends += await asyncio.gather(*streams)
-                await asyncio.gather(*loops)
-                exits.append(await asyncio.to_thread(server.wait, 15))
-                others += unary.outcomes
-                ledger.outcomes["wrong"] += unary.outcomes["wrong"]
-    in_flight = sum(count for name, count in ledger.outcomes.items() if name.startswith("ended"))
-    report.note = f"{repeats} drains; streams ended {dict(Counter(ends))}, one-shot calls {dict(others)}"
-    report.most("long streams not drained", sum(end != "drained" for end in ends), 0)
-    report.most("accepted items without an answer", in_flight, 0)
-    told = others["answered"] + others["UNAVAILABLE"] + others["not accepted"]
-    report.most("one-shot calls that failed but for UNAVAILABLE", others.total() - told, 0)
-    report.most("wrong", ledger.outcomes["wrong"], 0)
+        config = {"grace_s": _GRACE_S, "max_batch_rows": 64}
+        async with Server(Behaviour(config, models, hard_stop=not protected)) as server:
+            await _one_drain(server, drains, repeat)
+    second_s = await _second_signal_s()
+    ledger, at_servers = drains.ledger, drains.at_servers
+    answers = ledger.outcomes["answered"] + ledger.outcomes["wrong"]
+    told = answers + ledger.outcomes["not accepted"] + ledger.outcomes["call UNAVAILABLE"]
+    report = Report()
+    report.note = (
+        f"{repeats} drains; streams {dict(Counter(drains.ends))}, items {dict(ledger.outcomes)}; {dict(at_servers)}"
+    )
+    report.most("items accepted and abandoned, by the servers' counts", at_servers["abandoned"], 0)
+    report.most("accepted − answered, by the servers' counts", at_servers["accepted"] - at_servers["answered"], 0)
+    report.most("answers that callers did not get", abs(at_servers["answered"] - answers), 0)
+    report.most("servers that ended without their counts", drains.silent, 0)
+    report.most("long streams that did not end drained", sum(end != "drained" for end in drains.ends), 0)
+    report.most("items without an answer that were neither handed back nor UNAVAILABLE", ledger.offered - told, 0)
     report.most("lost", ledger.lost, 0)
-    report.most("exit codes that are not 0", sum(code != 0 for code in exits), 0)
+    report.most("doubled", ledger.doubled, 0)
+    report.most("wrong", ledger.outcomes["wrong"], 0)
+    report.most("seconds until Watch says NOT_SERVING", max(drains.told_s), 0.2)
+    report.most("exit codes that are not 0", sum(code != 0 for code in drains.exits), 0)
+    report.most("seconds until the exit", max(drains.exit_s), _GRACE_S + 2)
+    report.most("seconds until the exit after a second signal", second_s, 1)
     return report
 
 
-async def _loop(channel: object, ledger: Ledger, salt: int) -> None:
-    method = stub(channel)  # type: ignore[arg-type]
+async def _one_drain(server: Server, drains: _Drains, repeat: int) -> None:
+    ledger, stop = drains.ledger, asyncio.Event()
+    async with channels(server.address, 4) as opened, channels(server.address, 1) as watching:
+        salts = itertools.count(100 * repeat)
+        streams = [asyncio.create_task(bidi(opened[n % 4], ledger, next(salts), stop, 0.01)) for n in range(20)]
+        loops = [asyncio.create_task(_loop(opened[n % 4], ledger, next(salts))) for n in range(20)]
+        told = asyncio.create_task(_not_serving_at(watching[0]))
+        await asyncio.sleep(0.7)
+        start = time.monotonic()
+        server.signal(signal.SIGTERM)
+        drains.ends += await asyncio.gather(*streams)
+        await asyncio.gather(*loops)
+        drains.exits.append(await asyncio.to_thread(server.wait, _GRACE_S + 10))
+        drains.exit_s.append(time.monotonic() - start)
+        drains.told_s.append(await told - start)
+    drains.at_servers.update(server.last_counts)
+    drains.silent += not server.last_counts
+
+
+async def _loop(channel: grpc.aio.Channel, ledger: Ledger, salt: int) -> None:
+    """Calls of one message, one after the other, until one is not answered."""
+    method, refused = one_message(channel), set[str]()
     for number in itertools.count():
-        pixels = crop(number, 1000 + salt)
-        await one_shot(method, ledger, pixels, request(pixels).SerializeToString(), 5)
-        if set(ledger.outcomes) - {"answered"}:
+        mine = Ledger(crops=ledger.crops)
+        await one_shot(method, mine, ledger.crops.crop(number, salt), 30)
+        ledger.add(mine)
+        refused = set(mine.outcomes) - {"answered"}
+        if refused:
             return
         await asyncio.sleep(0.01)
 
 
-async def rolling(*, calls: int, hard: bool = False, retry: bool = True, kill: bool = False) -> Report:
-    """T10 (SIGTERM) and T11 (``kill``: SIGKILL): three servers restarted in turn under SDK callers."""
-    report, cycles, wrong, failures, done = Report(), 0, 0, list[str](), 0
-    servers = [Server(Behaviour(_FAST | {"grace_s": 10}, batch_s=0.0, hard_stop=hard)) for _ in range(3)]
-    async with AsyncExitStack() as stack:
-        for server in servers:
-            await stack.enter_async_context(server)
-        client = AsyncClient([server.address for server in servers], timeout_s=20, retry=retry)
-        await stack.enter_async_context(client)
-        finished = asyncio.Event()
+async def _not_serving_at(channel: grpc.aio.Channel) -> float:
+    """When the server's health said that it serves no more, or ended; on the monotonic clock."""
+    call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+    try:
+        async for response in call:
+            if response.status == _NOT_SERVING:
+                return time.monotonic()
+    except grpc.aio.AioRpcError:
+        pass
+    finally:
+        call.cancel()
+    return float("inf")
 
-        async def call(worker: int) -> None:
-            nonlocal done, wrong
-            while not finished.is_set():
-                pixels = crop(done, 7000 + worker)
-                done += 1
-                image = np.frombuffer(pixels, np.uint8).reshape(160, 160, 3)
-                try:
-                    (result,) = await client.embed_crops([image])
-                except FaceNetError as error:
-                    failures.append(f"{type(error).__name__}: {error}")
-                    await asyncio.sleep(0.01)
-                    continue
-                if result.error is not None:
-                    failures.append(f"{type(result.error).__name__}: {result.error}")
-                elif not np.array_equal(np.asarray(result), vector_of(pixels)):
-                    wrong += 1
 
-        workers = [asyncio.create_task(call(worker)) for worker in range(8)]
-        for server in itertools.cycle(servers):
+async def _second_signal_s() -> float:
+    """How long a server takes to end on a second signal, while a run of five seconds is under way."""
+    async with Server(Behaviour({"grace_s": _GRACE_S}, batch_s=5)) as server:
+        async with channels(server.address, 1) as opened:
+            held = Ledger()
+            call = asyncio.create_task(one_shot(one_message(opened[0]), held, held.crops.crop(1), 20))
+            while not (await server.stats()).admission.items_in_flight:  # noqa: ASYNC110 (the server's own count)
+                await asyncio.sleep(0.02)
+            server.signal(signal.SIGTERM)
             await asyncio.sleep(0.5)
-            server.signal(signal.SIGKILL if kill else signal.SIGTERM)
+            start = time.monotonic()
+            server.signal(signal.SIGTERM)
             await asyncio.to_thread(server.wait, 20)
-            await asyncio.to_thread(server.start)
-            cycles += 1
-            if done >= calls and cycles >= 3:
-                break
-        finished.set()
-        await asyncio.gather(*workers)
-    report.note = f"{done} calls over {cycles} {'kills' if kill else 'restarts'}" + (
-        f"; first {failures[0]}" if failures else ""
-    )
-    report.least("calls", done, calls)
-    report.most("failures", len(failures), 0)
-    report.most("wrong", wrong, 0)
-    return report
+            took_s = time.monotonic() - start
+            await call
+    return took_s

@@ -1,4 +1,4 @@
-"""The real server on a stand-in embedder, in a process of its own: ``python -m chaos.stub '{"port": 0, …}'``.
+"""The real server on a stand-in embedder, in a process of its own: ``python -m chaos.stub '{"batch_s": 0.02, …}'``.
 
 The embedder takes a fixed time for a batch, so that the server's capacity is known, and its vectors are made of each
 crop's SHA-256, so that every answer proves which request it answers. The server around it is the real one. What the
@@ -14,10 +14,11 @@ import random
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from facenet_server import app
+from facenet_server import app, facenet
 from facenet_server.config import Config
 from facenet_server.errors import FatalError
 from facenet_server.service import FaceService
@@ -25,22 +26,33 @@ from facenet_server.sessions import ModelInfo
 
 _APP: Any = app  # what is switched off is patched here, against their types
 _SERVICE: Any = FaceService
+_FACENET: Any = facenet
+
+_log = logging.getLogger(__name__)
 
 DIMENSION = 32
+DEADLINE_MARK = b"deadline"  # a crop that begins so says in its next 8 bytes until when (monotonic, microseconds)
+LATE, COUNTS = "ran a late row", "counts at the end"
 NO_MEMORY = "Failed to allocate memory for requested buffer of size 104857600"
+FAILED = "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node."
 
 
 @dataclass
 class Behaviour:
-    """What this server is like; everything but ``config`` and ``batch_s`` makes it worse than the real one."""
+    """What this server is like; the fields after ``core`` make it worse than the real one."""
 
     config: dict[str, Any] = field(default_factory=dict)
+    models: str = ""  # a folder: the real networks of it instead of the stand-in, which is what follows up to ``core``
     batch_s: float = 0.02
-    core: int | None = None
+    varied: bool = False  # times of batches: exponentially distributed, ``batch_s`` their mean
+    side: int = 160  # of a crop, px
+    dimension: int = DIMENSION
+    keepalive_s: tuple[float, float] | None = None  # between probes, and for their answers; None: the server's own
+    core: int | None = None  # -1: any
     memory_rows: int = 0  # rows for which the device has memory; 0: enough
     failing_share: float = 0.0  # of runs, at random
     leak_bytes: int = 0  # of every item, for ever
-    swap_every: int = 0  # messages: two answers of one change places
+    swap_after: int = 0  # batches of several rows; then two answers of one change places, once
     default_flow_control: bool = False
     hard_stop: bool = False  # SIGTERM ends all calls at once
 
@@ -51,18 +63,37 @@ def vector_of(crop: bytes) -> np.ndarray:
     return values / np.linalg.norm(values)
 
 
-class Network:
+class StandIn:
     """A network as the server takes it."""
 
     providers = ("StandIn",)
     on_cuda = False
 
-    def __init__(self, kind: str, net: Any) -> None:
-        self.info = ModelInfo(kind, kind, "stand-in", "0", "0", "fixed", 160, 0.0, DIMENSION)
+    def __init__(self, kind: str, net: Any, behaviour: Behaviour) -> None:
+        self.info = ModelInfo(kind, kind, "stand-in", "0", "0", "fixed", behaviour.side, 0.0, behaviour.dimension)
         self._net = net
 
     def __call__(self, *inputs: Any) -> Any:
         return self._net(*inputs)
+
+
+class Swapping:
+    """A network that once, after so many batches of several rows, answers two of them with each other's answers."""
+
+    def __init__(self, network: Any, after: int) -> None:
+        self._network, self._left = network, after
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+    def __call__(self, *inputs: Any) -> Any:
+        outputs = self._network(*inputs)
+        if len(inputs[0]) > 1:
+            self._left -= 1
+            if self._left == 0:
+                order = [len(inputs[0]) - 1, *range(1, len(inputs[0]) - 1), 0]
+                outputs = tuple(rows[order] for rows in outputs)
+        return outputs
 
 
 def _embedder(behaviour: Behaviour) -> Any:
@@ -72,13 +103,25 @@ def _embedder(behaviour: Behaviour) -> Any:
         if behaviour.memory_rows and len(rows) > behaviour.memory_rows:
             raise RuntimeError(NO_MEMORY)
         if random.random() < behaviour.failing_share:
-            raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node.")
+            raise RuntimeError(FAILED)
+        for row in rows:
+            _say_if_late(row)
         if behaviour.batch_s:
-            time.sleep(behaviour.batch_s)
+            time.sleep(random.expovariate(1 / behaviour.batch_s) if behaviour.varied else behaviour.batch_s)
         leaked.extend(os.urandom(behaviour.leak_bytes) for _ in rows if behaviour.leak_bytes)
-        return (np.stack([vector_of(row.tobytes()) for row in rows]),)
+        vectors = np.zeros((len(rows), behaviour.dimension), np.float32)
+        vectors[:, :DIMENSION] = [vector_of(row.tobytes()) for row in rows]
+        return (vectors,)
 
     return embed
+
+
+def _say_if_late(row: np.ndarray) -> None:
+    head = row.reshape(-1)[:16].tobytes()
+    if head.startswith(DEADLINE_MARK):
+        late_s = time.monotonic() - int.from_bytes(head[8:], "little") / 1e6
+        if late_s > 0.02:  # the server counts from a message's arrival, the caller from when it sent it
+            _log.info("%s: %.3f s", LATE, late_s)
 
 
 def _no_faces(rows: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -87,51 +130,85 @@ def _no_faces(rows: np.ndarray) -> tuple[np.ndarray, ...]:
     return np.zeros(shape, np.float32), np.zeros((*shape, 4), np.float32)
 
 
-def _swap(every: int) -> None:
-    """Let two answers of a message change places, once in so many messages."""
-    honest, count = _SERVICE._each, 0
-
-    async def dishonest(self: FaceService, *args: Any) -> list[Any]:
-        nonlocal count
-        results: list[Any] = await honest(self, *args)
-        count += 1
-        if count % every == 0 and len(results) > 1:
-            results[0], results[1] = results[1], results[0]
-        return results
-
-    _SERVICE._each = dishonest
-
-
-def _default_flow_control() -> None:
+def _change_options(without: tuple[str, ...], more: list[tuple[str, int]]) -> None:
+    """Let gRPC have other options than the server gives it."""
     ours = _APP._channel_options
-    mine = ("grpc.http2.bdp_probe", "grpc.http2.lookahead_bytes")
-    _APP._channel_options = lambda config: [option for option in ours(config) if option[0] not in mine]
+    names = (*without, *(name for name, _ in more))
+    _APP._channel_options = lambda config: [option for option in ours(config) if option[0] not in names] + more
+
+
+def _keepalive(between_s: float, answer_s: float) -> list[tuple[str, int]]:
+    return [
+        ("grpc.keepalive_time_ms", round(between_s * 1e3)),
+        ("grpc.keepalive_timeout_ms", round(answer_s * 1e3)),
+        ("grpc.http2.ping_timeout_ms", round(answer_s * 1e3)),
+    ]
+
+
+def _remember() -> list[FaceService]:
+    """The services that are made from now on."""
+    made, init = list[FaceService](), _SERVICE.__init__
+
+    def remembering(self: FaceService, *args: Any) -> None:
+        init(self, *args)
+        made.append(self)
+
+    _SERVICE.__init__ = remembering
+    return made
 
 
 async def _stop_hard(server: Any, *_: Any) -> None:
     await server.stop(0)
 
 
-def main() -> None:
-    """Run until a signal."""
-    behaviour = Behaviour(**json.loads(sys.argv[1]))
-    if behaviour.core is not None and hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) > 1:
-        os.sched_setaffinity(0, {behaviour.core})
-    if behaviour.swap_every:
-        _swap(behaviour.swap_every)
+def _switch(behaviour: Behaviour) -> None:
+    """Set this process up, and switch off in it what is to be off."""
+    if behaviour.core is not None and hasattr(os, "sched_setaffinity") and (cores := os.cpu_count() or 1) > 1:
+        os.sched_setaffinity(0, range(cores) if behaviour.core < 0 else {behaviour.core})
     if behaviour.default_flow_control:
-        _default_flow_control()
+        _change_options(("grpc.http2.bdp_probe", "grpc.http2.lookahead_bytes"), [])
+    if behaviour.keepalive_s:
+        _change_options((), _keepalive(*behaviour.keepalive_s))
     if behaviour.hard_stop:
         _APP._stop = _stop_hard
         _SERVICE.drain = lambda self: None
-    logging.basicConfig(level="INFO", stream=sys.stderr)
+    if not behaviour.models:
+        _FACENET.INPUT_SIZE_PX = behaviour.side
+
+
+def _opener(behaviour: Behaviour) -> Any:
+    """What opens the networks."""
     nets = {"pnet": _no_faces, "rnet": _no_faces, "onet": _no_faces, "embedder": _embedder(behaviour)}
-    config = Config(**{"listen": "127.0.0.1:0", "runs_per_embedder": 1, "max_wait_s": 0.0, **behaviour.config})
+
+    def open_networks(config: Config) -> dict[str, Any]:
+        networks: dict[str, Any] = {kind: StandIn(kind, net, behaviour) for kind, net in nets.items()}
+        if behaviour.models:
+            networks = dict(app.open_networks(config))
+        if behaviour.swap_after:
+            for name, network in networks.items():
+                if network.info.kind == "embedder":
+                    networks[name] = Swapping(network, behaviour.swap_after)
+        return networks
+
+    return open_networks
+
+
+def main() -> None:
+    """Run until a signal."""
+    behaviour = Behaviour(**json.loads(sys.argv[1]))
+    _switch(behaviour)
+    logging.basicConfig(level="INFO", stream=sys.stderr)
+    config: dict[str, Any] = {"listen": "127.0.0.1:0", "runs_per_embedder": 1, "max_wait_s": 0.0}
+    if behaviour.models:
+        config = {"listen": "127.0.0.1:0", "models": Path(behaviour.models)}
+    services = _remember()
     try:
-        networks: Any = {kind: Network(kind, net) for kind, net in nets.items()}
-        asyncio.run(app.serve(config, lambda _: networks))
+        asyncio.run(app.serve(Config(**config | behaviour.config), _opener(behaviour)))
     except FatalError as error:
         sys.exit(str(error))
+    counts = services[0].admission.counts
+    told = {"accepted": counts.accepted_items, "answered": counts.answered_items, "abandoned": counts.abandoned_items}
+    _log.info("%s: %s", COUNTS, json.dumps(told))
 
 
 if __name__ == "__main__":

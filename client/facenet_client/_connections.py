@@ -5,8 +5,8 @@ from __future__ import annotations  # grpcio's classes take their type arguments
 import asyncio
 import itertools
 import random
-from collections.abc import Awaitable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Coroutine, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 import grpc.aio
@@ -15,6 +15,8 @@ from facenet_proto.v1 import face_pb2 as pb
 from facenet_client import _answers, _wire
 from facenet_client._patience import Budget, Rest, pause_s
 from facenet_client.errors import AnswerTimeout, CallError, ServerFault, ServerUnavailable
+
+T = TypeVar("T")
 
 _CHECK_S = 2.0  # a server that takes longer to say that it is ready is not
 _SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse, status SERVING
@@ -33,6 +35,14 @@ class Call:
     def __init__(self, address: str, call: Any) -> None:
         self._address = address
         self._call = call
+        self._status: tuple[Any, ...] | None = (
+            None  # the first: where a write fails for it, grpc.aio puts its own there
+        )
+        call.add_done_callback(self._ended)
+
+    def _ended(self, call: Any) -> None:
+        if self._status is None:
+            self._status = tuple(_at_once(each) for each in (call.code(), call.details(), call.trailing_metadata()))
 
     async def write(self, data: bytes, timeout_s: float | None = None) -> None:
         """Send a message, once there is room for it on the way."""
@@ -69,11 +79,21 @@ class Call:
 
     async def _end(self) -> CallError:
         """The error of a call that ended though an answer was due."""
-        code = await self._call.code()
+        await self._call.code()
+        assert self._status is not None
+        code, details, trailers = self._status
         if code is grpc.StatusCode.OK:
             return ServerFault(f"{self._address}: the server ended the stream with messages unanswered")
-        trailers = await self._call.trailing_metadata()
-        return _answers.call_error(self._address, code, await self._call.details(), trailers or ())
+        return _answers.call_error(self._address, code, details, trailers or ())
+
+
+def _at_once(ready: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine gives that has nothing to wait for."""
+    try:
+        ready.send(None)
+    except StopIteration as given:
+        return given.value  # type: ignore[no-any-return]
+    raise AssertionError("the call has not ended")
 
 
 class Link(NamedTuple):

@@ -1,6 +1,7 @@
 """The server's life: open the models, listen, serve, drain."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -129,6 +130,8 @@ async def _listen(service: FaceService, config: Config, stats: Stats, lost: asyn
     if config.reflection:
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     signals = _signals()
+    gc.collect()
+    gc.freeze()  # what is there by now stays: looking through it again would stop all calls for some 60 ms each time
     await server.start()
     async with Health(servicer, ("", SERVICE), stats, config.stall_s) as status:
         _log.info("listening on %s:%d", config.listen.rpartition(":")[0], port)

@@ -1,0 +1,131 @@
+"""Every check: how it runs in its short and its long form, and what its control must break."""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from chaos import determinism, failures, order, overload, readers, restarts, retries, rolling, soak
+from chaos.real import on_real_networks
+from chaos.report import Report
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check in its short and its long form, and its control: the same with the protection switched off, which must
+    break the figures whose names begin with ``bites``. ``minutes``: of the long form with its control. ``real``: it
+    runs on the real networks."""
+
+    run: Callable[..., Coroutine[Any, Any, Report]]
+    minutes: float
+    short: dict[str, Any]
+    long: dict[str, Any]
+    control: dict[str, Any] | None = None
+    long_control: dict[str, Any] | None = None  # where it is another than the short one
+    bites: tuple[str, ...] = ()
+    real: bool = False
+
+    def how(self, *, short: bool, models: Path, control: bool = False) -> dict[str, Any]:
+        """What its run is given."""
+        how = self.short if short else self.long
+        if control:
+            how = (self.control if short else self.long_control or self.control) or {}
+        return how | {"models": str(models.resolve())} if self.real else how
+
+
+CHECKS = {
+    "T1": Check(
+        overload.sustained,
+        5,
+        {"seconds": 6},
+        {"seconds": 240},
+        {"seconds": 5, "protected": False},
+        bites=("goodput",),
+    ),
+    "T2": Check(retries.budgeted, 3, {"seconds": 8, "aside": 10}, {"seconds": 90}),
+    "T3": Check(overload.deadlines, 1, {"seconds": 4}, {"seconds": 60}),
+    "T4": Check(
+        readers.uploads,
+        3,
+        {"seconds": 5},
+        {"seconds": 120, "streams": 400, "crops": (1, 13, 52)},
+        {"seconds": 4, "streams": 40, "protected": False},
+        bites=("peak memory",),
+    ),
+    "T5": Check(readers.slow_readers, 1.5, {"seconds": 8}, {"seconds": 60, "stall_s": 15}),
+    "T6": Check(failures.killed_callers, 2, {"rounds": 2}, {"rounds": 40}),
+    "T8": Check(
+        failures.frozen_callers,
+        1,
+        {"callers": 4, "streams": 5, "keepalive_s": (2, 1)},
+        {"callers": 10, "streams": 5, "keepalive_s": (30, 10), "as_shipped": True},
+    ),
+    "T9": Check(
+        restarts.drain,
+        2,
+        {"repeats": 1},
+        {"repeats": 20},
+        {"repeats": 1, "protected": False},
+        bites=("items accepted and abandoned",),
+    ),
+    "T10": Check(
+        rolling.rolling,
+        4,
+        {"calls": 400},
+        {"calls": 10_000, "beside": 1000},
+        {"calls": 300, "hard": True, "retry": False},
+        bites=("failures",),
+    ),
+    "T11": Check(partial(rolling.rolling, kill=True), 3, {"calls": 400}, {"calls": 10_000}),
+    "T22": Check(failures.failing_engine, 2, {"seconds": 4}, {"seconds": 60}),
+    "T27": Check(
+        soak.soak,
+        31,
+        {"seconds": 30, "slope_mb_h": 400},
+        {"seconds": 1200},
+        {"seconds": 30, "slope_mb_h": 400, "leak_bytes": 2000},
+        {"seconds": 600, "leak_bytes": 200},
+        bites=("memory slope",),
+    ),
+    "T28": Check(determinism.same_in_company, 1, {"crops": 100, "images": 10}, {"crops": 800, "images": 200}),
+    "T29": Check(
+        order.once_and_in_order,
+        7,
+        {"streams": 30, "items": 1000, "restarts": 2, "every_s": 0.3},
+        {"streams": 200, "items": 5000, "restarts": 20, "every_s": 4},
+        {"streams": 20, "items": 500, "restarts": 0, "swap_after": 20},
+        bites=("another stream's answer", "reordered"),
+    ),
+    "T30": Check(readers.fairness, 2, {"seconds": 4}, {"seconds": 45}),
+    "T1-real": Check(
+        on_real_networks(overload.sustained),
+        2,
+        {"seconds": 6},
+        {"seconds": 60},
+        {"seconds": 5, "protected": False},
+        bites=("goodput",),
+        real=True,
+    ),
+    "T9-real": Check(
+        on_real_networks(restarts.drain),
+        2,
+        {"repeats": 1},
+        {"repeats": 10},
+        {"repeats": 1, "protected": False},
+        bites=("items accepted and abandoned",),
+        real=True,
+    ),
+    "T28-real": Check(
+        determinism.same_in_company, 4, {"crops": 24, "images": 8}, {"crops": 800, "images": 200}, real=True
+    ),
+    "T29-real": Check(
+        on_real_networks(order.once_and_in_order),
+        3,
+        {"streams": 8, "items": 40, "restarts": 1, "every_s": 0.2},
+        {"streams": 8, "items": 400, "restarts": 6, "every_s": 4},
+        {"streams": 8, "items": 10, "restarts": 0, "swap_after": 3},
+        bites=("another stream's answer", "reordered"),
+        real=True,
+    ),
+}

@@ -1,0 +1,190 @@
+"""Callers that send more than they take, or take nothing."""
+
+import asyncio
+import itertools
+import time
+from typing import Any
+
+import grpc
+import numpy as np
+
+from chaos.drivers import channels, open_loop, read, stream, written
+from chaos.ledger import Ledger, Marked
+from chaos.overload import BUDGET_MB, CAPACITY, HEADROOM_MB, difference
+from chaos.process import Server
+from chaos.report import Report
+from chaos.stub import Behaviour
+
+_A_STREAM_MB = 1.25  # what HTTP/2 lets in, and what belongs to it
+_SMALL_WINDOWS = [
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", -1),
+]
+
+
+async def uploads(
+    *, seconds: float, streams: int = 100, crops: tuple[int, ...] = (13,), protected: bool = True
+) -> Report:
+    """T4: callers that send without end and read nothing, to a server whose embedder is busy; a good caller beside
+    them. ``crops``: of a message, stream by stream in turn; each is 77 kB. Unprotected: with gRPC's own flow control,
+    and every other limit as it is."""
+    report, beside = Report(), Ledger()
+    limits = {
+        "max_mib_in_flight": 16,
+        "max_streams_per_connection": 200,
+        "max_batch_rows": 1,
+        "max_items_per_caller": 64,
+    }
+    async with Server(Behaviour(limits, default_flow_control=not protected)) as server:
+        # The bad callers' windows are of no matter: they read nothing.
+        async with channels(server.address, 1) as good, channels(server.address, 4) as bad:
+            await open_loop(good, Ledger(), 5, 2)
+            async with server.growth() as grown:
+                sizes = itertools.cycle(crops)
+                floods = [asyncio.create_task(_flood(bad[n % 4], next(sizes), n)) for n in range(streams)]
+                await asyncio.sleep(1)
+                # Five callers share the server: a fifth of the capacity is this one's.
+                await open_loop(good, beside, CAPACITY / 5, seconds)
+            for flood in floods:
+                flood.cancel()
+            await asyncio.gather(*floods, return_exceptions=True)
+            counts = await server.quiet(10)
+    report.note = f"{streams} streams of messages of {crops} crops; the good caller {dict(beside.outcomes)}"
+    report.most("peak memory over base, MB", grown.mb, _A_STREAM_MB * streams + BUDGET_MB + HEADROOM_MB)
+    report.least("the good caller's share of its fair share", beside.outcomes["answered"] / max(1, beside.offered), 0.8)
+    report.most("lost", beside.lost, 0)
+    report.most("wrong", beside.outcomes["wrong"], 0)
+    report.most("items in flight afterwards", counts.items_in_flight, 0)
+    report.most("streams open afterwards", counts.streams, 0)
+    report.most("accepted − answered − abandoned", difference(counts), 0)
+    return report
+
+
+async def _flood(channel: grpc.aio.Channel, crops: int, salt: int) -> None:
+    """Write messages as fast as the connection takes them, and read no answer."""
+    marked, call = Marked(), stream(channel)()
+    data = marked.message(*(marked.crop(number, salt) for number in range(crops)))
+    try:
+        while await written(call, data):
+            pass
+    finally:
+        call.cancel()
+
+
+class _Slow:
+    """What callers met who take one answer a second."""
+
+    def __init__(self) -> None:
+        self.right = self.wrong = self.ended = 0
+
+    async def read(self, channel: grpc.aio.Channel, crops: Marked, salt: int, over: asyncio.Event) -> None:
+        """Send as fast as the connection takes it, and take an answer a second."""
+        call = stream(channel)()
+        writing = asyncio.create_task(_write_all(call, crops, salt))
+        for number in itertools.count():
+            if over.is_set():
+                break
+            response = await read(call)
+            if response is grpc.aio.EOF:
+                self.ended += 1
+                break
+            vector = np.frombuffer(response.results[0].embedding.vector, "<f4")
+            right = response.id == number and crops.is_right(crops.crop(number, salt), vector)
+            self.right += right
+            self.wrong += not right
+            await asyncio.sleep(1)
+        writing.cancel()
+        call.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+
+
+async def _write_all(call: Any, crops: Marked, salt: int) -> None:
+    for number in itertools.count():
+        if not await written(call, crops.message(crops.crop(number, salt), number=number)):
+            return
+
+
+async def slow_readers(*, seconds: float, stopped: int = 200, slow: int = 50, stall_s: float = 4.0) -> Report:
+    """T5: callers that take no answers, and callers that take one a second; a good caller beside them. An answer is
+    128 kB, so that few of them fill what lies on the way."""
+    crops, readers, over = Marked(side=8), _Slow(), asyncio.Event()
+    calm, beside = Ledger(crops=crops), Ledger(crops=crops)
+    limits = {
+        "max_write_stall_s": stall_s,
+        "max_mib_in_flight": 16,
+        "max_batch_rows": 8,
+        "max_streams_per_connection": 300,
+    }
+    async with Server(Behaviour(limits, batch_s=0.005, side=8, dimension=32_768)) as server:
+        async with channels(server.address, 1) as good, channels(server.address, 2, _SMALL_WINDOWS) as bad:
+            await open_loop(good, calm, 20, 3)
+            async with server.growth() as grown:
+                reading = [asyncio.create_task(readers.read(bad[0], crops, n, over)) for n in range(slow)]
+                stalled = [stream(bad[1])() for _ in range(stopped)]
+                start = time.monotonic()
+                writing = [asyncio.create_task(_write_all(call, crops, 10**6 + n)) for n, call in enumerate(stalled)]
+                goodly = asyncio.create_task(open_loop(good, beside, 20, seconds))
+                first_s, last_s = await _ends(server, start, stopped, slow, stall_s + 10)
+                await goodly
+            over.set()
+            for call in stalled:
+                call.cancel()
+            await asyncio.gather(*writing, *reading, return_exceptions=True)
+            counts = await server.quiet(10)
+    report = Report()
+    report.note = (
+        f"{stopped} streams that take nothing, ended after {first_s:.1f} to {last_s:.1f} s, timeout {stall_s:g} s; "
+        f"{slow} slow ones got {readers.right} answers; the good caller {dict(beside.outcomes)}, p99 "
+        f"{beside.p99_ms('answered'):.0f} ms, before {calm.p99_ms('answered'):.0f} ms"
+    )
+    report.most("peak memory over base, MB", grown.mb, _A_STREAM_MB * (stopped + slow) + BUDGET_MB + HEADROOM_MB)
+    report.least("seconds until the first stalled stream is ended", first_s, stall_s - 0.5)
+    report.most("seconds until the last stalled stream is ended", last_s, stall_s + 3)
+    report.most("slow streams that were ended", readers.ended, 0)
+    report.most("slow streams' answers wrong or out of order", readers.wrong, 0)
+    report.least("the good caller's share of its fair share", beside.outcomes["answered"] / max(1, beside.offered), 0.8)
+    report.most("lost or wrong", beside.lost + beside.outcomes["wrong"], 0)
+    report.most("streams open afterwards", counts.streams, 0)
+    report.most("items in flight afterwards", counts.items_in_flight, 0)
+    report.most("accepted − answered − abandoned", difference(counts), 0)
+    return report
+
+
+async def _ends(server: Server, start: float, stopped: int, others: int, within_s: float) -> tuple[float, float]:
+    """Seconds until the first, and until the last, of the stopped streams gave its room back. One more stream is the
+    good caller's, now and then."""
+    most, first_s = 0, 0.0
+    while (now_s := time.monotonic() - start) < within_s:
+        streams = (await server.stats()).admission.streams
+        most = max(most, streams)
+        if not first_s and most >= stopped + others and streams < stopped + others:
+            first_s = now_s
+        if most >= stopped and streams <= others + 1:
+            return first_s, now_s
+        await asyncio.sleep(0.1)
+    return first_s, within_s
+
+
+async def fairness(*, seconds: float) -> Report:
+    """T30: one caller offers twenty times its share, nine theirs."""
+    report, share = Report(), CAPACITY / 10
+    limits = {"max_batch_rows": 1, "max_items_in_flight": 60, "max_items_per_caller": 20, "max_images_in_flight": 8}
+    async with Server(Behaviour(limits)) as server, channels(server.address, 10) as opened:
+        baseline = [Ledger() for _ in range(9)]
+        await asyncio.gather(
+            *(open_loop([c], each, share * 0.9, seconds) for c, each in zip(opened[:9], baseline, strict=True))
+        )
+        hog, fair = Ledger(), [Ledger() for _ in range(9)]
+        await asyncio.gather(
+            open_loop(opened[9:], hog, 20 * share, seconds),
+            *(open_loop([c], each, share * 0.9, seconds) for c, each in zip(opened[:9], fair, strict=True)),
+        )
+    got = [each.outcomes["answered"] / max(1, each.offered) for each in fair]
+    report.note = f"the hog {dict(hog.outcomes)}; fair ones got {min(got):.2f} to {max(got):.2f} of what they asked"
+    report.least("the worst-off fair caller's share", min(got), 0.8)
+    p99 = [max(each.p99_ms("answered") for each in ledgers) for ledgers in (fair, baseline)]
+    report.most("fair callers' p99, over that without the greedy one", p99[0] / p99[1], 2)
+    report.most("lost", sum(each.lost for each in (hog, *fair)), 0)
+    report.most("wrong", sum(each.outcomes["wrong"] for each in (hog, *fair)), 0)
+    return report

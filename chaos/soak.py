@@ -1,0 +1,85 @@
+"""The long run: what a server costs after a while, under callers of every kind."""
+
+import asyncio
+import time
+
+import numpy as np
+
+from chaos.caller import Caller
+from chaos.drivers import broken, channels, leave, open_loop
+from chaos.ledger import Ledger
+from chaos.overload import difference
+from chaos.process import Server
+from chaos.report import Report
+from chaos.stub import Behaviour
+
+_ROUND_S = 10.0
+_NOISE = 4  # files or threads of what is just being opened or closed; a leak is one a round, at least
+_RATE = 240  # items a second, 0.6 of the capacity
+
+
+class _Calls:
+    """Those who wait for their answers, those in too much haste, those who leave, those whose items are broken."""
+
+    def __init__(self) -> None:
+        self.patient, self.hasty, self.leaving, self.broken = (Ledger() for _ in range(4))
+        self.all = (self.patient, self.hasty, self.leaving, self.broken)
+
+    async def round(self, address: str, seconds: float) -> None:
+        """Calls over new connections."""
+        async with channels(address, 8) as opened:
+            await asyncio.gather(
+                open_loop(opened[:5], self.patient, 0.92 * _RATE, seconds),
+                open_loop(opened[5:6], self.hasty, 0.02 * _RATE, seconds, timeout_s=0.02),
+                open_loop(opened[6:7], self.leaving, 0.05 * _RATE, seconds, timeout_s=0.05, send=leave),
+                open_loop(opened[7:], self.broken, 0.01 * _RATE, seconds, send=broken),
+            )
+        for ledger in self.all:  # what only grows is not to slow the callers down
+            ledger.seconds.clear()
+            ledger.ends.clear()
+
+
+async def soak(*, seconds: float, leak_bytes: int = 0, slope_mb_h: float = 8.0) -> Report:
+    """T27: of the calls 5 % leave, 2 % are in too much haste, 1 % are broken; connections come and go, and one caller
+    a round is killed."""
+    calls, samples = _Calls(), list[tuple[float, ...]]()
+    async with Server(Behaviour({"max_batch_rows": 8}, leak_bytes=leak_bytes)) as server:
+        start, length_s = time.monotonic(), min(_ROUND_S, seconds / 10)
+        while time.monotonic() - start < seconds:
+            with Caller(server.address, len(samples)) as caller:
+                await calls.round(server.address, length_s)
+                caller.kill()
+            counts = await server.quiet(5)
+            samples.append((time.monotonic() - start, server.rss_mb, server.fds, server.threads))
+    report = _judged(calls, np.array(samples[len(samples) // 5 :]), slope_mb_h)
+    report.note = f"{len(samples)} rounds, a caller killed in each; {report.note}"
+    report.most("items in flight afterwards", counts.items_in_flight, 0)
+    report.most("accepted − answered − abandoned", difference(counts), 0)
+    return report
+
+
+def _judged(calls: _Calls, warm: np.ndarray, slope_mb_h: float) -> Report:
+    """``warm``: (N, 4) seconds, memory, open files and threads after each round."""
+    report, patient, bad = Report(), calls.patient, calls.broken
+    report.note = (
+        f"{sum(each.offered for each in calls.all)} calls in {warm[-1, 0]:.0f} s; memory {warm[0, 1]:.1f} MB warm, "
+        f"{np.median(warm[:, 1]):.1f} in the middle, {warm[-1, 1]:.1f} at the end; hasty {dict(calls.hasty.outcomes)}"
+    )
+    report.most("memory slope (Theil–Sen), MB/h", 3600 * _slope(warm[:, 0], warm[:, 1]), slope_mb_h)
+    report.most("memory over its median, MB", float(warm[:, 1].max() - np.median(warm[:, 1])), 64)
+    quarter = max(1, len(warm) // 4)
+    for column, name in ((2, "open files"), (3, "threads")):
+        first, last = np.median(warm[:quarter, column]), np.median(warm[-quarter:, column])
+        report.most(f"{name}, last quarter over the first", float(last - first), _NOISE)
+    report.most("lost", sum(each.lost for each in calls.all), 0)
+    report.most("doubled", sum(each.doubled for each in calls.all), 0)
+    report.most("wrong", sum(each.outcomes["wrong"] for each in calls.all), 0)
+    report.least("answered, share", patient.outcomes["answered"] / patient.offered, 0.999)
+    report.least("broken items told so, share", bad.outcomes["WRONG_SIZE"] / bad.offered, 0.999)
+    return report
+
+
+def _slope(at: np.ndarray, values: np.ndarray) -> float:
+    """The median slope over all pairs of points."""
+    i, j = np.triu_indices(len(at), 1)
+    return float(np.median((values[j] - values[i]) / (at[j] - at[i])))
