@@ -1,7 +1,6 @@
 """The server's life: open the models, listen, serve, drain."""
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -18,7 +17,7 @@ from facenet_proto.v1 import face_pb2 as pb
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from facenet_server import messages
+from facenet_server import memory, messages
 from facenet_server.batching import Batcher
 from facenet_server.canvases import Canvases
 from facenet_server.compute import Compute
@@ -50,6 +49,7 @@ async def serve(config: Config, opener: OpenNetworks | None = None) -> None:
     cannot start, FatalError where its device is lost: then this process can do no more.
     """
     _check(config)
+    memory.limit_heaps(usable_cores())
     stats, lost, loop = Stats(), asyncio.Event(), asyncio.get_running_loop()
     networks = await asyncio.to_thread(opener or open_networks, config)
     pipeline_of = open_pipeline(networks, config, stats, lambda: loop.call_soon_threadsafe(lost.set))
@@ -130,8 +130,7 @@ async def _listen(service: FaceService, config: Config, stats: Stats, lost: asyn
     if config.reflection:
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     signals = _signals()
-    gc.collect()
-    gc.freeze()  # what is there by now stays: looking through it again would stop all calls for some 60 ms each time
+    memory.settle()
     await server.start()
     async with Health(servicer, ("", SERVICE), stats, config.stall_s) as status:
         _log.info("listening on %s:%d", config.listen.rpartition(":")[0], port)
