@@ -49,16 +49,33 @@ def one_message(channel: grpc.aio.Channel) -> Any:
 
 
 async def one_shot(method: Any, ledger: Ledger, sent: bytes, timeout_s: float, data: bytes | None = None) -> None:
-    """A call of one message, booked however it ends: as its item did, as REFUSED, or as ``call`` and its status."""
-    ledger.offer()
+    """A call of one message of one crop."""
+    await _call(method, ledger, [sent], ledger.crops.message(sent) if data is None else data, timeout_s)
+
+
+def message_of(count: int) -> Send:
+    """Calls of one message of so many crops, the given one among them."""
+
+    async def send(method: Any, ledger: Ledger, sent: bytes, timeout_s: float) -> None:
+        crops = [sent, *(ledger.crops.crop(random.getrandbits(40)) for _ in range(count - 1))]
+        await _call(method, ledger, crops, ledger.crops.message(*crops), timeout_s)
+
+    return send
+
+
+async def _call(method: Any, ledger: Ledger, sent: Sequence[bytes], data: bytes, timeout_s: float) -> None:
+    """A call of one message, booked however it ends: as its items did, as REFUSED, or as ``call`` and its status."""
+    ledger.offer(len(sent))
     start = time.monotonic()
-    call = method(ledger.crops.message(sent) if data is None else data, timeout=timeout_s)
+    call = method(data, timeout=timeout_s)
     if (response := await read(call)) is grpc.aio.EOF:
-        ledger.book(await _told(call), time.monotonic() - start)
+        told = await _told(call)
+        for _ in sent:
+            ledger.book(told, time.monotonic() - start)
         return
     ledger.book_response(response, sent, time.monotonic() - start)
     if await read(call) is not grpc.aio.EOF:
-        ledger.doubled += 1
+        ledger.doubled += len(sent)
         call.cancel()
 
 
@@ -168,7 +185,7 @@ async def bidi(channel: grpc.aio.Channel, ledger: Ledger, salt: int, stop: async
         if (response := await read(call)) is grpc.aio.EOF:
             ledger.book(await _told(call), time.monotonic() - start)
             return str((await call.code()).name)
-        ledger.book_response(response, pixels, time.monotonic() - start)
+        ledger.book_response(response, [pixels], time.monotonic() - start)
         if response.draining:
             await call.done_writing()
             ended = await read(call) is grpc.aio.EOF and await call.code()

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -81,17 +82,18 @@ class Ledger:
         self.seconds.setdefault(outcome, []).append(seconds)
         self.ends.setdefault(outcome, []).append(time.monotonic())
 
-    def book_response(self, response: pb.EmbedResponse, sent: bytes, seconds: float) -> None:
-        """The answer to a message of one crop: its item's result, or that the message was refused or handed back."""
-        if response.draining:
-            self.book("not accepted", seconds)
-        elif response.retry_after_ms:
-            self.book("REFUSED", seconds)
-        elif response.results[0].HasField("error"):
-            self.book(response.results[0].error.reason, seconds)
-        else:
-            vector = np.frombuffer(response.results[0].embedding.vector, "<f4")
-            self.book("answered" if self.crops.is_right(sent, vector) else "wrong", seconds)
+    def book_response(self, response: pb.EmbedResponse, sent: Sequence[bytes], seconds: float) -> None:
+        """The answer to a message of crops: each item's result, or that the message was refused or handed back."""
+        if response.draining or response.retry_after_ms:
+            for _ in sent:
+                self.book("not accepted" if response.draining else "REFUSED", seconds)
+            return
+        for pixels, result in zip(sent, response.results, strict=True):
+            if result.HasField("error"):
+                self.book(result.error.reason, seconds)
+            else:
+                vector = np.frombuffer(result.embedding.vector, "<f4")
+                self.book("answered" if self.crops.is_right(pixels, vector) else "wrong", seconds)
 
     def add(self, other: "Ledger") -> None:
         """What another one counted."""

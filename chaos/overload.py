@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import grpc
 import numpy as np
 from facenet_proto.v1 import face_pb2 as pb
 
-from chaos.drivers import channels, hurried, open_loop
+from chaos.drivers import channels, hurried, message_of, open_loop
 from chaos.ledger import Ledger, Marked
 from chaos.process import Growth, Server
 from chaos.report import Report
@@ -36,7 +38,8 @@ _RECOVERY_S = 5.0
 class _Phases:
     """What callers met before, during and after an overload."""
 
-    def __init__(self, crops: Marked) -> None:
+    def __init__(self, crops: Marked, crops_a_call: int) -> None:
+        self._crops_a_call = crops_a_call
         self.calm, self.over, self.after = (Ledger(crops=crops) for _ in range(3))
         self.grown = Growth()
         self.start = self.end = 0.0  # of the counted time
@@ -44,32 +47,43 @@ class _Phases:
         self.health_ms: list[float] = []
         self.counts: pb.AdmissionStats = pb.AdmissionStats()
 
+    async def load(
+        self, opened: Sequence[grpc.aio.Channel], ledger: Ledger, items_per_s: float, seconds: float
+    ) -> float:
+        """Items by the clock; the rate that was reached."""
+        n = self._crops_a_call
+        return n * await open_loop(opened, ledger, items_per_s / n, seconds, send=message_of(n))
 
-async def sustained(*, seconds: float, protected: bool = True, models: str = "", crops: Marked | None = None) -> Report:
-    """T1 and T31: ten times the capacity, one crop a call, by the clock, and the server's health asked meanwhile."""
+
+async def sustained(
+    *, seconds: float, protected: bool = True, models: str = "", crops: Marked | None = None, crops_a_call: int = 1
+) -> Report:
+    """T1 and T31: ten times the capacity, by the clock, and the server's health asked meanwhile."""
     limits = LIMITS if protected else NO_LIMITS
     one_row = {} if models else {"max_batch_rows": 1}
     async with Server(Behaviour({**limits, **one_row}, models, batch_s=1 / _HALF)) as server:
-        phases = _Phases(crops or Marked())
+        phases = _Phases(crops or Marked(), crops_a_call)
         capacity = float(_HALF)
         if models:
-            await server.capacity(Ledger(crops=phases.calm.crops), 2)  # the networks' first runs are slow
-            capacity = await server.capacity(Ledger(crops=phases.calm.crops), 5)
+            for measured_s in (2, 5):  # the networks' first runs are slow
+                capacity = await server.capacity(
+                    Ledger(crops=phases.calm.crops), measured_s, 12 // crops_a_call + 2, message_of(crops_a_call)
+                )
         await _overload(server, phases, capacity, seconds)
     return _judged(phases, capacity, seconds, 0.85 if models else 0.9)
 
 
 async def _overload(server: Server, phases: _Phases, capacity: float, seconds: float) -> None:
     async with channels(server.address, 8) as opened:
-        await open_loop(opened, Ledger(crops=phases.calm.crops), capacity / 2, 1)
-        await open_loop(opened, phases.calm, capacity / 2, 3)
+        await phases.load(opened, Ledger(crops=phases.calm.crops), capacity / 2, 1)
+        await phases.load(opened, phases.calm, capacity / 2, 3)
         async with server.growth() as phases.grown, server.probed() as phases.health_ms:
             phases.start = time.monotonic() + _WARM_S
             phases.end = phases.start + seconds
-            overloading = asyncio.create_task(open_loop(opened, phases.over, 10 * capacity, _WARM_S + seconds))
+            overloading = asyncio.create_task(phases.load(opened, phases.over, 10 * capacity, _WARM_S + seconds))
             await asyncio.sleep(_WARM_S + seconds)
             phases.lag_ms = 1e3 * (await server.stats()).loop_lag.p99_s
-        await open_loop(opened, phases.after, capacity / 2, _RECOVERY_S + 2)
+        await phases.load(opened, phases.after, capacity / 2, _RECOVERY_S + 2)
         phases.offered_per_s = await overloading
         phases.counts = await server.quiet(5)
 
@@ -80,7 +94,7 @@ def _judged(phases: _Phases, capacity: float, seconds: float, goodput: float) ->
     calm_s = phases.calm.p99_ms("answered") / 1e3
     recovery_s = phases.after.slow_until(phases.end, 2 * calm_s)
     report.note = (
-        f"{phases.offered_per_s:.0f} calls/s offered, capacity {capacity:.1f}; {dict(over.outcomes)}; answered p99 "
+        f"{phases.offered_per_s:.0f} crops/s offered, capacity {capacity:.1f}; {dict(over.outcomes)}; answered p99 "
         f"{over.p99_ms('answered'):.0f} ms, before {1e3 * calm_s:.0f} ms; {len(phases.health_ms)} health checks"
     )
     report.least("goodput within the load, share of capacity", answered / capacity, goodput)

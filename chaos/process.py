@@ -18,7 +18,7 @@ from typing import Any, Self
 import grpc
 from facenet_proto.v1 import face_pb2 as pb
 
-from chaos.drivers import channels, one_message, one_shot
+from chaos.drivers import Send, channels, one_message, one_shot
 from chaos.ledger import Ledger
 from chaos.stub import COUNTS, Behaviour
 
@@ -164,14 +164,14 @@ class Server:
             response: pb.GetServerStatsResponse = await ask(b"", timeout=10)
             return response
 
-    async def capacity(self, ledger: Ledger, seconds: float, callers: int = 12) -> float:
+    async def capacity(self, ledger: Ledger, seconds: float, callers: int = 12, send: Send = one_shot) -> float:
         """Items a second of so many callers who each wait for their answers: few enough that none is refused."""
         end, before = time.monotonic() + seconds, ledger.outcomes["answered"]
 
         async def call(method: Any, salt: int) -> None:
             number = 0
             while time.monotonic() < end:
-                await one_shot(method, ledger, ledger.crops.crop(number, salt), 30)
+                await send(method, ledger, ledger.crops.crop(number, salt), 30)
                 number += 1
 
         async with channels(self.address, 4) as opened:

@@ -16,6 +16,8 @@ import skimage.data
 from hypothesis import settings
 from PIL import Image
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as the packages do: some tests import ONNX Runtime before them
+
 # The clock of a busy machine says nothing about behaviour.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")

@@ -61,3 +61,14 @@ def test_the_bare_wheel_talks_to_a_server(
         assert bare.returncode == 1
         assert f"facenet-serve[{extra}]" in bare.stderr
         assert "Traceback" not in bare.stderr
+
+
+@pytest.mark.parametrize("module", ["facenet_server.engine", "facenet_convert.verify"])
+def test_onnx_runtime_tells_nobody_of_its_use(module: str, tmp_path: Path) -> None:
+    """It would keep what it has to tell in the user's folder."""
+    code = f"import {module}, onnxruntime as ort; ort.get_available_providers(); ort.SessionOptions()"
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    homes = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"), str(tmp_path))
+    path = os.pathsep.join(str(ROOT / room) for room in ("protos", "server", "convert"))
+    subprocess.run([sys.executable, "-c", code], check=True, env={**kept, **homes, "PYTHONPATH": path})
+    assert not [file for file in tmp_path.rglob("*") if "onnxruntime" in str(file)]

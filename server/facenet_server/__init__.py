@@ -3,3 +3,9 @@
 The way from bytes to answer reads in ``pipeline``; what computes is below it (``mtcnn``, ``facenet``,
 ``images``, ``boxes``: arrays in, arrays out), what waits is above (``batching``, ``service``, ``app``).
 """
+
+import os
+
+# ONNX Runtime's official builds, from 1.29 on, tell Microsoft about the process, its models and the machine, and keep a
+# data base for it in the user's folder. Its own switch is read when it is first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
