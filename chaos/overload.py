@@ -119,21 +119,20 @@ def _judged(phases: _Phases, capacity: float, seconds: float, goodput: float) ->
 async def deadlines(*, seconds: float) -> Report:
     """T3: three times the capacity, each message with a random time of 20 to 200 ms; to a server that lets so much in
     that most of it waits until its time is up, and to a faster one that lets in what it can do within 40 ms."""
-    report, wasted = Report(), list[float]()
+    report = Report()
     for limits, batch_s in (({}, 0.02), ({"max_items_in_flight": 8}, 0.005)):
         hurry = await _hurry(limits, batch_s, seconds / 2)
         outcomes, counts = hurry.ledger.outcomes, hurry.counts
-        wasted.append(1 - outcomes["answered"] / max(1, hurry.ran))
-        report.note += f"{limits or 'default limits'}: {hurry.ran} rows ran, {wasted[-1]:.3f} of them for no answer; "
-        report.note += f"{dict(outcomes)}. "
+        report.note += f"{limits or 'default limits'}: {hurry.ran} rows ran, {dict(outcomes)}. "
         name = "few let in" if limits else "many let in"
         report.most(f"{name}: rows that began after their time, beyond one batch", max(0, hurry.late - 1), 0)
         told = outcomes["answered"] + outcomes["TIMED_OUT"] + outcomes["REFUSED"]
+        wasted = 1 - outcomes["answered"] / max(1, hurry.ran)
+        report.most(f"{name}: rows that ran for no answer, share", wasted, 0.05)
         report.most(f"{name}: ended otherwise than answered, TIMED_OUT or refused", hurry.ledger.offered - told, 0)
         report.most(f"{name}: wrong or lost", outcomes["wrong"] + hurry.ledger.lost, 0)
         report.most(f"{name}: items in flight afterwards", counts.items_in_flight, 0)
         report.most(f"{name}: accepted − answered − abandoned", difference(counts), 0)
-    report.most("rows that ran for no answer, share, few let in", wasted[-1], 0.05)
     return report
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 from facenet_server.batching import Batcher
-from facenet_server.errors import Overloaded
+from facenet_server.errors import Overloaded, TimedOut
 from facenet_server.stats import Stage
 
 
@@ -201,6 +201,20 @@ async def test_an_idle_worker_does_not_wait_longer_than_allowed() -> None:
         await batcher(rows(7, 8, 9))
         (doubled, _) = await batcher(rows(1))
     np.testing.assert_array_equal(doubled, rows(2))
+
+
+async def test_rows_whose_answer_would_come_too_late_are_not_run() -> None:
+    net, clock = Recorder(), asyncio.get_running_loop().time
+    async with Batcher(net, 8) as batcher:
+        running = await held(net, batcher)
+        await asyncio.sleep(0.2)
+        net.open.set()
+        await running  # a run takes 0.2 s, as far as one can know
+        with pytest.raises(TimedOut):
+            await batcher(rows(1), deadline=clock() + 0.1)
+        await batcher(rows(2), deadline=clock() + 60)
+        await batcher(rows(3), deadline=clock() + 0.1)  # it does not always
+    assert net.batches == [[0], [2], [3]]
 
 
 async def test_what_is_over_the_bound_is_refused_at_once_and_costs_nobody_else() -> None:

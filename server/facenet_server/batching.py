@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from facenet_server.errors import Overloaded
+from facenet_server.errors import Overloaded, TimedOut
 from facenet_server.stats import Stage
 
 Rows = NDArray[Any]
@@ -22,15 +22,18 @@ Outputs = tuple[NDArray[np.float32], ...]
 Net = Callable[..., Outputs]  # of one array or several with the same first dimension
 
 
+_RUNS = 16  # of the last, the shortest says how long a run takes at least
 _FADING = 0.8  # a batch: so fast is forgotten how many rows there were
 
 
 class _Part(NamedTuple):
-    """At most a batch's worth of one call's rows, where its outputs go, and since when it waits."""
+    """At most a batch's worth of one call's rows, where its outputs go, since when it waits, and until when they are of
+    use (on the loop's clock)."""
 
     inputs: tuple[Rows, ...]
     outputs: asyncio.Future[Outputs]
     since_ns: int
+    deadline: float
 
     @property
     def n_rows(self) -> int:
@@ -43,9 +46,10 @@ class Batcher:
     ``workers`` run one batch each; what arrives meanwhile is the next batch (natural batching), up to ``max_rows``,
     and idle workers share what is there. An idle worker waits for its share of the rows that have been here at a time
     lately, since callers who were answered together come back together: up to ``max_wait_s``, and half of it since the
-    last arrival. A call is split to fit batches and workers, and rejoined. A cancelled call's waiting rows are dropped.
-    Where a batch fails, each call in it runs once more by itself, and fails by itself. Where ``max_queued_rows`` would
-    wait, a further call is refused. Every run is counted in ``stage``.
+    last arrival. A call is split to fit batches and workers, and rejoined. A cancelled call's waiting rows are dropped,
+    and so are those that even the shortest of the last runs would answer after their deadline. Where a batch fails,
+    each call in it runs once more by itself, and fails by itself. Where ``max_queued_rows`` would wait, a further call
+    is refused. Every run is counted in ``stage``.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Batcher:
         self._stage = stage or Stage("")
         self._parts: deque[_Part] = deque()
         self._queued_rows = self._running_rows = 0
+        self._runs_s: deque[float] = deque(maxlen=_RUNS)
         self._usual_rows = 0.0  # that wait or run at a time: the most of lately
         self._arrived = asyncio.Event()
         self._n_workers = self._idle = workers
@@ -86,11 +91,11 @@ class Batcher:
             part.outputs.cancel()
         await asyncio.to_thread(self._executor.shutdown)  # once what runs has ended
 
-    async def __call__(self, *inputs: Rows) -> Outputs:
+    async def __call__(self, *inputs: Rows, deadline: float | None = None) -> Outputs:
         """Run (N, …) rows, N ≥ 1, of each of the network's inputs: one array per output, each with first dimension N,
-        in their order.
+        in their order. ``deadline`` is on the event loop's clock.
 
-        Raises Overloaded, whatever the network raised on any of them, and RuntimeError once closed.
+        Raises Overloaded, TimedOut, whatever the network raised on any of them, and RuntimeError once closed.
         """
         if not self._workers:
             raise RuntimeError("the batcher is not open")
@@ -100,7 +105,8 @@ class Batcher:
         loop, now = asyncio.get_running_loop(), time.monotonic_ns()
         size = self._part_rows(count)
         slices = [slice(start, start + size) for start in range(0, count, size)]
-        parts = [_Part(tuple(rows[some] for rows in inputs), loop.create_future(), now) for some in slices]
+        end = math.inf if deadline is None else deadline
+        parts = [_Part(tuple(rows[some] for rows in inputs), loop.create_future(), now, end) for some in slices]
         self._parts.extend(parts)
         self._queued_rows += count
         self._arrived.set()
@@ -154,6 +160,7 @@ class Batcher:
                 start_ns, outcomes, end_ns = await asyncio.get_running_loop().run_in_executor(self._executor, run)
         finally:
             self._running_rows -= rows
+        self._runs_s.append((end_ns - start_ns) / 1e9)
         queue_ns = sum((start_ns - part.since_ns) * part.n_rows for part in batch)
         self._stage.add(rows=rows, queue_ns=queue_ns, compute_ns=end_ns - start_ns)
         return outcomes
@@ -177,14 +184,19 @@ class Batcher:
         share = self._share()
         if self._queued_rows < share:
             share = -(-self._queued_rows // self._idle)  # idle workers, this one among them
+        soonest = asyncio.get_running_loop().time() + min(self._runs_s, default=0.0)
         batch: list[_Part] = []
         rows = 0
         while self._parts and rows < share and rows + self._parts[0].n_rows <= self._max_rows:
             part = self._parts.popleft()
             self._queued_rows -= part.n_rows
-            if not part.outputs.done():
-                batch.append(part)
-                rows += part.n_rows
+            if part.outputs.done():
+                continue
+            if part.deadline < soonest:
+                part.outputs.set_exception(TimedOut())
+                continue
+            batch.append(part)
+            rows += part.n_rows
         if batch:
             self._usual_rows = max(here, _FADING * self._usual_rows)
         if self._parts:

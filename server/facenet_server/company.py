@@ -20,10 +20,12 @@ class Company:
     """Some images that go through the networks together: before each network they wait for each other.
 
     A barrier whose size falls. Each image calls ``meet`` before each network that it needs, in the same order as the
-    others; whoever started it calls ``leave`` once it has ended, however it did.
+    others; whoever started it calls ``leave`` once it has ended, however it did. ``deadline`` (on the event loop's
+    clock; None: for ever) is until when their answers are of use.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, deadline: float | None = None) -> None:
+        self.deadline = deadline
         self._on_the_way = size
         self._here = 0
         self._gate = asyncio.Event()

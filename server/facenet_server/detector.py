@@ -124,7 +124,7 @@ class Detector:
             parts = np.array_split(some.astype(np.int64), min(self._free_threads(), len(some)))
             cuts = await asyncio.gather(*(self._compute("cut", resampling.cut, image, part, side_px) for part in parts))
             await company.meet()
-            outputs.append(await net(np.concatenate(cuts)))
+            outputs.append(await net(np.concatenate(cuts), deadline=company.deadline))
         return outputs[0] if len(outputs) == 1 else tuple(map(np.concatenate, zip(*outputs, strict=True)))
 
     def _free_threads(self) -> int:

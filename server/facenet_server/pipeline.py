@@ -134,11 +134,11 @@ class Pipeline:
             size_px = facenet.INPUT_SIZE_PX
             aligned = await self._compute("align", facenet.align, pixels, faces.boxes, detect.margin_px, size_px)
             await company.meet()
-            (vectors,) = await embedder.net(aligned)
+            (vectors,) = await embedder.net(aligned, deadline=company.deadline)
         crops = await self._crops(pixels, faces, detect, budget)
         return _detection(decoded, faces, crops, vectors, self._name(options.model))
 
-    async def embed_crop(self, crop: Image, options: EmbedOptions) -> Embedded:
+    async def embed_crop(self, crop: Image, options: EmbedOptions, deadline: float | None = None) -> Embedded:
         """The embedding of one ready 160×160 crop."""
         embedder = self._embedder(options.model)
         decoded = await self._pixels(crop, self._crop_limits)
@@ -146,7 +146,7 @@ class Pipeline:
         if pixels.shape != (facenet.INPUT_SIZE_PX, facenet.INPUT_SIZE_PX, 3):
             height, width = pixels.shape[:2]
             raise InvalidInput("WRONG_SIZE", f"a ready crop is 160×160 pixels, this one is {height}×{width}")
-        (vectors,) = await embedder.net(pixels[np.newaxis])
+        (vectors,) = await embedder.net(pixels[np.newaxis], deadline=deadline)
         return Embedded(vectors[0], self._name(options.model), decoded.exif_orientation)
 
     async def compare(

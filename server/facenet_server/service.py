@@ -122,7 +122,7 @@ class FaceService:
 
         async def one(item: pb.EmbedItem, company: Company) -> pb.EmbedResult:
             if item.WhichOneof("input") == "crop":
-                crop = await self._pipeline.embed_crop(messages.read_image(item.crop), options())
+                crop = await self._pipeline.embed_crop(messages.read_image(item.crop), options(), company.deadline)
                 return pb.EmbedResult(embedding=messages.embedding(crop), exif_orientation=crop.exif_orientation)
             found = await self._pipeline.embed(messages.read_image(item.image), options(), budget, company)
             return pb.EmbedResult(detection=messages.detection(found))
@@ -167,12 +167,12 @@ class FaceService:
         self, items: Sequence[Item], pixels: int, batch: _Batch[Item, Result], place: Place
     ) -> list[Result]:
         n_images = [len(batch.images(item)) for item in items]
-        company = Company(sum(n_images))
+        company = Company(sum(n_images), place.deadline)
         work = sum(n or batch.is_work(item) for n, item in zip(n_images, items, strict=True))
         try:
             async with asyncio.timeout_at(place.deadline) as wait, self._seated(len(items), work, pixels, place):
                 wait.reschedule(None)
-                return await _gathered([_answer(item, batch, company, place.deadline) for item in items])
+                return await _gathered([_answer(item, batch, company) for item in items])
         except TimeoutError:
             return [batch.failed(messages.item_error(TimedOut())) for _ in items]
 
@@ -211,9 +211,9 @@ async def _gathered(answers: Sequence[Coroutine[Any, Any, Result]]) -> list[Resu
     return [await answers[0]] if len(answers) == 1 else list(await asyncio.gather(*answers))
 
 
-async def _answer(item: Item, batch: _Batch[Item, Result], company: Company, deadline: float | None) -> Result:
+async def _answer(item: Item, batch: _Batch[Item, Result], company: Company) -> Result:
     try:
-        async with asyncio.timeout_at(deadline):
+        async with asyncio.timeout_at(company.deadline):
             return await batch.one(item, company)
     except TimeoutError:
         return batch.failed(messages.item_error(TimedOut()))
