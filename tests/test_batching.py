@@ -1,6 +1,8 @@
 import asyncio
 import threading
+import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ from facenet_server.stats import Stage
 
 
 class Recorder:
-    """A net that doubles its rows, remembers its batches, and can be held up."""
+    """A net that doubles its rows, takes its time for it, remembers its batches, and can be held up."""
 
-    def __init__(self) -> None:
+    def __init__(self, takes_s: float = 0.0) -> None:
+        self.takes_s = takes_s
         self.batches: list[list[float]] = []
         self.open = threading.Event()
         self.open.set()
@@ -21,6 +24,7 @@ class Recorder:
     def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
         self.entered.set()
         assert self.open.wait(10)
+        time.sleep(self.takes_s)
         self.batches.append(rows[:, 0].tolist())
         if (rows < 0).any():
             raise RuntimeError("no negative rows")
@@ -165,7 +169,7 @@ async def test_each_worker_runs_a_batch_of_its_own() -> None:
 
 
 async def test_an_idle_worker_waits_for_as_many_rows_as_there_were_lately() -> None:
-    net = Recorder()
+    net = Recorder(takes_s=0.2)
     async with Batcher(net, 8, max_wait_s=60) as batcher:
         await batcher(rows(1, 2, 3))
         await one_by_one(batcher, (4, 5, 6))
@@ -173,48 +177,58 @@ async def test_an_idle_worker_waits_for_as_many_rows_as_there_were_lately() -> N
 
 
 async def test_each_of_several_workers_waits_for_its_share() -> None:
-    net = Recorder()
+    net = Recorder(takes_s=0.2)
     async with Batcher(net, 8, workers=2, max_wait_s=60) as batcher:
         await batcher(rows(*range(8)))
         await one_by_one(batcher, range(8))
     assert list(map(len, net.batches)) == [4, 4, 4, 4]
 
 
-async def test_where_rows_no_longer_come_the_wait_ends_and_is_forgotten() -> None:
-    """Were it not, the last calls would never end: they wait for a share that nobody brings."""
-    async with Batcher(Recorder(), 8, max_wait_s=0.01) as batcher:
-        await batcher(rows(*range(8)))
-        for value in range(12):
-            await batcher(rows(value))
-        batcher._max_wait_s = 60
-        await batcher(rows(1))
-
-
-async def test_a_lone_caller_is_not_waited_for() -> None:
-    async with Batcher(Recorder(), 8, max_wait_s=60) as batcher:
-        for _ in range(3):
-            await batcher(rows(1))
-
-
-async def test_an_idle_worker_does_not_wait_longer_than_allowed() -> None:
-    async with Batcher(Recorder(), 3, max_wait_s=0.01) as batcher:
+@pytest.mark.parametrize(("takes_s", "max_wait_s"), [(0.0, 60), (0.2, 0.01)])
+async def test_an_idle_worker_waits_no_longer_than_a_run_takes_or_than_allowed(
+    takes_s: float, max_wait_s: float
+) -> None:
+    async with Batcher(Recorder(takes_s), 3, max_wait_s=max_wait_s) as batcher:
         await batcher(rows(7, 8, 9))
         (doubled, _) = await batcher(rows(1))
     np.testing.assert_array_equal(doubled, rows(2))
 
 
 async def test_rows_whose_answer_would_come_too_late_are_not_run() -> None:
-    net, clock = Recorder(), asyncio.get_running_loop().time
+    net, clock = Recorder(takes_s=0.2), asyncio.get_running_loop().time
     async with Batcher(net, 8) as batcher:
-        running = await held(net, batcher)
-        await asyncio.sleep(0.2)
-        net.open.set()
-        await running  # a run takes 0.2 s, as far as one can know
-        with pytest.raises(TimedOut):
+        await batcher(rows(0))
+        net.takes_s = 0.0
+        with pytest.raises(TimedOut):  # as far as one can know
             await batcher(rows(1), deadline=clock() + 0.1)
-        await batcher(rows(2), deadline=clock() + 60)
-        await batcher(rows(3), deadline=clock() + 0.1)  # it does not always
-    assert net.batches == [[0], [2], [3]]
+        await batcher(rows(2), deadline=clock() + 0.1)  # what was once slow need not stay so
+        with pytest.raises(TimedOut):
+            await batcher(rows(3), deadline=clock() - 1)
+    assert net.batches == [[0], [2]]
+
+
+async def test_a_worker_without_a_thread_answers_and_lives_on() -> None:
+    async with Batcher(Recorder(), 8) as batcher:
+        threads, batcher._executor = batcher._executor, ThreadPoolExecutor(1)
+        batcher._executor.shutdown()
+        with pytest.raises(RuntimeError):
+            await batcher(rows(1))
+        batcher._executor = threads
+        await batcher(rows(2))
+
+
+async def test_rows_of_callers_who_left_take_no_room() -> None:
+    net = Recorder()
+    async with Batcher(net, 2, max_queued_rows=4) as batcher:
+        running = await held(net, batcher)
+        leaving = asyncio.create_task(batcher(rows(1, 2, 3, 4)))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        waiting = asyncio.create_task(batcher(rows(5, 6, 7, 8)))
+        await asyncio.sleep(0)
+        net.open.set()
+        await asyncio.gather(running, waiting)
 
 
 async def test_what_is_over_the_bound_is_refused_at_once_and_costs_nobody_else() -> None:

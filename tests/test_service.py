@@ -12,6 +12,7 @@ import nets
 import numpy as np
 import pytest
 from facenet_proto.v1 import face_pb2 as pb
+from facenet_server import detector
 from facenet_server.service import SERVICE
 from nets import EMBEDDERS, POISON, HeldNet, crop, embed, fake_server, fake_service, square
 from PIL import Image
@@ -402,6 +403,18 @@ async def test_the_images_of_a_message_share_batches_at_every_stage(monkeypatch:
             answer = await ask(call, pb.EmbedRequest(items=items))
     assert [len(result.detection.faces) > 0 for result in answer.results] == [True] * 4 + [False]
     assert [len(batches[stage]) for stage in ("rnet", "onet", "embed")] == [1, 1, 1]
+
+
+async def test_images_of_more_windows_than_are_cut_at_once_hold_up_none_of_their_company(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(detector, "_WINDOWS_AT_ONCE", 1)
+    many = square(10, 10, 24)
+    many[60:100, 80:120] = 255
+    pair = pb.Pair(a=pb.Side(image=raw(many)), b=pb.Side(image=raw(square(side=24))))
+    async with fake_server() as target, stream(target, "Compare", pb.CompareResponse) as call:
+        (result,) = (await ask(call, pb.CompareRequest(pairs=[pair]))).results
+    assert result.HasField("comparison")
 
 
 async def test_a_failing_image_holds_up_none_of_its_company() -> None:

@@ -35,9 +35,8 @@ class Call:
     def __init__(self, address: str, call: Any) -> None:
         self._address = address
         self._call = call
-        self._status: tuple[Any, ...] | None = (
-            None  # the first: where a write fails for it, grpc.aio puts its own there
-        )
+        # The first that it had: where a write fails because of it, grpc.aio puts one of its own in its place.
+        self._status: tuple[Any, ...] | None = None
         call.add_done_callback(self._ended)
 
     def _ended(self, call: Any) -> None:

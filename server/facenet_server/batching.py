@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
@@ -45,11 +45,11 @@ class Batcher:
 
     ``workers`` run one batch each; what arrives meanwhile is the next batch (natural batching), up to ``max_rows``,
     and idle workers share what is there. An idle worker waits for its share of the rows that have been here at a time
-    lately, since callers who were answered together come back together: up to ``max_wait_s``, and half of it since the
-    last arrival. A call is split to fit batches and workers, and rejoined. A cancelled call's waiting rows are dropped,
-    and so are those that even the shortest of the last runs would answer after their deadline. Where a batch fails,
-    each call in it runs once more by itself, and fails by itself. Where ``max_queued_rows`` would wait, a further call
-    is refused. Every run is counted in ``stage``.
+    lately, since callers who were answered together come back together: up to ``max_wait_s`` or as long as a run takes,
+    and half of that since the last arrival. A call is split to fit batches and workers, and rejoined. A cancelled
+    call's waiting rows are dropped, and so are those that even the shortest of the last runs would answer after their
+    deadline. Where a batch fails, each call in it runs once more by itself, and fails by itself. Where
+    ``max_queued_rows`` would wait, a further call is refused. Every run is counted in ``stage``.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Batcher:
         self._max_wait_s = max_wait_s
         self._max_queued_rows = max_queued_rows
         self._stage = stage or Stage("")
-        self._parts: deque[_Part] = deque()
+        self._parts: OrderedDict[asyncio.Future[Outputs], _Part] = OrderedDict()  # that wait, in their order
         self._queued_rows = self._running_rows = 0
         self._runs_s: deque[float] = deque(maxlen=_RUNS)
         self._usual_rows = 0.0  # that wait or run at a time: the most of lately
@@ -87,8 +87,8 @@ class Batcher:
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-        for part in self._parts:
-            part.outputs.cancel()
+        for outputs in self._parts:
+            outputs.cancel()
         await asyncio.to_thread(self._executor.shutdown)  # once what runs has ended
 
     async def __call__(self, *inputs: Rows, deadline: float | None = None) -> Outputs:
@@ -107,15 +107,21 @@ class Batcher:
         slices = [slice(start, start + size) for start in range(0, count, size)]
         end = math.inf if deadline is None else deadline
         parts = [_Part(tuple(rows[some] for rows in inputs), loop.create_future(), now, end) for some in slices]
-        self._parts.extend(parts)
+        self._parts.update((part.outputs, part) for part in parts)
         self._queued_rows += count
         self._arrived.set()
         try:
             done = [await parts[0].outputs] if len(parts) == 1 else await asyncio.gather(*(p.outputs for p in parts))
         finally:
-            for part in parts:
-                part.outputs.cancel()  # left by its caller: not to be run; no effect on one that is done
+            for part in parts:  # where its caller leaves: not to be run; no effect on one that is done
+                part.outputs.cancel()
+                self._drop(part)
         return done[0] if len(done) == 1 else tuple(map(np.concatenate, zip(*done, strict=True)))
+
+    def _drop(self, part: _Part) -> None:
+        """It waits no longer."""
+        if self._parts.pop(part.outputs, None):
+            self._queued_rows -= part.n_rows
 
     def _part_rows(self, count: int) -> int:
         """How a call is split: no part larger than a batch, and about as much for each worker."""
@@ -137,6 +143,8 @@ class Batcher:
                 for part in batch:
                     part.outputs.cancel()
                 raise
+            except Exception as error:  # no thread to be had, say: the worker lives on
+                outcomes = [error] * len(batch)
             finally:
                 self._idle += 1
             for part, outcome in zip(batch, outcomes, strict=True):
@@ -170,12 +178,13 @@ class Batcher:
         return min(self._max_rows, math.ceil(self._usual_rows / self._n_workers))
 
     async def _fill(self) -> None:
-        """Wait for a share, while rows keep coming."""
+        """Wait for a share, while rows keep coming; no longer than a run takes."""
+        wait_s = min([self._max_wait_s, *self._runs_s])
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._max_wait_s):
+            async with asyncio.timeout(wait_s):
                 while self._parts and self._queued_rows < self._share():
                     self._arrived.clear()
-                    async with asyncio.timeout(self._max_wait_s / 2):
+                    async with asyncio.timeout(wait_s / 2):
                         await self._arrived.wait()
 
     def _next_batch(self) -> list[_Part]:
@@ -184,15 +193,16 @@ class Batcher:
         share = self._share()
         if self._queued_rows < share:
             share = -(-self._queued_rows // self._idle)  # idle workers, this one among them
-        soonest = asyncio.get_running_loop().time() + min(self._runs_s, default=0.0)
         batch: list[_Part] = []
         rows = 0
-        while self._parts and rows < share and rows + self._parts[0].n_rows <= self._max_rows:
-            part = self._parts.popleft()
-            self._queued_rows -= part.n_rows
+        while self._parts and rows < share:
+            part = next(iter(self._parts.values()))
+            if rows + part.n_rows > self._max_rows:
+                break
+            self._drop(part)
             if part.outputs.done():
                 continue
-            if part.deadline < soonest:
+            if self._comes_too_late(part):
                 part.outputs.set_exception(TimedOut())
                 continue
             batch.append(part)
@@ -204,6 +214,15 @@ class Batcher:
         else:
             self._arrived.clear()
         return batch
+
+    def _comes_too_late(self, part: _Part) -> bool:
+        """Whether its deadline would have passed after the shortest run of late. What was once slow need not stay so:
+        each time that only this tells against a part, one run less is remembered."""
+        left_s = part.deadline - asyncio.get_running_loop().time()
+        too_late = left_s < min(self._runs_s, default=0.0)
+        if too_late and left_s > 0:
+            self._runs_s.popleft()
+        return too_late
 
 
 def _outcomes(net: Net, calls: list[tuple[Rows, ...]]) -> list[Outputs | Exception]:

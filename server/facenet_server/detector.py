@@ -123,7 +123,8 @@ class Detector:
             some = boxes[start : start + _WINDOWS_AT_ONCE]
             parts = np.array_split(some.astype(np.int64), min(self._free_threads(), len(some)))
             cuts = await asyncio.gather(*(self._compute("cut", resampling.cut, image, part, side_px) for part in parts))
-            await company.meet()
+            if not start:  # once a network, however many windows it has: all meet as often
+                await company.meet()
             outputs.append(await net(np.concatenate(cuts), deadline=company.deadline))
         return outputs[0] if len(outputs) == 1 else tuple(map(np.concatenate, zip(*outputs, strict=True)))
 

@@ -101,6 +101,8 @@ def claimed_pixels(source: Encoded | Raw, limits: DecodeLimits) -> int:
     """height × width by the image's header: what decoding it will take. 0 where it will be refused before that."""
     if isinstance(source, Raw):
         pixels = source.height * source.width
+    elif len(source.data) > limits.max_bytes:
+        return 0
     else:
         try:
             with Image.open(io.BytesIO(source.data), formats=limits.formats) as file:

@@ -109,9 +109,14 @@ class Pipeline:
         self._crop_limits = replace(limits, max_pixels=min(limits.max_pixels, _MAX_CROP_PIXELS))
         self._compute = compute
 
-    def claimed_pixels(self, image: Image) -> int:
-        """How large the image will be in memory, by its header."""
-        return images.claimed_pixels(image, self._limits)
+    async def claimed_pixels(self, sources: Sequence[Image]) -> list[int]:
+        """How large each image will be, by its header. Files are looked at in a thread, not one of those that compute:
+        the headers of a message wait for no image."""
+
+        def claimed() -> list[int]:
+            return [images.claimed_pixels(source, self._limits) for source in sources]
+
+        return await asyncio.to_thread(claimed) if any(isinstance(each, Encoded) for each in sources) else claimed()
 
     async def detect(self, image: Image, options: DetectOptions, budget: ByteBudget, company: Company) -> Detection:
         """Faces, and their crops if the options ask for them."""

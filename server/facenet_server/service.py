@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import grpc
@@ -154,14 +155,17 @@ class FaceService:
 
     async def _each(self, items: Sequence[Item], batch: _Batch[Item, Result], place: Place) -> list[Result]:
         """Answer a message's items, in groups whose images go side by side; one that fails has its error."""
-        pixels = [sum(map(self._claimed_pixels, batch.images(item))) for item in items]
+        pixels = await self._pixels_of([batch.images(item) for item in items])
         limits = self._limits
         groups = companies(pixels, limits.images_per_group, limits.max_pixels_in_flight // 2)
         answers = [self._group(items[some], sum(pixels[some]), batch, place) for some in groups]
         return [result for results in await _gathered(answers) for result in results]
 
-    def _claimed_pixels(self, image: pb.Image) -> int:
-        return self._pipeline.claimed_pixels(messages.read_image(image)) if image.WhichOneof("data") else 0
+    async def _pixels_of(self, images: Sequence[Sequence[pb.Image]]) -> list[int]:
+        """How many pixels the images of each item claim to have."""
+        sources = [[messages.read_image(image) for image in some if image.WhichOneof("data")] for some in images]
+        claimed = iter(await self._pipeline.claimed_pixels([source for some in sources for source in some]))
+        return [sum(islice(claimed, len(some))) for some in sources]
 
     async def _group(
         self, items: Sequence[Item], pixels: int, batch: _Batch[Item, Result], place: Place
@@ -178,13 +182,13 @@ class FaceService:
 
     @asynccontextmanager
     async def _seated(self, n_items: int, work: int, pixels: int, place: Place) -> AsyncIterator[None]:
-        """Room for a group: where it is work, its stream's share of the seats, then the server's, then memory for its
-        pixels; else seats of ready crops."""
+        """Room for a group: where it is work, its stream's share of the seats, then memory for its pixels, then the
+        server's seats, which so are held by what runs alone; else seats of ready crops."""
         if work:
             async with (
                 place.seats.taken(work),
-                self._seats.taken(work, place.caller),
                 self._pixels.taken(pixels, place.caller),
+                self._seats.taken(work, place.caller),
             ):
                 yield
         else:
