@@ -72,8 +72,13 @@ def main(names: tuple[str, ...], short: bool, no_controls: bool, models: Path, o
 
 def _run(check: Check, how: dict[str, Any]) -> Report:
     start = time.monotonic()
+
+    async def run() -> Report:
+        async with asyncio.timeout(60 + 2 * 60 * check.minutes):  # what hangs is not to keep the others from being run
+            return await check.run(**how)
+
     try:
-        report = asyncio.run(check.run(**how))
+        report = asyncio.run(run())
     except Exception as error:  # the other checks are to be run, too
         traceback.print_exc()
         report = Report(error=f"{type(error).__name__}: {error}")

@@ -37,19 +37,19 @@ class Check:
 CHECKS = {
     "T1": Check(
         overload.sustained,
-        5,
+        3,
         {"seconds": 6},
-        {"seconds": 240},
+        {"seconds": 120},
         {"seconds": 5, "protected": False},
         bites=("goodput",),
     ),
-    "T2": Check(retries.budgeted, 3, {"seconds": 8, "aside": 10}, {"seconds": 90}),
+    "T2": Check(retries.budgeted, 2, {"seconds": 8, "aside": 10}, {"seconds": 60}),
     "T3": Check(overload.deadlines, 1, {"seconds": 4}, {"seconds": 60}),
     "T4": Check(
         readers.uploads,
-        3,
+        2,
         {"seconds": 5},
-        {"seconds": 120, "streams": 400, "crops": (1, 13, 52)},
+        {"seconds": 60, "streams": 400, "crops": (1, 13, 52)},
         {"seconds": 4, "streams": 40, "protected": False},
         bites=("peak memory",),
     ),
@@ -81,11 +81,11 @@ CHECKS = {
     "T22": Check(failures.failing_engine, 2, {"seconds": 4}, {"seconds": 60}),
     "T27": Check(
         soak.soak,
-        31,
+        26,
         {"seconds": 30, "slope_mb_h": 400},
         {"seconds": 1200},
         {"seconds": 30, "slope_mb_h": 400, "leak_bytes": 2000},
-        {"seconds": 600, "leak_bytes": 200},
+        {"seconds": 300, "leak_bytes": 200},
         bites=("memory slope",),
     ),
     "T28": Check(determinism.same_in_company, 1, {"crops": 100, "images": 10}, {"crops": 800, "images": 200}),
@@ -117,7 +117,7 @@ CHECKS = {
         real=True,
     ),
     "T28-real": Check(
-        determinism.same_in_company, 4, {"crops": 24, "images": 8}, {"crops": 800, "images": 200}, real=True
+        determinism.same_in_company, 4, {"crops": 24, "images": 8}, {"crops": 300, "images": 100}, real=True
     ),
     "T29-real": Check(
         on_real_networks(order.once_and_in_order),

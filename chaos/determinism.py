@@ -55,6 +55,8 @@ async def same_in_company(*, crops: int, images: int, models: str = "") -> Repor
     faces = sum(len(answer.boxes) for answer in alone.values())
     report.note = f"{crops} crops, {images} images with {faces} faces"
     report.least("answered alone", len(alone), len(items))
+    if models:
+        report.least("faces", faces, images)
     for name, answers in (("in messages", batched), ("32 callers", crowded), ("after a restart", restarted)):
         off = _off(alone, answers)
         report.most(f"{name}: embeddings off by, at most", off.embedding, 1e-5)

@@ -53,7 +53,7 @@ async def uploads(
     report.note = f"{streams} streams of messages of {crops} crops; the good caller {dict(beside.outcomes)}"
     report.most("peak memory over base, MB", grown.mb, _A_STREAM_MB * streams + BUDGET_MB + HEADROOM_MB)
     report.least("the good caller's share of its fair share", beside.outcomes["answered"] / max(1, beside.offered), 0.8)
-    report.most("lost", beside.lost, 0)
+    report.most("the good caller's calls that broke", beside.broken_calls, 0)
     report.most("wrong", beside.outcomes["wrong"], 0)
     report.most("items in flight afterwards", counts.items_in_flight, 0)
     report.most("streams open afterwards", counts.streams, 0)
@@ -141,10 +141,12 @@ async def slow_readers(*, seconds: float, stopped: int = 200, slow: int = 50, st
     report.most("peak memory over base, MB", grown.mb, _A_STREAM_MB * (stopped + slow) + BUDGET_MB + HEADROOM_MB)
     report.least("seconds until the first stalled stream is ended", first_s, stall_s - 0.5)
     report.most("seconds until the last stalled stream is ended", last_s, stall_s + 3)
+    report.least("slow streams' answers, of one a second", readers.right / (slow * seconds), 0.5)
     report.most("slow streams that were ended", readers.ended, 0)
     report.most("slow streams' answers wrong or out of order", readers.wrong, 0)
     report.least("the good caller's share of its fair share", beside.outcomes["answered"] / max(1, beside.offered), 0.8)
-    report.most("lost or wrong", beside.lost + beside.outcomes["wrong"], 0)
+    report.most("the good caller's calls that broke", beside.broken_calls, 0)
+    report.most("wrong", beside.outcomes["wrong"], 0)
     report.most("streams open afterwards", counts.streams, 0)
     report.most("items in flight afterwards", counts.items_in_flight, 0)
     report.most("accepted − answered − abandoned", difference(counts), 0)
@@ -185,6 +187,6 @@ async def fairness(*, seconds: float) -> Report:
     report.least("the worst-off fair caller's share", min(got), 0.8)
     p99 = [max(each.p99_ms("answered") for each in ledgers) for ledgers in (fair, baseline)]
     report.most("fair callers' p99, over that without the greedy one", p99[0] / p99[1], 2)
-    report.most("lost", sum(each.lost for each in (hog, *fair)), 0)
+    report.most("calls that broke", sum(each.broken_calls for each in (hog, *fair)), 0)
     report.most("wrong", sum(each.outcomes["wrong"] for each in (hog, *fair)), 0)
     return report

@@ -71,6 +71,7 @@ def _judged(calls: _Calls, warm: np.ndarray, slope_mb_h: float) -> Report:
     for column, name in ((2, "open files"), (3, "threads")):
         first, last = np.median(warm[:quarter, column]), np.median(warm[-quarter:, column])
         report.most(f"{name}, last quarter over the first", float(last - first), _NOISE)
+    report.most("patient calls that broke", patient.broken_calls, 0)
     report.most("lost", sum(each.lost for each in calls.all), 0)
     report.most("doubled", sum(each.doubled for each in calls.all), 0)
     report.most("wrong", sum(each.outcomes["wrong"] for each in calls.all), 0)

@@ -101,6 +101,7 @@ def _embedder(behaviour: Behaviour) -> Any:
 
     def embed(rows: np.ndarray) -> tuple[np.ndarray, ...]:
         if behaviour.memory_rows and len(rows) > behaviour.memory_rows:
+            _log.info(NO_MEMORY)
             raise RuntimeError(NO_MEMORY)
         if random.random() < behaviour.failing_share:
             raise RuntimeError(FAILED)

@@ -12,17 +12,7 @@ from chaos.process import SERVER_CORE
 from chaos.report import Figure, Report
 
 # What a noisy machine may spoil is a matter of `make chaos`; here it is what must hold however slow the machine is.
-TIMES = (
-    "p99",
-    "seconds until",
-    "slope",
-    "goodput",
-    "callers' count",
-    "fair share",
-    "fair caller",
-    "ran for no answer",
-    "began after",
-)
+TIMES = ("p99", "seconds until", "slope", "began after")
 
 STAND_IN = [name for name, check in CHECKS.items() if not check.real]
 REAL = [name for name, check in CHECKS.items() if check.real]
@@ -34,9 +24,15 @@ def run(name: str, models: Path = Path(), *, control: bool = False) -> Report:
 
 
 def holds(figure: Figure) -> bool:
-    # Memory may be three times its bound where the machine is slow: without the protection it is thirty times.
-    roomy = "peak memory" in figure.name and figure.at_most is not None and figure.value <= 3 * figure.at_most
-    return figure.holds or roomy or any(time in figure.name for time in TIMES)
+    """Its bound, and where a slow machine may miss it a wider one: half of a share, half as much memory again, four
+    times as many rows for nothing."""
+    if figure.holds or any(time in figure.name for time in TIMES):
+        return True
+    if figure.at_least is not None:
+        return figure.value >= figure.at_least / 2
+    wider = {"peak memory": 1.5, "ran for no answer": 4.0}
+    most = next((times for name, times in wider.items() if name in figure.name), 1.0) * (figure.at_most or 0)
+    return figure.value <= most
 
 
 @pytest.fixture(autouse=True)
