@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import nets
 import numpy as np
 import pytest
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
 from facenet_server.admission import Counts
 from facenet_server.streams import Stream
-from nets import crop, embed, fake_service
+from nets import crop, embed, fake_service, square
 
 OCCUPANT, SIBLING, VICTIM, UNREAD = 10, 20, 30, 40  # their crops' shades
 _DEADLINE_S = 1.0
@@ -71,6 +72,13 @@ def message(shade: int) -> bytes:
     pixels = crop(shade, shade, shade).tobytes()
     image = pb.Image(raw=pb.RawImage(rgb=pixels, height=160, width=160))
     return pb.EmbedRequest(id=shade, items=[pb.EmbedItem(crop=image)]).SerializeToString()
+
+
+def picture() -> bytes:
+    """A message of an image with one face."""
+    pixels = square()
+    image = pb.Image(raw=pb.RawImage(rgb=pixels.tobytes(), height=pixels.shape[0], width=pixels.shape[1]))
+    return pb.EmbedRequest(items=[pb.EmbedItem(image=image)]).SerializeToString()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -127,9 +135,8 @@ async def kill(scene: Scene) -> None:
     scene.sender.kill()
 
 
-async def send(scene: Scene, go: Any, shades: list[int], folder: Any) -> None:
+async def send(scene: Scene, go: Any, messages: list[bytes], folder: Any) -> None:
     """The victim's messages, from a process of its own where it is to be killed."""
-    messages = [message(shade) for shade in shades]
     if go is kill:
         (folder / "messages").write_bytes(b"".join(messages) if len(messages) == 2 else messages[0] * 2)
         command = [sys.executable, "-c", _SENDER, scene.target, str(folder / "messages"), str(len(messages))]
@@ -167,9 +174,10 @@ async def before_write(scene: Scene) -> None:
 
 
 Go = Callable[[Scene], Awaitable[None]]
+WAYS = [cancel, wait_for_the_deadline, close, half_close, kill]
 
 
-@pytest.mark.parametrize("go", [cancel, wait_for_the_deadline, close, half_close, kill])
+@pytest.mark.parametrize("go", WAYS)
 @pytest.mark.parametrize("point", [unread, queued, in_batch, before_write])
 async def test_a_caller_that_goes_leaves_nothing_and_harms_nobody(
     point: Go, go: Go, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
@@ -180,7 +188,7 @@ async def test_a_caller_that_goes_leaves_nothing_and_harms_nobody(
         await occupant.write(pb.EmbedRequest.FromString(message(OCCUPANT)))
         await until(lambda: at.net.batches == [[OCCUPANT]])
         shades = [VICTIM, UNREAD] if point is unread else [VICTIM]
-        await send(at, go, shades, tmp_path)
+        await send(at, go, [message(shade) for shade in shades], tmp_path)
         await sibling.write(pb.EmbedRequest.FromString(message(SIBLING)))
         await until(lambda: at.counts.accepted_items == 3)
         await point(at)
@@ -203,3 +211,37 @@ async def test_a_caller_that_goes_leaves_nothing_and_harms_nobody(
         assert ran == {OCCUPANT, SIBLING} | (set() if left_early else set(shades))
         assert at.counts.items_in_flight == at.counts.bytes_in_flight == 0
         assert at.counts.accepted_items == at.counts.answered_items + at.counts.abandoned_items
+
+
+@pytest.mark.parametrize("go", WAYS)
+async def test_a_caller_that_goes_while_its_image_is_searched_leaves_nothing(
+    go: Go, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    searched, search_on, pnet = threading.Event(), threading.Event(), nets.pnet
+
+    def held(levels: np.ndarray) -> Any:
+        searched.set()
+        assert search_on.wait(10)
+        return pnet(levels)
+
+    monkeypatch.setattr(nets, "pnet", held)
+    async with scene(monkeypatch) as at, grpc.aio.insecure_channel(at.target) as channel:
+        at.net.step(100)
+        at.writes.set()
+        await send(at, go, [picture()], tmp_path)
+        assert await asyncio.to_thread(searched.wait, 10)
+        await go(at)
+        if go is not half_close:
+            await until(lambda: at.counts.streams == 0)
+            assert at.counts.abandoned_items == 1
+        search_on.set()
+        if go is half_close:
+            assert [len(answer.results[0].detection.faces) async for answer in at.victim] == [1]
+        stub: Any = FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+        other = stub.Embed()
+        await other.write(pb.EmbedRequest.FromString(picture()))
+        assert len((await other.read()).results[0].detection.faces) == 1
+        await other.done_writing()
+        await until(lambda: at.counts.streams == 0)
+        assert at.counts.items_in_flight == at.counts.bytes_in_flight == 0
+        assert len(at.net.batches) == (2 if go is half_close else 1)
