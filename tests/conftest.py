@@ -13,6 +13,7 @@ import matplotlib.cbook
 import numpy as np
 import pytest
 import skimage.data
+from facenet_server.detector import warm_up
 from hypothesis import settings
 from PIL import Image
 
@@ -24,6 +25,11 @@ settings.load_profile("no deadline")
 
 ROOT = Path(__file__).parent.parent
 Pixels = np.ndarray
+
+
+def pytest_sessionstart() -> None:
+    """Compiled code is made (once on a machine: seconds) before any test's time counts."""
+    warm_up()
 
 
 class ServerProcess:
