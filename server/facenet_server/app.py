@@ -36,6 +36,7 @@ from facenet_server.stats import Stats
 _LOST_GRACE_S, _LOST_END_S = 1.0, 4.0  # once the device is lost: for the answers that say so; for the process
 _SECOND_SIGNAL_END_S = 0.8
 _TURN_AWAY_S = 0.3
+_GIVE_BACK_S = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ async def serve(config: Config, opener: OpenNetworks | None = None) -> None:
     stats, lost, loop = Stats(), asyncio.Event(), asyncio.get_running_loop()
     networks = await asyncio.to_thread(opener or open_networks, config)
     pipeline_of = open_pipeline(networks, config, stats, lambda: loop.call_soon_threadsafe(lost.set))
-    async with pipeline_of as pipeline, stats.loop_lag:
+    async with pipeline_of as pipeline, stats.loop_lag, memory.given_back(_GIVE_BACK_S):
         service = FaceService(pipeline, _describe(networks, config), stats, config.max_write_stall_s)
         await _listen(service, config, stats, lost)
 

@@ -1,18 +1,41 @@
 """The process's own memory: that it stays flat, and that looking through it stops nobody."""
 
+import asyncio
 import ctypes
 import gc
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 _M_ARENA_MAX = -8  # glibc, malloc.h
 
 
 def limit_heaps(count: int) -> None:
     """Have the C library share so many heaps among all threads. Unasked, glibc gives threads heaps of their own, up to
-    eight a core, and none is ever given back whole: a server's memory goes on rising for hours. Elsewhere nothing
-    happens."""
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+    eight a core: a server's memory goes on rising for hours. Elsewhere nothing happens."""
+    if mallopt := _of_glibc("mallopt"):
         mallopt(_M_ARENA_MAX, count)
+
+
+@asynccontextmanager
+async def given_back(every_s: float) -> AsyncIterator[None]:
+    """Meanwhile memory that is free goes back to the system again and again: glibc would keep what a burst of calls
+    took, in pieces. Elsewhere nothing happens."""
+    trim = _of_glibc("malloc_trim")
+
+    async def give_back() -> None:
+        while trim is not None:
+            await asyncio.sleep(every_s)
+            await asyncio.to_thread(trim, 0)
+
+    giving = asyncio.create_task(give_back())
+    try:
+        yield
+    finally:
+        giving.cancel()
+        with suppress(asyncio.CancelledError):
+            await giving
 
 
 def settle() -> None:
@@ -20,3 +43,7 @@ def settle() -> None:
     milliseconds each time."""
     gc.collect()
     gc.freeze()
+
+
+def _of_glibc(name: str) -> Callable[..., Any] | None:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
