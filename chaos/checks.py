@@ -82,9 +82,9 @@ CHECKS = {
     "T27": Check(
         soak.soak,
         26,
-        {"seconds": 30, "slope_mb_h": 400},
+        {"seconds": 15, "slope_mb_h": 400},
         {"seconds": 1200},
-        {"seconds": 30, "slope_mb_h": 400, "leak_bytes": 2000},
+        {"seconds": 15, "slope_mb_h": 400, "leak_bytes": 2000},
         {"seconds": 300, "leak_bytes": 200},
         bites=("memory slope",),
     ),
