@@ -94,8 +94,8 @@ async def open_pipeline(
             kind: await share(by_kind[kind], config.max_window_rows, workers=workers) for kind in ("rnet", "onet")
         }
         embedders: dict[str, Embedder] = {}
-        for name in _embedders(networks):
-            network, info = networks[name], networks[name].info
+        for network in (networks[name] for name in _embedders(networks)):
+            info = network.info
             batcher = await share(
                 network,
                 config.max_batch_rows,
@@ -103,13 +103,11 @@ async def open_pipeline(
                 max_wait_s=config.max_wait_s,
                 max_queued_rows=config.max_queued_rows,
             )
-            embedders[name] = Embedder(batcher, info.dimension, info.calibration, info.interchangeable_with)
+            embedders[info.name] = Embedder(batcher, info.dimension, info.calibration, info.interchangeable_with)
         canvases = None
         if _shares_levels(by_kind, config):
-            canvas = by_kind["pnet_canvas"]
-            canvases = await stack.enter_async_context(
-                Canvases(Enduring(canvas, on_lost), stats.stage(canvas.info.name))
-            )
+            canvas, stage = Enduring(by_kind["pnet_canvas"], on_lost), stats.stage(by_kind["pnet_canvas"].info.name)
+            canvases = await stack.enter_async_context(Canvases(canvas, stage))
         compute = stack.enter_context(Compute(threads, stats))
         nets = Nets(Enduring(by_kind["pnet"], on_lost), windows["rnet"], windows["onet"], canvases)
         detector = Detector(nets, work_limits(config), compute)
