@@ -74,8 +74,9 @@ async def _call(method: Any, ledger: Ledger, sent: Sequence[bytes], data: bytes,
             ledger.book(told, time.monotonic() - start)
         return
     ledger.book_response(response, sent, time.monotonic() - start)
-    if await read(call) is not grpc.aio.EOF:
-        ledger.doubled += len(sent)
+    more = await read(call)
+    if more is not grpc.aio.EOF:
+        ledger.doubled += 0 if more.draining else len(sent)  # that it drains the server says in a message of its own
         call.cancel()
 
 
