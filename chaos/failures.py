@@ -22,7 +22,7 @@ async def failing_engine(*, seconds: float) -> Report:
     async with Server(Behaviour(dict(_EIGHT_ROWS), failing_share=0.2)) as server:
         async with channels(server.address, 8) as opened:
             failing = Ledger()
-            await open_loop(opened, failing, 200, seconds)
+            await open_loop(opened, failing, 100, seconds)  # rows run once more one by one: 150 are all it can do
             counts = await server.quiet(5)
     async with Server(Behaviour(dict(_EIGHT_ROWS), memory_rows=4)) as server:
         async with channels(server.address, 8) as opened:
