@@ -114,6 +114,11 @@ class Ledger:
         """Items whose call ended otherwise than in order or by a refusal."""
         return sum(count for outcome, count in self.outcomes.items() if outcome.startswith("call "))
 
+    @property
+    def broken_before_time(self) -> int:
+        """Those of them that did not end by their caller's own deadline."""
+        return self.broken_calls - self.outcomes["call DEADLINE_EXCEEDED"]
+
     def within(self, outcome: str, start: float, end: float) -> int:
         """How many ended so between two moments."""
         return sum(start <= at < end for at in self.ends.get(outcome, ()))
