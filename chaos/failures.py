@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from chaos.caller import Caller
 from chaos.drivers import channels, message_of, open_loop
 from chaos.ledger import Ledger
-from chaos.overload import difference
+from chaos.overload import at_rest
 from chaos.process import Server
 from chaos.report import Report
 from chaos.stub import NO_MEMORY, Behaviour
@@ -40,8 +40,7 @@ async def failing_engine(*, seconds: float) -> Report:
     report.least("runs that were short of memory: at first, and once larger ones are tried again", short_runs, 2)
     report.most("lost", failing.lost + short.lost, 0)
     report.most("wrong", failing.outcomes["wrong"] + short.outcomes["wrong"], 0)
-    report.most("items in flight afterwards", counts.items_in_flight, 0)
-    report.most("accepted − answered − abandoned", difference(counts), 0)
+    at_rest(report, counts)
     return report
 
 
@@ -73,8 +72,7 @@ async def killed_callers(*, rounds: int, at_once: int = 8) -> Report:
     report.most("seconds until their streams are gone", slowest_s, 1)
     report.most("the survivor's items lost, wrong or failed", survivor.offered - survivor.outcomes["answered"], 0)
     report.most("the survivor's answers doubled", survivor.doubled, 0)
-    report.most("items in flight afterwards", counts.items_in_flight, 0)
-    report.most("accepted − answered − abandoned", difference(counts), 0)
+    at_rest(report, counts)
     report.most("tracebacks in the log", tracebacks, 0)
     return report
 
@@ -104,6 +102,5 @@ async def frozen_callers(
     report.least("streams when they were stopped", before, callers * streams)
     report.most("seconds until what they had is free", freed_s, bound_s)
     report.most("streams open afterwards", counts.streams, 0)
-    report.most("items in flight afterwards", counts.items_in_flight, 0)
-    report.most("accepted − answered − abandoned", difference(counts), 0)
+    at_rest(report, counts)
     return report

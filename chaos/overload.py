@@ -111,8 +111,7 @@ def _judged(phases: _Phases, capacity: float, seconds: float, goodput: float) ->
     report.most("lost", over.lost + phases.after.lost, 0)
     report.most("doubled", over.doubled + phases.after.doubled, 0)
     report.most("wrong", over.outcomes["wrong"] + phases.after.outcomes["wrong"], 0)
-    report.most("items in flight afterwards", phases.counts.items_in_flight, 0)
-    report.most("accepted − answered − abandoned", difference(phases.counts), 0)
+    at_rest(report, phases.counts)
     return report
 
 
@@ -131,8 +130,7 @@ async def deadlines(*, seconds: float) -> Report:
         report.most(f"{name}: rows that ran for no answer, share", wasted, 0.05)
         report.most(f"{name}: ended otherwise than answered, TIMED_OUT or refused", hurry.ledger.offered - told, 0)
         report.most(f"{name}: wrong or lost", outcomes["wrong"] + hurry.ledger.lost, 0)
-        report.most(f"{name}: items in flight afterwards", counts.items_in_flight, 0)
-        report.most(f"{name}: accepted − answered − abandoned", difference(counts), 0)
+        at_rest(report, counts, f"{name}: ")
     return report
 
 
@@ -162,6 +160,8 @@ async def _rows(server: Server) -> int:
     return sum(stage.rows for stage in (await server.stats()).stages if stage.name == "embedder")
 
 
-def difference(counts: Any) -> int:
-    """Items that were accepted, and neither answered nor abandoned."""
-    return int(counts.accepted_items - counts.answered_items - counts.abandoned_items)
+def at_rest(report: Report, counts: Any, of: str = "") -> None:
+    """That the server has nothing in flight, and that every item that it accepted was answered or abandoned."""
+    unaccounted = int(counts.accepted_items - counts.answered_items - counts.abandoned_items)
+    report.most(f"{of}items in flight afterwards", counts.items_in_flight, 0)
+    report.most(f"{of}accepted − answered − abandoned", unaccounted, 0)

@@ -10,7 +10,7 @@ import numpy as np
 
 from chaos.drivers import channels, open_loop, read, stream, written
 from chaos.ledger import Ledger, Marked
-from chaos.overload import BUDGET_MB, CAPACITY, HEADROOM_MB, difference
+from chaos.overload import BUDGET_MB, CAPACITY, HEADROOM_MB, at_rest
 from chaos.process import Server
 from chaos.report import Report
 from chaos.stub import Behaviour
@@ -55,9 +55,8 @@ async def uploads(
     report.least("the good caller's share of its fair share", beside.outcomes["answered"] / max(1, beside.offered), 0.8)
     report.most("the good caller's calls that broke, but for their deadlines", beside.broken_before_time, 0)
     report.most("wrong", beside.outcomes["wrong"], 0)
-    report.most("items in flight afterwards", counts.items_in_flight, 0)
     report.most("streams open afterwards", counts.streams, 0)
-    report.most("accepted − answered − abandoned", difference(counts), 0)
+    at_rest(report, counts)
     return report
 
 
@@ -142,8 +141,7 @@ async def slow_readers(*, seconds: float, stopped: int = 200, slow: int = 50, st
     report.most("the good caller's calls that broke, but for their deadlines", beside.broken_before_time, 0)
     report.most("wrong", beside.outcomes["wrong"], 0)
     report.most("streams open afterwards", counts.streams, 0)
-    report.most("items in flight afterwards", counts.items_in_flight, 0)
-    report.most("accepted − answered − abandoned", difference(counts), 0)
+    at_rest(report, counts)
     return report
 
 

@@ -86,13 +86,12 @@ async def _one_drain(server: Server, drains: _Drains, repeat: int) -> None:
 
 async def _loop(channel: grpc.aio.Channel, ledger: Ledger, salt: int) -> None:
     """Calls of one message, one after the other, until one is not answered."""
-    method, refused = one_message(channel), set[str]()
+    method = one_message(channel)
     for number in itertools.count():
         mine = Ledger(crops=ledger.crops)
         await one_shot(method, mine, ledger.crops.crop(number, salt), 30)
         ledger.add(mine)
-        refused = set(mine.outcomes) - {"answered"}
-        if refused:
+        if set(mine.outcomes) - {"answered"}:
             return
         await asyncio.sleep(0.01)
 

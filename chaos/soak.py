@@ -8,7 +8,7 @@ import numpy as np
 from chaos.caller import Caller
 from chaos.drivers import broken, channels, leave, open_loop
 from chaos.ledger import Ledger
-from chaos.overload import difference
+from chaos.overload import at_rest
 from chaos.process import Server
 from chaos.report import Report
 from chaos.stub import Behaviour
@@ -53,8 +53,7 @@ async def soak(*, seconds: float, leak_bytes: int = 0, slope_mb_h: float = 8.0) 
             samples.append((time.monotonic() - start, server.rss_mb, server.fds, server.threads))
     report = _judged(calls, np.array(samples[len(samples) // 5 :]), slope_mb_h)
     report.note = f"{len(samples)} rounds, a caller killed in each; {report.note}"
-    report.most("items in flight afterwards", counts.items_in_flight, 0)
-    report.most("accepted − answered − abandoned", difference(counts), 0)
+    at_rest(report, counts)
     return report
 
 
