@@ -1,5 +1,6 @@
 """What became of every item: answered right and once, refused, failed; or lost, doubled, wrong."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -123,9 +124,11 @@ class Ledger:
         """How many ended so between two moments."""
         return sum(start <= at < end for at in self.ends.get(outcome, ()))
 
-    def p99_ms(self, outcome: str) -> float:
-        """Of how long these took; not a number where there are none."""
-        return float(np.percentile(self.seconds.get(outcome) or [np.nan], 99)) * 1e3
+    def p99_ms(self, outcome: str, since: float = -math.inf) -> float:
+        """Of how long these took that began after a moment; not a number where there are none."""
+        took_s, ends = self.seconds.get(outcome, ()), self.ends.get(outcome, ())
+        later_s = [seconds for seconds, end in zip(took_s, ends, strict=True) if end - seconds >= since]
+        return float(np.percentile(later_s or [np.nan], 99)) * 1e3
 
     def slow_until(self, start: float, limit_s: float) -> float:
         """Seconds from ``start`` until the last item ended that was not answered within ``limit_s``."""

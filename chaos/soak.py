@@ -1,13 +1,17 @@
 """The long run: what a server costs after a while, under callers of every kind."""
 
 import asyncio
+import io
 import time
+from functools import cache
 
 import numpy as np
+from facenet_proto.v1 import face_pb2 as pb
+from PIL import Image
 
 from chaos.caller import Caller
 from chaos.drivers import broken, channels, leave, open_loop
-from chaos.ledger import Ledger
+from chaos.ledger import Ledger, Marked
 from chaos.overload import at_rest
 from chaos.process import Server
 from chaos.report import Report
@@ -18,18 +22,44 @@ _NOISE = 4  # files or threads of what is just being opened or closed; a leak is
 _RATE = 240  # items a second, 0.6 of the capacity
 
 
+@cache
+def _photo(number: int) -> bytes:
+    random, file = np.random.default_rng(number), io.BytesIO()
+    width, height = (int(side) for side in random.integers(40, 400, 2))
+    coarse = Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8))
+    coarse.resize((width, height)).save(file, "PNG" if number % 5 == 0 else "JPEG")
+    return file.getvalue()
+
+
+class _Photos(Marked):
+    """Files of generated pictures, each of another of fifty sizes, in which the stand-in detector finds no face."""
+
+    def crop(self, number: int, stream: int = 0) -> bytes:
+        return _photo(number % 50)
+
+    def message(self, *crops: bytes, number: int = 0, timeout_ms: int | None = None) -> bytes:
+        items = (pb.EmbedItem(image=pb.Image(encoded=file)) for file in crops)
+        return pb.EmbedRequest(id=number, items=items, timeout_ms=timeout_ms).SerializeToString()
+
+    def is_right(self, sent: bytes, vector: np.ndarray) -> bool:
+        return not vector.size
+
+
 class _Calls:
-    """Those who wait for their answers, those in too much haste, those who leave, those whose items are broken."""
+    """Those who wait for their answers, with crops and with photos; those in too much haste, those who leave, those
+    whose items are broken."""
 
     def __init__(self) -> None:
         self.patient, self.hasty, self.leaving, self.broken = (Ledger() for _ in range(4))
-        self.all = (self.patient, self.hasty, self.leaving, self.broken)
+        self.photos = Ledger(crops=_Photos())
+        self.all = (self.patient, self.photos, self.hasty, self.leaving, self.broken)
 
     async def round(self, address: str, seconds: float) -> None:
         """Calls over new connections."""
         async with channels(address, 8) as opened:
             await asyncio.gather(
-                open_loop(opened[:5], self.patient, 0.92 * _RATE, seconds),
+                open_loop(opened[:4], self.patient, 0.91 * _RATE, seconds),
+                open_loop(opened[4:5], self.photos, 0.01 * _RATE, seconds),
                 open_loop(opened[5:6], self.hasty, 0.02 * _RATE, seconds, timeout_s=0.02),
                 open_loop(opened[6:7], self.leaving, 0.05 * _RATE, seconds, timeout_s=0.05, send=leave),
                 open_loop(opened[7:], self.broken, 0.01 * _RATE, seconds, send=broken),
@@ -40,8 +70,8 @@ class _Calls:
 
 
 async def soak(*, seconds: float, leak_bytes: int = 0, slope_mb_h: float = 8.0) -> Report:
-    """T27: of the calls 5 % leave, 2 % are in too much haste, 1 % are broken; connections come and go, and one caller
-    a round is killed."""
+    """T27: of the calls 5 % leave, 2 % are in too much haste, 1 % are broken, 1 % are photos of fifty sizes;
+    connections come and go, and one caller a round is killed."""
     calls, samples = _Calls(), list[tuple[float, ...]]()
     async with Server(Behaviour({"max_batch_rows": 8}, leak_bytes=leak_bytes)) as server:
         start, length_s = time.monotonic(), min(_ROUND_S, seconds / 10)
@@ -59,7 +89,7 @@ async def soak(*, seconds: float, leak_bytes: int = 0, slope_mb_h: float = 8.0) 
 
 def _judged(calls: _Calls, warm: np.ndarray, slope_mb_h: float) -> Report:
     """``warm``: (N, 4) seconds, memory, open files and threads after each round."""
-    report, patient, bad = Report(), calls.patient, calls.broken
+    report, patient, photos, bad = Report(), calls.patient, calls.photos, calls.broken
     report.note = (
         f"{sum(each.offered for each in calls.all)} calls in {warm[-1, 0]:.0f} s; memory {warm[0, 1]:.1f} MB warm, "
         f"{np.median(warm[:, 1]):.1f} in the middle, {warm[-1, 1]:.1f} at the end; hasty {dict(calls.hasty.outcomes)}"
@@ -70,11 +100,12 @@ def _judged(calls: _Calls, warm: np.ndarray, slope_mb_h: float) -> Report:
     for column, name in ((2, "open files"), (3, "threads")):
         first, last = np.median(warm[:quarter, column]), np.median(warm[-quarter:, column])
         report.most(f"{name}, last quarter over the first", float(last - first), _NOISE)
-    report.most("patient calls that broke", patient.broken_calls, 0)
+    report.most("patient calls that broke", patient.broken_calls + photos.broken_calls, 0)
     report.most("lost", sum(each.lost for each in calls.all), 0)
     report.most("doubled", sum(each.doubled for each in calls.all), 0)
     report.most("wrong", sum(each.outcomes["wrong"] for each in calls.all), 0)
     report.least("answered, share", patient.outcomes["answered"] / patient.offered, 0.999)
+    report.least("photos answered, share", photos.outcomes["answered"] / photos.offered, 0.999)
     report.least("broken items told so, share", bad.outcomes["WRONG_SIZE"] / bad.offered, 0.999)
     return report
 
