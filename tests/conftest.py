@@ -1,18 +1,22 @@
-"""What the tests share: the real models, servers in processes of their own, portraits, the optional photos."""
+"""What the tests share: the real models, servers in processes of their own, clients of either kind, portraits, the
+optional photos."""
 
+import asyncio
 import os
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib.cbook
 import numpy as np
 import pytest
 import skimage.data
+from facenet_client import AsyncClient, Client
 from facenet_server.detector import warm_up
 from hypothesis import settings
 from PIL import Image
@@ -25,6 +29,7 @@ settings.load_profile("no deadline")
 
 ROOT = Path(__file__).parent.parent
 Pixels = np.ndarray
+Call = Callable[..., Coroutine[Any, Any, Any]]
 
 
 def pytest_sessionstart() -> None:
@@ -129,3 +134,23 @@ def photos() -> Path:
 def odd_files(photos: Path) -> Sequence[Path]:
     """Valid, strange and broken image files."""
     return sorted(file for file in (photos / "odd_images").iterdir() if file.is_file())
+
+
+@pytest.fixture(params=["sync", "async"])
+def call(request: pytest.FixtureRequest) -> Call:
+    """``await call(target, method, *args, **options)``: one method of a fresh client of either kind."""
+
+    def sync(target: Any, settings: Any, method: str, *args: Any, **options: Any) -> Any:
+        with Client(target, **settings) as client:
+            return getattr(client, method)(*args, **options)
+
+    async def run(
+        target: Any, method: str, *args: Any, timeout_s: float = 10, connections: int = 1, **options: Any
+    ) -> Any:
+        settings: Any = {"timeout_s": timeout_s, "connections": connections}
+        if request.param == "sync":
+            return await asyncio.to_thread(sync, target, settings, method, *args, **options)
+        async with AsyncClient(target, **settings) as client:
+            return await getattr(client, method)(*args, **options)
+
+    return run

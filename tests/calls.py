@@ -1,0 +1,38 @@
+"""Raw gRPC callers: messages of pixels, an open stream, a question and its answer."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+from facenet_proto.v1 import face_pb2 as pb
+from facenet_server.service import SERVICE
+
+
+def raw(pixels: np.ndarray) -> pb.Image:
+    return pb.Image(raw=pb.RawImage(rgb=pixels.tobytes(), height=pixels.shape[0], width=pixels.shape[1]))
+
+
+def crops(*pixels: np.ndarray, **options: Any) -> pb.EmbedRequest:
+    return pb.EmbedRequest(items=[pb.EmbedItem(crop=raw(p)) for p in pixels], options=pb.EmbedOptions(**options))
+
+
+@asynccontextmanager
+async def stream(target: str, method: str, response: Any) -> AsyncIterator[Any]:
+    """An open call that takes messages or bytes."""
+    async with grpc.aio.insecure_channel(target) as channel:
+        call = channel.stream_stream(
+            f"/{SERVICE}/{method}",
+            request_serializer=lambda message: message if isinstance(message, bytes) else message.SerializeToString(),
+            response_deserializer=response.FromString,
+        )()
+        try:
+            yield call
+        finally:
+            call.cancel()
+
+
+async def ask(call: Any, request: Any) -> Any:
+    await call.write(request)
+    return await call.read()
