@@ -1,4 +1,5 @@
 import asyncio
+from contextlib import ExitStack
 
 import pytest
 from facenet_server.admission import Admission, Capacity, Refused, Visit, caller_of
@@ -13,7 +14,7 @@ class Clock:
 
 
 def door(**limits: int) -> Admission:
-    capacity = {"items_per_stream": 8, "items_per_caller": 16, "items": 32, "n_bytes": 1000, "streams": 4, **limits}
+    capacity = {"items_per_stream": 8, "items_per_caller": 16, "items": 32, "n_bytes": 1000, "streams": 40, **limits}
     return Admission(Capacity(**capacity), Clock())
 
 
@@ -35,6 +36,29 @@ def test_a_stream_beyond_the_limit_is_refused_and_room_comes_back() -> None:
     with admission.enter("b"):
         pass
     assert (admission.counts.streams, admission.counts.refused_streams) == (0, 1)
+
+
+def test_a_caller_has_no_more_streams_than_leave_as_many_to_a_newcomer() -> None:
+    admission = door(streams=6)
+    with ExitStack() as open_streams:
+        for _ in range(3):
+            open_streams.enter_context(admission.enter("hog"))
+        with pytest.raises(Refused):
+            admission.enter("hog")
+        with admission.enter("newcomer"), admission.enter("newcomer"):
+            pass
+    with admission.enter("hog"):
+        pass
+
+
+def test_a_message_that_is_held_keeps_its_room_when_its_callers_share_shrinks() -> None:
+    admission = door(n_bytes=1000)
+    with ExitStack() as open_streams:
+        held = [open_streams.enter_context(admission.enter("first")) for _ in range(2)]
+        assert all(visit.hold(1, 240) for visit in held)
+        for name in "abc":
+            accept(open_streams.enter_context(admission.enter(name)), 1)
+        assert [visit.has_room() for visit in held] == [True, True]
 
 
 @pytest.mark.parametrize(

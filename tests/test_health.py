@@ -3,6 +3,8 @@
 import asyncio
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +13,7 @@ import grpc
 import pytest
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
+from facenet_server.compute import Compute
 from facenet_server.health import LIVENESS, Health
 from facenet_server.stats import Stats
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -23,6 +26,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVER = """
     import asyncio, sys, threading
     import nets, numpy as np
+    from facenet_server import app
     from facenet_server.app import serve
     from facenet_server.config import Config
     from facenet_server.errors import FatalError
@@ -40,15 +44,16 @@ SERVER = """
         if (rows[:, 0, 0, 0] == 7).any():
             raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
         if (rows[:, 0, 0, 0] == 9).any():
-            threading.Event().wait(3)
+            threading.Event().wait($hang_s)
         return nets.embed(rows)
 
     def opener(config):
         kinds = {"pnet": nets.pnet, "rnet": nets.rnet, "onet": nets.onet, "embedder": embed}
         return {kind: Stub(kind, net) for kind, net in kinds.items()}
 
+    app._LAST_S = $last_s
     try:
-        config = Config(listen="127.0.0.1:0", stall_s=0.5, grace_s=10, runs_per_embedder=1, max_batch_rows=1)
+        config = Config(listen="127.0.0.1:0", stall_s=0.5, grace_s=$grace_s, runs_per_embedder=1, max_batch_rows=1)
         import logging; logging.basicConfig(level="INFO", stream=sys.stderr)
         asyncio.run(serve(config, opener))
     except FatalError as error:
@@ -86,8 +91,12 @@ def request(*shades: int) -> pb.EmbedRequest:
 
 
 @asynccontextmanager
-async def server() -> AsyncIterator[Process]:
-    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path}\n{textwrap.dedent(SERVER)}"]
+async def server(**changed: str) -> AsyncIterator[Process]:
+    """``changed``: texts of the script that are others."""
+    script = textwrap.dedent(SERVER)
+    for name, value in {"hang_s": "3", "grace_s": "10", "last_s": "5"}.items():
+        script = script.replace(f"${name}", changed.get(name, value))
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path}\n{script}"]
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     assert process.stderr is not None
     log = b""
@@ -140,6 +149,17 @@ async def test_a_second_signal_ends_at_once_though_a_run_hangs() -> None:
             await hanging
 
 
+async def test_one_signal_ends_in_time_though_a_run_hangs_for_ever() -> None:
+    async with server(hang_s="600", grace_s="0.2", last_s="1") as one:
+        hanging = asyncio.create_task(one.embed(9))
+        await asyncio.sleep(0.2)
+        one.process.terminate()
+        async with asyncio.timeout(5):
+            assert await one.process.wait() == 1
+        with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+            await hanging
+
+
 async def test_draining_answers_what_was_accepted_says_so_and_ends_well() -> None:
     async with server() as one:
         call = one.face.Embed()
@@ -152,6 +172,28 @@ async def test_draining_answers_what_was_accepted_says_so_and_ends_well() -> Non
         await call.done_writing()
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
         assert await one.process.wait() == 0
+
+
+async def test_a_job_that_hangs_is_seen_beside_others_and_though_its_caller_left() -> None:
+    servicer, stats, gate = health.aio.HealthServicer(), Stats(), threading.Event()
+
+    async def status() -> int:
+        response = await servicer.Check(health_pb2.HealthCheckRequest(service="face"), None)
+        return int(response.status)
+
+    with Compute(2, stats) as compute:
+        try:
+            async with Health(servicer, ["face"], stats, stall_s=0.05):
+                hanging = asyncio.create_task(compute("hung", gate.wait))
+                await compute("other", time.sleep, 0)
+                hanging.cancel()
+                while await status() != NOT_SERVING:
+                    await compute("other", time.sleep, 0.005)
+                gate.set()
+                while await status() != SERVING:
+                    await compute("other", time.sleep, 0.005)
+        finally:
+            gate.set()
 
 
 async def test_readiness_follows_the_work_and_nothing_under_way_is_ready() -> None:

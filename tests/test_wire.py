@@ -36,6 +36,7 @@ def test_any_bytes_have_an_outline_or_are_no_message(data: bytes) -> None:
         pytest.param(b"\x08\xff", id="a number cut off"),
         pytest.param(b"\x08" + b"\xff" * 20, id="a number too long"),
         pytest.param(b"\x0b", id="a group"),
+        pytest.param(b"\x08\x01" * 200, id="far more fields than a request has"),
     ],
 )
 def test_what_is_no_message_is_told(data: bytes) -> None:

@@ -23,9 +23,12 @@ _TYPES = {int: click.IntRange(min=0), float: click.FloatRange(min=0)}
 
 def _run(**values: Any) -> None:
     config = Config(**values)
+    level = logging.getLevelNamesMapping()[config.log_level.upper()]
+    # At "debug" other packages say too much: Pillow, what a photo's EXIF holds.
     logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+        level=max(level, logging.INFO), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
+    logging.getLogger("facenet_server").setLevel(level)
     try:
         asyncio.run(serve(config))
     except (FatalError, StartError) as error:

@@ -1,15 +1,15 @@
 """Who is let in: counts of what callers have with the server, and the limits that keep them bounded.
 
 A message's bytes count from the moment it was read, its items from the moment they are accepted, both until the answer
-is written. A new stream is refused where there is no room for anything of it. A running one is not read while there is
-none; a message whose bytes do not fit is refused, one whose items do not waits, as its stream does, in turn with those
-of other callers. Pure counting on one event loop: no locks.
+is written. A new stream is refused where there is no room for anything of it, or its caller has its share of streams. A
+running one is not read while there is none; a message whose bytes do not fit is refused, one whose items do not waits,
+as its stream does, in turn with those of other callers. Pure counting on one event loop: no locks.
 """
 
 import asyncio
 import math
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -70,6 +70,7 @@ class Admission:
         self._capacity = capacity
         self._clock = clock
         self._of_caller: defaultdict[str, _Share] = defaultdict(_Share)
+        self._streams_of = Counter[str]()
         self._expected_bytes = 0  # of reads that have just begun
         self._waiting: dict[str, deque[_Turn]] = {}  # callers in turn
         self._rate_per_s, self._rate_at = 0.0, clock()
@@ -77,7 +78,7 @@ class Admission:
     def enter(self, caller: str) -> "Visit":
         """A new stream of the caller's, to be entered as a context. Raises Refused where there is no room."""
         visit = Visit(self, caller)
-        if self.counts.streams >= self._capacity.streams or not visit.has_room():
+        if not self._has_stream(caller) or not visit.has_room():
             self.counts.refused_streams += 1
             raise Refused(self.retry_after_s())
         return visit
@@ -91,8 +92,8 @@ class Admission:
     def _fits(self, visit: "Visit", n_items: int) -> bool:
         """Within every limit; what is larger than a whole limit fits where it is alone."""
         capacity, mine = self._capacity, self._of_caller.get(visit.caller, _Share())
-        expected = 0 if visit.held_bytes else self._expected_bytes
-        return self._has_bytes(visit.caller, 1 - visit.held_bytes + expected) and all(
+        # What is held has its bytes, however small its caller's share of them has become since.
+        return (bool(visit.held_bytes) or self._has_bytes(visit.caller, 1 + self._expected_bytes)) and all(
             not used or used + n_items <= limit
             for used, limit in (
                 (visit.items, capacity.items_per_stream),
@@ -100,6 +101,12 @@ class Admission:
                 (self.counts.items_in_flight, capacity.items),
             )
         )
+
+    def _has_stream(self, caller: str) -> bool:
+        """Whether there is room for another stream of the caller's: in all, and beside as many of a newcomer's."""
+        mine, limit = self._streams_of[caller], self._capacity.streams
+        share = limit // (len(self._streams_of) + 1)
+        return self.counts.streams < limit and (not mine or mine < share)
 
     def _has_bytes(self, caller: str, n_bytes: int) -> bool:
         """Whether there is room for so many bytes more."""
@@ -172,6 +179,7 @@ class Visit:
 
     def __enter__(self) -> Self:
         self._admission.counts.streams += 1
+        self._admission._streams_of[self.caller] += 1
         return self
 
     def __exit__(
@@ -179,6 +187,7 @@ class Visit:
     ) -> None:
         admission = self._admission
         admission.counts.streams -= 1
+        admission._streams_of -= Counter({self.caller: 1})  # those with none are dropped
         admission.counts.abandoned_items += self.items
         admission._change(self, -self.items, -self.n_bytes)
         admission._wake()

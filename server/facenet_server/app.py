@@ -5,8 +5,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
@@ -35,6 +35,9 @@ from facenet_server.stats import Stats
 
 _LOST_GRACE_S, _LOST_END_S = 1.0, 4.0  # once the device is lost: for the answers that say so; for the process
 _SECOND_SIGNAL_END_S = 0.8
+_LAST_S = 5.0  # after the grace, for threads to end
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STREAMS_BESIDE = 256  # calls that are no streams of work: health, information, refusals on their way
 _TURN_AWAY_S = 0.3
 _GIVE_BACK_S = 10.0
 
@@ -54,9 +57,10 @@ async def serve(config: Config, opener: OpenNetworks | None = None) -> None:
     stats, lost, loop = Stats(), asyncio.Event(), asyncio.get_running_loop()
     networks = await asyncio.to_thread(opener or open_networks, config)
     pipeline_of = open_pipeline(networks, config, stats, lambda: loop.call_soon_threadsafe(lost.set))
-    async with pipeline_of as pipeline, stats.loop_lag, memory.given_back(_GIVE_BACK_S):
-        service = FaceService(pipeline, _describe(networks, config), stats, config.max_write_stall_s)
-        await _listen(service, config, stats, lost)
+    with ExitStack() as last_words:  # above all that waits for threads
+        async with pipeline_of as pipeline, stats.loop_lag, memory.given_back(_GIVE_BACK_S):
+            service = FaceService(pipeline, _describe(networks, config), stats, config.max_write_stall_s)
+            await _listen(service, config, stats, lost, last_words)
 
 
 def open_networks(config: Config) -> dict[str, Network]:
@@ -122,7 +126,9 @@ def _shares_levels(by_kind: Mapping[str, Network], config: Config) -> bool:
     return config.share_levels == "on"
 
 
-async def _listen(service: FaceService, config: Config, stats: Stats, lost: asyncio.Event) -> None:
+async def _listen(
+    service: FaceService, config: Config, stats: Stats, lost: asyncio.Event, last_words: ExitStack
+) -> None:
     server, port = bind(service, config)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -144,9 +150,12 @@ async def _listen(service: FaceService, config: Config, stats: Stats, lost: asyn
         else:
             _log.info("draining: up to %g s for what is in flight; a second signal stops at once", grace_s)
         failed.cancel()
+        last_words.enter_context(_ended_within(grace_s + _LAST_S))
         await status.end()
         service.drain()
         await _stop(server, grace_s, signals)
+    for number in _SIGNALS:  # what follows may wait for a thread that hangs: another signal ends it
+        signal.signal(number, signal.SIG_DFL)
     if lost.is_set():
         raise FatalError("the device that the networks run on is lost; start the server anew")
     _log.info("stopped")
@@ -169,11 +178,22 @@ async def _stop(server: grpc.aio.Server, grace_s: float, signals: asyncio.Queue[
     await stopped
 
 
-def _end_within(seconds: float) -> None:
-    """End the process by then, even where a thread hangs in a run that never returns."""
+@contextmanager
+def _ended_within(seconds: float) -> Iterator[None]:
+    """End the process by then, even where a thread hangs in a run that never returns, unless this is left before."""
+    last_word = _end_within(seconds)
+    try:
+        yield
+    finally:
+        last_word.cancel()
+
+
+def _end_within(seconds: float) -> threading.Timer:
+    """End the process by then, whatever hangs."""
     last_word = threading.Timer(seconds, os._exit, (1,))
     last_word.daemon = True
     last_word.start()
+    return last_word
 
 
 def bind(service: FaceService, config: Config) -> tuple[grpc.aio.Server, int]:
@@ -181,7 +201,8 @@ def bind(service: FaceService, config: Config) -> tuple[grpc.aio.Server, int]:
 
     Raises StartError where the port is taken.
     """
-    server = grpc.aio.server(options=_channel_options(config))
+    calls = config.max_streams + _STREAMS_BESIDE
+    server = grpc.aio.server(options=_channel_options(config), maximum_concurrent_rpcs=calls)
     server.add_generic_rpc_handlers((service.handlers(),))
     try:
         port = server.add_insecure_port(config.listen)
@@ -267,7 +288,7 @@ def _signals() -> asyncio.Queue[int]:
     """SIGTERM and SIGINT as they come."""
     received: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _SIGNALS:
         try:
             loop.add_signal_handler(number, received.put_nowait, number)
         except NotImplementedError:  # Windows

@@ -18,7 +18,9 @@ from facenet_server.images import Pixels
 from facenet_server.mtcnn import map_side
 from facenet_server.stats import Stage
 
-_SIDES_PX = [16 << step // 2 if step % 2 == 0 else 24 << step // 2 for step in range(20)]  # 16, 24, 32, 48 … 12288
+_SIDES_PX = [
+    16 << step // 2 if step % 2 == 0 else 24 << step // 2 for step in range(25)
+]  # 16, 24, 32, 48 … 65536, a JPEG's largest
 _PIXELS_A_RUN = 4_000_000
 
 

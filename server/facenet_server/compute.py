@@ -36,8 +36,11 @@ class Compute:
             start_ns = time.monotonic_ns()
             return start_ns, function(*args, **kwargs), time.monotonic_ns()
 
-        since_ns = time.monotonic_ns()
-        with self._stats.stage(stage).at_work():
-            start_ns, result, end_ns = await asyncio.get_running_loop().run_in_executor(self._threads, run)
-        self._stats.stage(stage).add(rows=1, queue_ns=start_ns - since_ns, compute_ns=end_ns - start_ns)
+        since_ns, counted, loop = time.monotonic_ns(), self._stats.stage(stage), asyncio.get_running_loop()
+        counted.begin()
+        job = self._threads.submit(run)
+        # Its end counts, not its caller's: one who leaves does not end a job that hangs.
+        job.add_done_callback(lambda _: loop.call_soon_threadsafe(counted.end))
+        start_ns, result, end_ns = await asyncio.wrap_future(job)
+        counted.add(rows=1, queue_ns=start_ns - since_ns, compute_ns=end_ns - start_ns)
         return result

@@ -1,6 +1,7 @@
 """Health as it is: ready while work makes progress, alive while the event loop turns."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
@@ -18,8 +19,8 @@ _STATUS = health_pb2.HealthCheckResponse
 
 class Health:
     """The statuses that a gRPC health servicer tells: of ``services`` whether they are ready, of LIVENESS that the
-    process lives. Ready turns to NOT_SERVING where something is under way and nothing has ended for ``stall_s``, and
-    back once something ends. Each is served from ``__aenter__`` to ``end``."""
+    process lives. Ready turns to NOT_SERVING where a stage has something under way and nothing of it has ended for
+    ``stall_s``, and back once something ends. Each is served from ``__aenter__`` to ``end``."""
 
     def __init__(self, servicer: Any, services: Iterable[str], stats: Stats, stall_s: float) -> None:
         self._servicer = servicer
@@ -47,13 +48,14 @@ class Health:
         await self._servicer.enter_graceful_shutdown()
 
     async def _watch_progress(self) -> None:
-        ready, ended, still_s = True, self._stats.ended, 0.0
+        ready, ended, still = True, dict[str, int](), Counter[str]()  # samples in which a stage stood still
         while True:
             await asyncio.sleep(self._stall_s / _SAMPLES)
-            moves = self._stats.ended != ended or not self._stats.under_way
-            ended = self._stats.ended
-            still_s = 0.0 if moves else still_s + self._stall_s / _SAMPLES
-            if ready != (still_s < self._stall_s):
+            for stage in self._stats:
+                moves = not stage.under_way or stage.ended != ended.get(stage.name)
+                still[stage.name] = 0 if moves else still[stage.name] + 1
+                ended[stage.name] = stage.ended
+            if ready != (max(still.values(), default=0) < _SAMPLES):
                 ready = not ready
                 await self._set(ready=ready)
 

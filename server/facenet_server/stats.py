@@ -28,15 +28,23 @@ class Stage:
     under_way: int = 0
     ended: int = 0
 
+    def begin(self) -> None:
+        """A run is asked for."""
+        self.under_way += 1
+
+    def end(self) -> None:
+        """A run has ended, in whatever way, or will never begin."""
+        self.under_way -= 1
+        self.ended += 1
+
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Around each run, however it ends: ``under_way`` are those that have not."""
-        self.under_way += 1
+        self.begin()
         try:
             yield
         finally:
-            self.under_way -= 1
-            self.ended += 1
+            self.end()
 
     def add(self, *, rows: int, queue_ns: int, compute_ns: int) -> None:
         """Count one run. Called on the event loop only."""
@@ -97,16 +105,6 @@ class Stats:
     def stage(self, name: str) -> Stage:
         """The stage of that name."""
         return self._stages.setdefault(name, Stage(name))
-
-    @property
-    def under_way(self) -> int:
-        """Runs that have begun or wait for a thread."""
-        return sum(stage.under_way for stage in self)
-
-    @property
-    def ended(self) -> int:
-        """Runs that have ended: it stands still where nothing makes progress."""
-        return sum(stage.ended for stage in self)
 
     def __iter__(self) -> Iterator[Stage]:
         return iter(self._stages.values())

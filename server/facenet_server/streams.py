@@ -114,6 +114,7 @@ class Stream:
                 await self._write(await answer if isinstance(answer, asyncio.Task) else answer)
                 visit.answered(pending.n_items, pending.n_bytes)
                 self._credits.release()
+                del answer, pending
             if pending is _DRAINING:
                 await self._write(self._method.response(draining=True))
                 # A caller that still writes when its call ends may lose answers that it has not read.
@@ -156,6 +157,8 @@ class Stream:
                 if pending is None:
                     break
                 self._accepted.put_nowait(pending)
+                read = None
+                del data, pending  # an idle stream keeps nothing of its last message
             self._accepted.put_nowait(_DRAINING)
             await _discard(read or start_read(self._context), self._context)
         except ProtocolError as error:
@@ -231,14 +234,14 @@ def _deadline(request: Any, arrived: float) -> float | None:
 
 
 async def _turn(visit: Visit, n_items: int, draining: asyncio.Task[Any]) -> None:
-    """Wait until there is room, or the server drains."""
-    if visit.has_room(n_items):
-        return
-    turn = asyncio.ensure_future(visit.turn(n_items))
-    try:
-        await asyncio.wait({turn, draining}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        turn.cancel()
+    """Wait until there is room, or the server drains. There is still room when it returns: others may have come
+    between the turn and its end."""
+    while not visit.has_room(n_items) and not draining.done():
+        turn = asyncio.ensure_future(visit.turn(n_items))
+        try:
+            await asyncio.wait({turn, draining}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            turn.cancel()
 
 
 async def _discard(read: asyncio.Future[Any], context: Context) -> None:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
+_OTHER_FIELDS = 64  # more than any request has beside its items
+
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
@@ -21,10 +23,13 @@ class Outline(NamedTuple):
 def outline(data: bytes, id_field: int, items_field: int, most: int) -> Outline:
     """Walk over the top-level fields, until there are more than ``most`` items.
 
-    Raises DecodeError where the bytes are no message.
+    Raises DecodeError where the bytes are no message, or one of far more fields than a request has.
     """
-    number = n_items = at = 0
+    number = n_items = n_fields = at = 0
     while at < len(data) and n_items <= most:
+        n_fields += 1
+        if n_fields > most + _OTHER_FIELDS:
+            raise DecodeError("too many fields")
         tag, at = _varint(data, at)
         field, kind = tag >> 3, tag & 7
         if kind == _VARINT:
