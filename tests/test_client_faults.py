@@ -39,11 +39,13 @@ async def taken(client: AsyncClient, sent: Sequence[np.ndarray], results: list[E
 
 
 class Scripted:
-    """A server of the contract that answers each call as the next of its scripts says."""
+    """A server of the contract that answers each call as the next of its scripts says. ``ready`` is what its health
+    says, if it says any."""
 
-    def __init__(self, *scripts: Any) -> None:
+    def __init__(self, *scripts: Any, ready: bool | None = None) -> None:
         self._scripts = list(scripts)
         self.calls = 0
+        self.ready = ready
 
     async def embed(self, _: Any, context: Any) -> None:
         self.calls += 1
@@ -56,7 +58,13 @@ class Scripted:
             limits = pb.Limits(max_message_bytes=1 << 20, max_items_per_message=1, max_messages_in_flight=4)
             return pb.GetServerInfoResponse(limits=limits).SerializeToString()
 
+        async def health(_: bytes, __: Any) -> bytes:
+            return b"\x08\x01" if self.ready else b"\x08\x02"
+
         server = grpc.aio.server()
+        if self.ready is not None:
+            check: dict[str, Any] = {"Check": grpc.unary_unary_rpc_method_handler(health)}
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("grpc.health.v1.Health", check),))
         methods: dict[str, Any] = {
             "Embed": grpc.stream_stream_rpc_method_handler(self.embed),
             "GetServerInfo": grpc.unary_unary_rpc_method_handler(info),

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from facenet_client import AnswerTimeout, AsyncClient
 from facenet_client._connections import Connections
-from facenet_client.errors import ServerUnavailable
+from facenet_client.errors import CallError, ServerUnavailable
 from facenet_proto.v1 import face_pb2 as pb
 from test_client_faults import Scripted, answer, assert_answers, images
 
@@ -64,3 +64,66 @@ async def test_a_message_that_is_sent_again_tells_the_time_that_is_left() -> Non
     assert told[0] == 1000
     assert told == sorted(told, reverse=True)
     assert told[-1] < 950
+
+
+async def test_a_server_that_is_not_ready_gets_no_calls_until_it_is() -> None:
+    good, bad = Scripted(answer), Scripted(answer, ready=False)
+    async with good.serve() as first, bad.serve() as second, AsyncClient([first, second], timeout_s=5) as client:
+        for _ in range(6):
+            assert_answers(await client.embed_crops(images(1)), images(1))
+        assert (good.calls, bad.calls) == (6, 0)
+        bad.ready = True
+        while not bad.calls:
+            assert_answers(await client.embed_crops(images(1)), images(1))
+
+
+async def test_a_server_that_gave_no_answer_in_time_is_not_used_while_it_is_not_ready() -> None:
+    async def hang(context: Any) -> None:
+        hung.ready = False
+        await asyncio.Event().wait()
+
+    good, hung = Scripted(answer), Scripted(hang, ready=True)
+    async with good.serve() as first, hung.serve() as second, AsyncClient([first, second], timeout_s=1) as client:
+        ends = [await _end(client) for _ in range(8)]
+    assert ends.count("AnswerTimeout") == hung.calls == 1
+    assert ends.count("answered") == good.calls == 7
+
+
+async def _end(client: AsyncClient) -> str:
+    try:
+        return "answered" if len(await client.embed_crops(images(1))) == 1 else "lost"
+    except AnswerTimeout:
+        return "AnswerTimeout"
+
+
+async def test_in_an_outage_calls_wait_side_by_side_and_no_longer_than_their_time() -> None:
+    async with Scripted(answer).serve() as target:
+        client = AsyncClient(target, timeout_s=1)
+        await client.__aenter__()
+        assert_answers(await client.embed_crops(images(1)), images(1))
+    with pytest.raises(CallError):
+        await client.embed_crops(images(1))
+    async with asyncio.timeout(5):
+        ends = await asyncio.gather(*(client.embed_crops(images(1)) for _ in range(20)), return_exceptions=True)
+    await client.__aexit__(None, None, None)
+    assert {type(end) for end in ends} <= {ServerUnavailable, AnswerTimeout}
+
+
+async def test_a_client_that_is_closed_while_it_asks_its_servers_says_so(silent: str) -> None:
+    client = AsyncClient(silent, timeout_s=10)
+    await client.__aenter__()
+    asking = asyncio.create_task(client.embed_crops(images(1)))
+    await asyncio.sleep(0.1)
+    await client.__aexit__(None, None, None)
+    with pytest.raises(CallError, match="closed"):
+        await asking
+
+
+async def test_a_refusing_address_holds_up_no_stream_that_another_serves() -> None:
+    async def refuse(context: Any) -> None:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room", (("grpc-retry-pushback-ms", "3000"),))
+
+    sent = images(40)
+    async with Scripted(answer).serve() as first, Scripted(refuse).serve() as second:
+        async with AsyncClient([second, first], timeout_s=15) as client, asyncio.timeout(12):
+            assert_answers(await client.embed_crops(sent), sent)

@@ -151,7 +151,9 @@ def call_error(
 ) -> CallError:
     """The one place where a gRPC status becomes an error of ours."""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and (pushback := dict(trailers).get(_PUSHBACK)) is not None:
-        return errors.ServerOverloaded(f"{target}: {details}", retry_after_s=int(pushback) / 1000)
+        may_try_again = str(pushback).isdigit()  # gRFC A6: anything but a number of milliseconds means not to
+        retry_after_s = int(pushback) / 1000 if may_try_again else None
+        return errors.ServerOverloaded(f"{target}: {details}", retry_after_s=retry_after_s)
     kind = _CALL_ERRORS.get(code, errors.ServerFault)
     if code is grpc.StatusCode.INTERNAL and details == _BROKEN_CALL:
         kind = errors.ServerUnavailable

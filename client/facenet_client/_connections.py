@@ -5,16 +5,17 @@ from __future__ import annotations  # grpcio's classes take their type arguments
 import asyncio
 import itertools
 import random
-from collections.abc import Awaitable, Coroutine, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 
-import grpc
 import grpc.aio
 from facenet_proto.v1 import face_pb2 as pb
 
-from facenet_client import _answers, _wire
+from facenet_client import _wire
+from facenet_client._call import Link
 from facenet_client._patience import Budget, Rest, pause_s
-from facenet_client.errors import AnswerTimeout, CallError, ServerFault, ServerUnavailable
+from facenet_client.errors import AnswerTimeout, CallError, RequestRefused, ServerUnavailable
 
 T = TypeVar("T")
 
@@ -24,87 +25,6 @@ _SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse, status SERVING
 _INFO_ATTEMPTS = 12  # with their pauses about ten seconds: a restart
 
 _LISTS = ("ipv4:", "ipv6:")  # schemes whose one target has commas of its own
-
-
-class Call:
-    """A stream of messages to one server, bytes in both directions. What fails raises a CallError.
-
-    One task may write and one may read. A read that is cancelled, or not in time, ends the call.
-    """
-
-    def __init__(self, address: str, call: Any) -> None:
-        self._address = address
-        self._call = call
-        # The first that it had: where a write fails because of it, grpc.aio puts one of its own in its place.
-        self._status: tuple[Any, ...] | None = None
-        call.add_done_callback(self._ended)
-
-    def _ended(self, call: Any) -> None:
-        if self._status is None:
-            self._status = tuple(_at_once(each) for each in (call.code(), call.details(), call.trailing_metadata()))
-
-    async def write(self, data: bytes, timeout_s: float | None = None) -> None:
-        """Send a message, once there is room for it on the way."""
-        await self._in_time(self._call.write(data), timeout_s)
-
-    async def done_writing(self) -> None:
-        """Tell the server that no message follows."""
-        await self._in_time(self._call.done_writing(), None)
-
-    async def read(self, timeout_s: float | None) -> bytes:
-        """The next message; there must be one."""
-        data = await self._in_time(self._call.read(), timeout_s)
-        if data is grpc.aio.EOF:
-            raise await self._end()
-        return bytes(data)
-
-    def cancel(self) -> None:
-        """End the call, if it has not ended."""
-        self._call.cancel()
-
-    async def _in_time(self, operation: Awaitable[Any], timeout_s: float | None) -> Any:
-        task = asyncio.current_task()
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await operation
-        except TimeoutError:
-            raise AnswerTimeout(f"{self._address}: no answer within {timeout_s:.2g} s") from None
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            raise await self._end() from None
-        except asyncio.CancelledError:  # so grpc.aio says, too, that the server cancelled the call
-            if task is not None and task.cancelling():
-                raise
-            raise await self._end() from None
-
-    async def _end(self) -> CallError:
-        """The error of a call that ended though an answer was due."""
-        await self._call.code()
-        assert self._status is not None
-        code, details, trailers = self._status
-        if code is grpc.StatusCode.OK:
-            return ServerFault(f"{self._address}: the server ended the stream with messages unanswered")
-        return _answers.call_error(self._address, code, details, trailers or ())
-
-
-def _at_once(ready: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine gives that has nothing to wait for."""
-    try:
-        ready.send(None)
-    except StopIteration as given:
-        return given.value  # type: ignore[no-any-return]
-    raise AssertionError("the call has not ended")
-
-
-class Link(NamedTuple):
-    """A channel, and the address at its end."""
-
-    address: str
-    channel: grpc.aio.Channel
-
-    def call(self, path: str) -> Call:
-        """A new stream of messages."""
-        stream: Any = self.channel.stream_stream(path)
-        return Call(self.address, stream())
 
 
 def addresses(target: str | Sequence[str]) -> tuple[str, ...]:
@@ -122,8 +42,8 @@ class Connections:
 
     Messages are spread over them by the streams' lanes, not by gRPC's round_robin: a lane knows how many answers its
     server owes. Before an address gets its first lane, and again after it was lost, its server is asked whether it is
-    ready, and runs the same models. One that was lost rests, longer each time. ``retry``: streams send again what was
-    not answered.
+    ready, and runs the same models. One that was lost rests, longer each time, and is then asked again until it is
+    back. ``retry``: streams send again what was not answered.
     """
 
     def __init__(
@@ -142,7 +62,8 @@ class Connections:
         self.trouble = "none was asked"  # the last
         self._checked: set[str] = set()
         self._checked_once = False
-        self._asking = asyncio.Lock()
+        self._asking: asyncio.Task[pb.GetServerInfoResponse] | None = None
+        self._awaited: dict[str, asyncio.Task[None]] = {}  # addresses that were lost, until they are back
         self._rests: dict[str, Rest] = {}
 
     def open(self) -> None:
@@ -156,6 +77,10 @@ class Connections:
     async def close(self) -> None:
         """Close the channels."""
         links, self._links = self._links, []
+        tasks = [*self._awaited.values(), *([self._asking] if self._asking else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(link.channel.close() for link in links))
 
     def links(self) -> list[Link]:
@@ -167,36 +92,56 @@ class Connections:
     async def info(self) -> pb.GetServerInfoResponse:
         """What the servers say of themselves, with each limit the smallest of theirs; asked for once.
 
-        Of several servers those that can be reached count; servers that were met before are waited for. Raises
-        CallError, also where they differ in their models.
+        Of several servers those that can be reached count; servers that were met before are waited for, as long as for
+        an answer. Raises CallError, also where they differ in their models.
         """
-        async with self._asking:
-            for attempt in itertools.count():
-                if self._info is not None:
-                    return self._info
-                try:
-                    self._info = await self._ask_for_info()
-                except ServerUnavailable:
-                    if not self.retry or not self._checked_once or attempt >= _INFO_ATTEMPTS:
-                        raise
-                    await asyncio.sleep(random.uniform(0, pause_s(attempt)))
+        self._opened()
+        if self._info is not None:
+            return self._info
+        if self._asking is None or self._asking.done():  # whoever else asks meanwhile waits for the same
+            self._asking = asyncio.create_task(self._ask_until_there())
+            self._asking.add_done_callback(_retrieve)
+        asking = self._asking
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            if asking.cancelled() and not self._links:
+                raise CallError("the client was closed") from None
+            raise
+
+    async def _ask_until_there(self) -> pb.GetServerInfoResponse:
+        now = asyncio.get_running_loop().time
+        until = None if self._timeout_s is None else now() + self._timeout_s
+        for attempt in itertools.count():
+            try:
+                self._info = await self._ask_for_info()
+                return self._info
+            except ServerUnavailable:
+                pause = random.uniform(0, pause_s(attempt))
+                late = until is not None and now() + pause >= until
+                if not self.retry or not self._checked_once or attempt >= _INFO_ATTEMPTS or late:
+                    raise
+            await asyncio.sleep(pause)
         raise AssertionError
 
     async def _ask_for_info(self) -> pb.GetServerInfoResponse:
-        asked = self._opened()[: len(self.addresses)]
-        answers = await asyncio.gather(*(self._ask_info(link) for link in asked), return_exceptions=True)
-        reached = {link.address: each for link, each in zip(asked, answers, strict=True) if not _is_away(each)}
+        links = self._opened()[: len(self.addresses)]
+        answers = await _soon(*(self._ask_info(link) for link in links))
+        reached = {link: each for link, each in zip(links, answers, strict=True) if not _is_away(each)}
         for answer in (*reached.values(), *answers):
             if isinstance(answer, BaseException) and (not reached or not _is_away(answer)):
                 raise answer
         infos = [answer for answer in reached.values() if isinstance(answer, pb.GetServerInfoResponse)]
-        _check_alike(list(reached), infos)
+        _check_alike([link.address for link in reached], infos)
         for name in (field.name for field in pb.Limits.DESCRIPTOR.fields):
             setattr(infos[0].limits, name, min(getattr(info.limits, name) for info in infos))
-        self._checked.update(reached)
         self._checked_once = True
-        for address in reached:
-            self._rests.pop(address, None)
+        new = [link for link in reached if not self.known(link)]
+        for link, trouble in zip(new, await _soon(*(self._check_ready(link) for link in new)), strict=True):
+            if isinstance(trouble, CallError):
+                self.lost(link.address, trouble)
+            else:
+                self._admit(link.address)
         return infos[0]
 
     async def check(self, link: Link) -> None:
@@ -209,16 +154,20 @@ class Connections:
         try:
             await self._check_ready(link)
             answer = await self._ask_info(link)
+            if self._info is not None:
+                _check_alike([self.addresses[0], link.address], [self._info, answer])
         except CallError as error:
             self.lost(link.address, error)
             raise
-        if self._info is not None:
-            _check_alike([self.addresses[0], link.address], [self._info, answer])
-        self._checked.add(link.address)
-        self._rests.pop(link.address, None)
+        self._admit(link.address)
+
+    def _admit(self, address: str) -> None:
+        self._checked.add(address)
+        self._rests.pop(address, None)
 
     def lost(self, address: str, error: CallError) -> None:
-        """The address did not serve: it rests for a while, and is checked before it is used again."""
+        """The address did not serve: it rests for a while, and is checked before it is used again, by whoever comes
+        first."""
         self.trouble = str(error)
         self._checked.discard(address)
         now = asyncio.get_running_loop().time()
@@ -226,6 +175,17 @@ class Connections:
         if rest.until <= now:  # its other lanes were lost with it
             longest = pause_s(rest.times)
             self._rests[address] = Rest(rest.times + 1, now + random.uniform(longest / 2, longest))
+        awaited = self._awaited.get(address)
+        if self._links and (awaited is None or awaited.done()):
+            self._awaited[address] = asyncio.create_task(self._await(address))
+
+    async def _await(self, address: str) -> None:
+        """Ask a lost address whether it is back, after its rests, until it is."""
+        link = next(link for link in self._links if link.address == address)
+        while not self.known(link):
+            await asyncio.sleep(self.rest_s(address))
+            with suppress(CallError):  # it rests again
+                await self.check(link)
 
     def rest(self, address: str, seconds: float) -> None:
         """The address has no room now: it is asked again later."""
@@ -237,19 +197,20 @@ class Connections:
         """Whether the link's server can be used without a check."""
         return link.address in self._checked
 
+    def has_free(self) -> bool:
+        """Whether an address can be used now."""
+        return any(address in self._checked and not self.rest_s(address) for address in self.addresses)
+
     def rest_s(self, address: str) -> float:
         """How long the address still rests."""
         rest = self._rests.get(address)
         return 0.0 if rest is None else max(0.0, rest.until - asyncio.get_running_loop().time())
 
     async def _check_ready(self, link: Link) -> None:
-        check: Any = link.channel.unary_unary("/grpc.health.v1.Health/Check")
         try:
-            answer = await check(b"", timeout=_CHECK_S)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # a proxy, perhaps: its calls will tell
-                return
-            raise _answers.call_error(link.address, error.code(), error.details()) from None
+            answer = await link.ask("/grpc.health.v1.Health/Check", b"", _CHECK_S)
+        except RequestRefused:  # it knows no health service, as a proxy, perhaps: its calls will tell
+            return
         if answer != _SERVING:
             raise ServerUnavailable(f"{link.address}: the server is not ready")
 
@@ -269,16 +230,45 @@ class Connections:
         return await asyncio.gather(*(self._ask(link, method, request, response) for link in links))
 
     async def _ask(self, link: Link, method: str, request: Any, response: Any) -> Any:
-        call: Any = link.channel.unary_unary(f"/{_wire.SERVICE}/{method}", response_deserializer=response.FromString)
-        try:
-            return await call(request.SerializeToString(), timeout=self._timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise _answers.call_error(link.address, error.code(), error.details()) from None
+        path = f"/{_wire.SERVICE}/{method}"
+        return response.FromString(await link.ask(path, request.SerializeToString(), self._timeout_s))
 
     def _opened(self) -> list[Link]:
         if not self._links:
             raise RuntimeError("the client is not open: use it as `async with AsyncClient(...)`")
         return self._links
+
+
+async def _soon(*operations: Coroutine[Any, Any, T]) -> list[T | CallError]:
+    """Their results or errors, side by side; once one has succeeded, the others have as long as a check may take."""
+    tasks = [asyncio.create_task(operation) for operation in operations]
+    pending, timeout_s = set(tasks), None
+    try:
+        while pending:
+            done, pending = await asyncio.wait(pending, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                break
+            if any(task.exception() is None for task in done):
+                timeout_s = _CHECK_S
+        return [_outcome(task) for task in tasks]
+    finally:
+        for task in pending:
+            task.cancel()
+
+
+def _outcome(task: asyncio.Task[T]) -> T | CallError:
+    if not task.done():
+        return AnswerTimeout("others have answered long before")
+    error = task.exception()
+    if error is None or isinstance(error, CallError):
+        return error or task.result()
+    raise error
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Look at a task's error, which perhaps nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _is_away(answer: Any) -> bool:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from facenet_client import _wire
-from facenet_client._connections import Call, Link
+from facenet_client._call import Call, Link
 from facenet_client.errors import CallError, ServerFault, ServerUnavailable
 
 
@@ -109,21 +109,28 @@ class Lane:
         self._sent.put_nowait(_End(end))  # behind what can still be read
 
     async def _read(self) -> None:
-        end: CallError | None
-        try:
-            while (sent := await self._sent.get()) is None:
-                response = await self._next_response(self._unanswered[0].left_s)
-                self._on_answer(self._unanswered.popleft(), response)
-            end = sent.error
-        except CallError as error:
-            end = error
-        except Exception as error:  # as above
-            end = ServerFault(f"{self.link.address}: an answer could not be read: {error!r}")
+        end = await self._read_answers()
         self._call.cancel()
         self._tasks[0].cancel()  # the writer: there is nobody to write to
         unanswered = list(self._unanswered)
         self._unanswered.clear()
         self._on_end(self, unanswered, end)
+
+    async def _read_answers(self) -> CallError | None:
+        """Until the call ends; how it did."""
+        try:
+            while (sent := await self._sent.get()) is None:
+                response = await self._next_response(self._left_s())
+                self._on_answer(self._unanswered.popleft(), response)
+            return sent.error
+        except CallError as error:
+            return error
+        except Exception as error:  # as above
+            return ServerFault(f"{self.link.address}: an answer could not be read: {error!r}")
+
+    def _left_s(self) -> float | None:
+        """Until the first of the messages under way runs out of time: one that is sent again may follow later ones."""
+        return min((each for message in self._unanswered if (each := message.left_s) is not None), default=None)
 
     async def _next_response(self, timeout_s: float | None) -> Any:
         response = self._response.FromString(await self._call.read(timeout_s))

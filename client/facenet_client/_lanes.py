@@ -13,7 +13,8 @@ from contextlib import suppress
 from typing import Any
 
 from facenet_client import _wire
-from facenet_client._connections import Connections, Link
+from facenet_client._call import Link
+from facenet_client._connections import Connections
 from facenet_client._lane import Lane, Message
 from facenet_client._patience import pause_s
 from facenet_client.errors import AnswerTimeout, CallError, ServerOverloaded, ServerUnavailable
@@ -80,10 +81,11 @@ class Lanes:
             lane = min(self._lanes, key=lambda lane: lane.under_way, default=None)
             if self._free and (lane is None or lane.under_way):
                 link = min(self._free, key=self._trouble)
-                if lane is None or self._connections.known(link):
+                rests = self._connections.rest_s(link.address) > 0
+                if lane is None or (self._connections.known(link) and not rests):
                     self._free.remove(link)
                     lane = await self._open_lane(link)
-                elif not self._connections.rest_s(link.address):  # its check holds up no message that has a lane
+                elif not rests:  # its check holds up no message that has a lane
                     self._free.remove(link)
                     self._keep(asyncio.create_task(self._open_aside(link)))
         assert lane is not None
@@ -122,23 +124,25 @@ class Lanes:
     def _on_end(self, lane: Lane, unanswered: list[Message], error: CallError | None) -> None:
         self._lanes.remove(lane)
         self._free.append(lane.link)
-        if isinstance(error, ServerUnavailable):
+        if isinstance(error, ServerUnavailable | AnswerTimeout):
             self._connections.lost(lane.link.address, error)
         elif isinstance(error, ServerOverloaded) and error.retry_after_s is not None:
             self._connections.rest(lane.link.address, error.retry_after_s)
+        elsewhere = self._connections.has_free()
         for message in unanswered:
-            self._again(message, error or ServerUnavailable(f"{lane.link.address}: the call ended without an answer"))
+            told = error or ServerUnavailable(f"{lane.link.address}: the call ended without an answer")
+            self._again(message, told, elsewhere=elsewhere)
 
-    def _again(self, message: Message, error: CallError) -> None:
-        """Send a message again after a while, if that may help."""
-        wait_s = self._wait_s(message, error)
+    def _again(self, message: Message, error: CallError, *, elsewhere: bool = False) -> None:
+        """Send a message again after a while, if that may help; where another address is free, to that one sooner."""
+        wait_s = self._wait_s(message, error, elsewhere=elsewhere)
         left_s = message.left_s
         if self._ended or wait_s is None or message.answer.done() or (left_s is not None and wait_s >= left_s):
             message.fail(error)
             return
         self._keep(asyncio.create_task(self._send_after(wait_s, message)))
 
-    def _wait_s(self, message: Message, error: CallError) -> float | None:
+    def _wait_s(self, message: Message, error: CallError, *, elsewhere: bool) -> float | None:
         """How long to wait before the next attempt; None: it does not help."""
         if not self._connections.retry:
             return None
@@ -148,7 +152,7 @@ class Lanes:
         if isinstance(error, ServerOverloaded) and error.retry_after_s is not None:
             if not self._connections.budget.take():
                 return None
-            return error.retry_after_s + random.uniform(0, longest)
+            return (0 if elsewhere else error.retry_after_s) + random.uniform(0, longest)
         # An AnswerTimeout, where there is time left, was another message's.
         return random.uniform(0, longest) if isinstance(error, ServerUnavailable | AnswerTimeout) else None
 

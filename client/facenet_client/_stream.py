@@ -22,7 +22,7 @@ from facenet_client import _requests, _wire
 from facenet_client._connections import Connections
 from facenet_client._lane import Message
 from facenet_client._lanes import Lanes
-from facenet_client.errors import CallError, ItemError
+from facenet_client.errors import AnswerTimeout, CallError, ItemError, ServerOverloaded
 
 InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
@@ -107,7 +107,7 @@ class Stream(Generic[InputT, ResultT]):
         except CallError as error:
             sent = _End(error)
         self._end = sent  # for whoever asks again
-        if isinstance(sent.error, CallError):
+        if isinstance(sent.error, CallError) and not isinstance(sent.error, ServerOverloaded | AnswerTimeout):
             self._connections.forget_info()
         if sent.error is not None:
             raise sent.error

@@ -6,7 +6,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from facenet_client import _answers, _wire
-from facenet_client._connections import Connections, Link
+from facenet_client._call import Link
+from facenet_client._connections import Connections
 from facenet_client._stream import Stream
 from facenet_client.stats import ServerStats, together
 from facenet_client.types import (

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from facenet_client._connections import Link
+from facenet_client._call import Link
 from facenet_client.aio import AsyncClient
 from facenet_client.errors import CallError, RequestRefused, ServerFault, ServerUnavailable
 from facenet_client.load.report import Report, Tally
