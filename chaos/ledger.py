@@ -47,15 +47,23 @@ class Marked:
 
 
 class Known(Marked):
-    """Crops for a real network: a few, whose embeddings are known from runs alone."""
+    """Crops for a real network, as pixels or as files: a few, whose embeddings are known from runs alone."""
 
-    def __init__(self, embeddings: dict[bytes, np.ndarray], tolerance: float = 1e-5) -> None:
+    def __init__(self, embeddings: dict[bytes, np.ndarray], *, files: bool = False, tolerance: float = 1e-5) -> None:
         super().__init__()
         self._embeddings, self._crops, self._tolerance = embeddings, list(embeddings), tolerance
+        self._files = files
 
     def crop(self, number: int, stream: int = 0) -> bytes:
         """One of them."""
         return self._crops[(number + 7 * stream) % len(self._crops)]
+
+    def message(self, *crops: bytes, number: int = 0, timeout_ms: int | None = None) -> bytes:
+        """A request message of them, as bytes."""
+        if not self._files:
+            return super().message(*crops, number=number, timeout_ms=timeout_ms)
+        items = (pb.EmbedItem(crop=pb.Image(encoded=file)) for file in crops)
+        return pb.EmbedRequest(id=number, items=items, timeout_ms=timeout_ms).SerializeToString()
 
     def is_right(self, sent: bytes, vector: np.ndarray) -> bool:
         """Whether a vector (n,) float32 is this crop's, to the tolerance."""

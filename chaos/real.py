@@ -1,5 +1,6 @@
 """The real networks under the same checks: crops and images made here, and what the networks say of them alone."""
 
+import io
 from collections.abc import Callable, Coroutine
 from functools import cache
 from typing import Any
@@ -8,34 +9,41 @@ import numpy as np
 from PIL import Image
 
 from chaos.drivers import channels, one_message, read
-from chaos.ledger import SIDE, Known, Marked
+from chaos.ledger import SIDE, Known
 from chaos.process import Server
 from chaos.report import Report
 from chaos.stub import Behaviour
 
 Run = Callable[..., Coroutine[Any, Any, Report]]
 
-_CROPS = 32
+_CROPS = 37  # no divisor of a message's 64 items: whole messages differ, too
 
 
-def on_real_networks(run: Run) -> Run:
-    """The same check, with a server on the networks of the folder ``models``, and crops whose embeddings are known."""
+def on_real_networks(run: Run, *, files: bool = False) -> Run:
+    """The same check, with a server on the networks of the folder ``models``, and crops whose embeddings are known:
+    as pixels, 77 kB each, or as JPEG files, of about a tenth of it."""
 
     async def with_known_crops(*, models: str, **how: Any) -> Report:
-        return await run(models=models, crops=await known_crops(models), **how)
+        return await run(models=models, crops=await known_crops(models, files=files), **how)
 
     return with_known_crops
 
 
-async def known_crops(models: str) -> Known:
+async def known_crops(models: str, *, files: bool = False) -> Known:
     """Generated crops with the embeddings that a server gives them one by one, while it has nothing else to do."""
-    marked, known = Marked(), dict[bytes, np.ndarray]()
+    known, crops = dict[bytes, np.ndarray](), Known({}, files=files)
     async with Server(Behaviour({}, models, core=-1)) as server, channels(server.address, 1) as (channel,):
         for number in range(_CROPS):
-            pixels = generated_crop(number).tobytes()
-            response = await read(one_message(channel)(marked.message(pixels), timeout=30))
-            known[pixels] = np.frombuffer(response.results[0].embedding.vector, "<f4")
-    return Known(known)
+            sent = _jpeg(generated_crop(number)) if files else generated_crop(number).tobytes()
+            response = await read(one_message(channel)(crops.message(sent), timeout=30))
+            known[sent] = np.frombuffer(response.results[0].embedding.vector, "<f4")
+    return Known(known, files=files)
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95)
+    return file.getvalue()
 
 
 def generated_crop(number: int) -> np.ndarray:
