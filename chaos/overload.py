@@ -101,7 +101,7 @@ async def _overload(server: Server, phases: _Phases, capacity: float, seconds: f
             overloading = asyncio.create_task(phases.load(opened, phases.over, 10 * capacity, _WARM_S + seconds))
             await asyncio.sleep(_WARM_S + seconds)
             phases.lag_ms = 1e3 * (await server.stats()).loop_lag.p99_s
-        await phases.load(opened, phases.after, capacity / 2, _RECOVERY_S + 2)
+        await phases.load(opened, phases.after, capacity / 2, min(_RECOVERY_S + 2, seconds))
         phases.offered_per_s = await overloading
         phases.counts = await server.quiet(5)
 

@@ -188,6 +188,15 @@ class Server:
             await asyncio.sleep(0.1)
         return counts
 
+    async def seconds_until_streams_reach(self, at_least: int, within_s: float) -> float:
+        """How long it takes until so many of its streams are open; ``within_s`` where it takes longer."""
+        start = time.monotonic()
+        while (waited_s := time.monotonic() - start) < within_s:
+            if (await self.stats()).admission.streams >= at_least:
+                return waited_s
+            await asyncio.sleep(0.02)
+        return within_s
+
     async def seconds_until_streams(self, at_most: int, within_s: float, every_s: float = 0.02) -> float:
         """How long it takes until so few of its streams are open; ``within_s`` where it takes longer."""
         start = time.monotonic()

@@ -41,8 +41,10 @@ async def uploads(
         async with channels(server.address, 1) as good, channels(server.address, 4) as bad:
             await open_loop(good, Ledger(), 5, 2)
             async with server.growth() as grown:
+                calls = [stream(bad[n % 4])() for n in range(streams)]
+                await server.seconds_until_streams_reach(streams, 10)  # while there is room for all of them
                 sizes = itertools.cycle(crops)
-                floods = [asyncio.create_task(_flood(bad[n % 4], next(sizes), n)) for n in range(streams)]
+                floods = [asyncio.create_task(_flood(call, next(sizes), n)) for n, call in enumerate(calls)]
                 await asyncio.sleep(1)
                 # Five callers share the server: a fifth of the capacity is this one's.
                 await open_loop(good, beside, CAPACITY / 5, seconds)
@@ -62,9 +64,9 @@ async def uploads(
     return report
 
 
-async def _flood(channel: grpc.aio.Channel, crops: int, salt: int) -> None:
+async def _flood(call: Any, crops: int, salt: int) -> None:
     """Write messages as fast as the connection takes them, and read no answer."""
-    marked, call = Marked(), stream(channel)()
+    marked = Marked()
     data = marked.message(*(marked.crop(number, salt) for number in range(crops)))
     try:
         while await written(call, data):
