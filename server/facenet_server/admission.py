@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -97,7 +97,7 @@ class Admission:
             not used or used + n_items <= limit
             for used, limit in (
                 (visit.items, capacity.items_per_stream),
-                (mine.items, min(capacity.items_per_caller, self._share(capacity.items))),
+                (mine.items, min(capacity.items_per_caller, _share(capacity.items, self._of_caller))),
                 (self.counts.items_in_flight, capacity.items),
             )
         )
@@ -105,18 +105,13 @@ class Admission:
     def _has_stream(self, caller: str) -> bool:
         """Whether there is room for another stream of the caller's: in all, and beside as many of a newcomer's."""
         mine, limit = self._streams_of[caller], self._capacity.streams
-        share = limit // (len(self._streams_of) + 1)
-        return self.counts.streams < limit and (not mine or mine < share)
+        return self.counts.streams < limit and (not mine or mine < _share(limit, self._streams_of))
 
     def _has_bytes(self, caller: str, n_bytes: int) -> bool:
         """Whether there is room for so many bytes more."""
         limit, used = self._capacity.n_bytes, self.counts.bytes_in_flight
         mine = self._of_caller.get(caller, _Share()).n_bytes
-        return (not used or used + n_bytes <= limit) and (not mine or mine + n_bytes <= self._share(limit))
-
-    def _share(self, limit: int) -> int:
-        """What one caller may have of a limit: so much that there is as much for a newcomer."""
-        return limit // (len(self._of_caller) + 1)
+        return (not used or used + n_bytes <= limit) and (not mine or mine + n_bytes <= _share(limit, self._of_caller))
 
     def _change(self, visit: "Visit", n_items: int, n_bytes: int) -> None:
         visit.items += n_items
@@ -166,6 +161,11 @@ class Admission:
         return self._rate_per_s
 
 
+def _share(limit: int, callers: Sized) -> int:
+    """What one of so many callers may have of a limit: so much that there is as much for a newcomer."""
+    return limit // (len(callers) + 1)
+
+
 class Visit:
     """One stream's part in it, from its first message to its end, whatever that is."""
 
@@ -187,7 +187,9 @@ class Visit:
     ) -> None:
         admission = self._admission
         admission.counts.streams -= 1
-        admission._streams_of -= Counter({self.caller: 1})  # those with none are dropped
+        admission._streams_of[self.caller] -= 1
+        if not admission._streams_of[self.caller]:
+            del admission._streams_of[self.caller]
         admission.counts.abandoned_items += self.items
         admission._change(self, -self.items, -self.n_bytes)
         admission._wake()

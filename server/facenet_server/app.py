@@ -5,8 +5,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
@@ -37,7 +37,7 @@ _LOST_GRACE_S, _LOST_END_S = 1.0, 4.0  # once the device is lost: for the answer
 _SECOND_SIGNAL_END_S = 0.8
 _LAST_S = 5.0  # after the grace, for threads to end
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_STREAMS_BESIDE = 256  # calls that are no streams of work: health, information, refusals on their way
+_CALLS_BESIDE = 256  # calls that are no streams of work: health, information, refusals on their way
 _TURN_AWAY_S = 0.3
 _GIVE_BACK_S = 10.0
 
@@ -150,7 +150,7 @@ async def _listen(
         else:
             _log.info("draining: up to %g s for what is in flight; a second signal stops at once", grace_s)
         failed.cancel()
-        last_words.enter_context(_ended_within(grace_s + _LAST_S))
+        last_words.callback(_end_within(grace_s + _LAST_S).cancel)
         await status.end()
         service.drain()
         await _stop(server, grace_s, signals)
@@ -178,18 +178,8 @@ async def _stop(server: grpc.aio.Server, grace_s: float, signals: asyncio.Queue[
     await stopped
 
 
-@contextmanager
-def _ended_within(seconds: float) -> Iterator[None]:
-    """End the process by then, even where a thread hangs in a run that never returns, unless this is left before."""
-    last_word = _end_within(seconds)
-    try:
-        yield
-    finally:
-        last_word.cancel()
-
-
 def _end_within(seconds: float) -> threading.Timer:
-    """End the process by then, whatever hangs."""
+    """End the process by then, even where a thread hangs in a run that never returns, unless this is cancelled."""
     last_word = threading.Timer(seconds, os._exit, (1,))
     last_word.daemon = True
     last_word.start()
@@ -201,7 +191,7 @@ def bind(service: FaceService, config: Config) -> tuple[grpc.aio.Server, int]:
 
     Raises StartError where the port is taken.
     """
-    calls = config.max_streams + _STREAMS_BESIDE
+    calls = config.max_streams + _CALLS_BESIDE
     server = grpc.aio.server(options=_channel_options(config), maximum_concurrent_rpcs=calls)
     server.add_generic_rpc_handlers((service.handlers(),))
     try:
