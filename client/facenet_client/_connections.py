@@ -129,13 +129,16 @@ class Connections:
         answers = await _soon(*(self._ask_info(link) for link in links))
         reached = {link: each for link, each in zip(links, answers, strict=True) if not _is_away(each)}
         for answer in (*reached.values(), *answers):
-            if isinstance(answer, BaseException) and (not reached or not _is_away(answer)):
+            if isinstance(answer, CallError) and (not reached or not _is_away(answer)):
                 raise answer
         infos = [answer for answer in reached.values() if isinstance(answer, pb.GetServerInfoResponse)]
         _check_alike([link.address for link in reached], infos)
         for name in (field.name for field in pb.Limits.DESCRIPTOR.fields):
             setattr(infos[0].limits, name, min(getattr(info.limits, name) for info in infos))
         self._checked_once = True
+        for link, answer in zip(links, answers, strict=True):
+            if isinstance(answer, CallError):
+                self.lost(link.address, answer)
         new = [link for link in reached if not self.known(link)]
         for link, trouble in zip(new, await _soon(*(self._check_ready(link) for link in new)), strict=True):
             if isinstance(trouble, CallError):
@@ -197,9 +200,9 @@ class Connections:
         """Whether the link's server can be used without a check."""
         return link.address in self._checked
 
-    def has_free(self) -> bool:
-        """Whether an address can be used now."""
-        return any(address in self._checked and not self.rest_s(address) for address in self.addresses)
+    def is_free(self, address: str) -> bool:
+        """Whether the address can be used at once."""
+        return address in self._checked and not self.rest_s(address)
 
     def rest_s(self, address: str) -> float:
         """How long the address still rests."""

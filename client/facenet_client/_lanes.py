@@ -9,7 +9,6 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from facenet_client import _wire
@@ -34,7 +33,7 @@ class Lanes:
         self._free = deque(links)  # that have no lane
         self._lanes: list[Lane] = []
         self._opening = asyncio.Lock()
-        self._waits: set[asyncio.Task[None]] = set()  # messages to be sent again, lanes that open aside
+        self._waits: set[asyncio.Task[None]] = set()  # of messages to be sent again
         self._open: set[Message] = set()  # that have no answer
         self._finished = self._ended = False
 
@@ -81,13 +80,9 @@ class Lanes:
             lane = min(self._lanes, key=lambda lane: lane.under_way, default=None)
             if self._free and (lane is None or lane.under_way):
                 link = min(self._free, key=self._trouble)
-                rests = self._connections.rest_s(link.address) > 0
-                if lane is None or (self._connections.known(link) and not rests):
+                if lane is None or self._connections.is_free(link.address):  # no message that has a lane waits for one
                     self._free.remove(link)
                     lane = await self._open_lane(link)
-                elif not rests:  # its check holds up no message that has a lane
-                    self._free.remove(link)
-                    self._keep(asyncio.create_task(self._open_aside(link)))
         assert lane is not None
         return lane
 
@@ -105,14 +100,6 @@ class Lanes:
         self._lanes.append(lane)
         return lane
 
-    async def _open_aside(self, link: Link) -> None:
-        with suppress(CallError):  # it rests now
-            await self._open_lane(link)
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._waits.add(task)
-        task.add_done_callback(self._waits.discard)
-
     def _on_answer(self, message: Message, response: Any) -> None:
         if response.retry_after_ms:
             told = f"the server has no room now; again in {response.retry_after_ms} ms"
@@ -128,9 +115,9 @@ class Lanes:
             self._connections.lost(lane.link.address, error)
         elif isinstance(error, ServerOverloaded) and error.retry_after_s is not None:
             self._connections.rest(lane.link.address, error.retry_after_s)
-        elsewhere = self._connections.has_free()
+        told = error or ServerUnavailable(f"{lane.link.address}: the call ended without an answer")
+        elsewhere = any(map(self._connections.is_free, self._connections.addresses))
         for message in unanswered:
-            told = error or ServerUnavailable(f"{lane.link.address}: the call ended without an answer")
             self._again(message, told, elsewhere=elsewhere)
 
     def _again(self, message: Message, error: CallError, *, elsewhere: bool = False) -> None:
@@ -140,7 +127,9 @@ class Lanes:
         if self._ended or wait_s is None or message.answer.done() or (left_s is not None and wait_s >= left_s):
             message.fail(error)
             return
-        self._keep(asyncio.create_task(self._send_after(wait_s, message)))
+        wait = asyncio.create_task(self._send_after(wait_s, message))
+        self._waits.add(wait)
+        wait.add_done_callback(self._waits.discard)
 
     def _wait_s(self, message: Message, error: CallError, *, elsewhere: bool) -> float | None:
         """How long to wait before the next attempt; None: it does not help."""
