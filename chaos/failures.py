@@ -63,7 +63,7 @@ async def killed_callers(*, rounds: int, at_once: int = 8) -> Report:
                     await asyncio.sleep(random.uniform(0.05, 0.5))
                     for caller in callers:
                         caller.kill()
-                    slowest_s = max(slowest_s, await server.seconds_until_streams(1, 10))
+                    slowest_s = max(slowest_s, await server.seconds_until_streams(lambda count: count <= 1, 10))
             over.set()
             await surviving
             counts = await server.quiet(5)
@@ -93,7 +93,7 @@ async def frozen_callers(
             start = time.monotonic()
             for caller in frozen:
                 caller.freeze()
-            freed_s = await server.seconds_until_streams(0, bound_s + 5, every_s=0.2)
+            freed_s = await server.seconds_until_streams(lambda count: count == 0, bound_s + 5, every_s=0.2)
             counts = await server.quiet(1)
             note = (
                 f"{callers} callers with {before} streams stopped at once, freed after {time.monotonic() - start:.1f} s"

@@ -20,12 +20,6 @@ def crop(number: int, stream: int = 0, side: int = SIDE) -> bytes:
     return head + bytes(side * side * 3 - len(head))
 
 
-def request(*crops: bytes, number: int = 0, timeout_ms: int | None = None, side: int = SIDE) -> pb.EmbedRequest:
-    """A message of crops."""
-    items = (pb.EmbedItem(crop=pb.Image(raw=pb.RawImage(rgb=pixels, height=side, width=side))) for pixels in crops)
-    return pb.EmbedRequest(id=number, items=items, timeout_ms=timeout_ms)
-
-
 class Marked:
     """Crops for the stand-in embedder, whose vectors prove which crop they answer."""
 
@@ -36,9 +30,13 @@ class Marked:
         """One that no other is."""
         return crop(number, stream, self.side)
 
+    def item(self, sent: bytes) -> pb.EmbedItem:
+        """How one is sent."""
+        return pb.EmbedItem(crop=pb.Image(raw=pb.RawImage(rgb=sent, height=self.side, width=self.side)))
+
     def message(self, *crops: bytes, number: int = 0, timeout_ms: int | None = None) -> bytes:
         """A request message of crops, as bytes."""
-        return request(*crops, number=number, timeout_ms=timeout_ms, side=self.side).SerializeToString()
+        return pb.EmbedRequest(id=number, items=map(self.item, crops), timeout_ms=timeout_ms).SerializeToString()
 
     def is_right(self, sent: bytes, vector: np.ndarray) -> bool:
         """Whether a vector (n,) float32 is this crop's, bit by bit."""
@@ -58,12 +56,9 @@ class Known(Marked):
         """One of them."""
         return self._crops[(number + 7 * stream) % len(self._crops)]
 
-    def message(self, *crops: bytes, number: int = 0, timeout_ms: int | None = None) -> bytes:
-        """A request message of them, as bytes."""
-        if not self._files:
-            return super().message(*crops, number=number, timeout_ms=timeout_ms)
-        items = (pb.EmbedItem(crop=pb.Image(encoded=file)) for file in crops)
-        return pb.EmbedRequest(id=number, items=items, timeout_ms=timeout_ms).SerializeToString()
+    def item(self, sent: bytes) -> pb.EmbedItem:
+        """How one is sent."""
+        return pb.EmbedItem(crop=pb.Image(encoded=sent)) if self._files else super().item(sent)
 
     def is_right(self, sent: bytes, vector: np.ndarray) -> bool:
         """Whether a vector (n,) float32 is this crop's, to the tolerance."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -188,20 +188,13 @@ class Server:
             await asyncio.sleep(0.1)
         return counts
 
-    async def seconds_until_streams_reach(self, at_least: int, within_s: float) -> float:
+    async def seconds_until_streams(
+        self, are_so: Callable[[int], bool], within_s: float, every_s: float = 0.02
+    ) -> float:
         """How long it takes until so many of its streams are open; ``within_s`` where it takes longer."""
         start = time.monotonic()
         while (waited_s := time.monotonic() - start) < within_s:
-            if (await self.stats()).admission.streams >= at_least:
-                return waited_s
-            await asyncio.sleep(0.02)
-        return within_s
-
-    async def seconds_until_streams(self, at_most: int, within_s: float, every_s: float = 0.02) -> float:
-        """How long it takes until so few of its streams are open; ``within_s`` where it takes longer."""
-        start = time.monotonic()
-        while (waited_s := time.monotonic() - start) < within_s:
-            if (await self.stats()).admission.streams <= at_most:
+            if are_so((await self.stats()).admission.streams):
                 return waited_s
             await asyncio.sleep(every_s)
         return within_s

@@ -42,7 +42,9 @@ async def uploads(
             await open_loop(good, Ledger(), 5, 2)
             async with server.growth() as grown:
                 calls = [stream(bad[n % 4])() for n in range(streams)]
-                await server.seconds_until_streams_reach(streams, 10)  # while there is room for all of them
+                await server.seconds_until_streams(
+                    lambda count: count >= streams, 10
+                )  # while there is room for all of them
                 sizes = itertools.cycle(crops)
                 floods = [asyncio.create_task(_flood(call, next(sizes), n)) for n, call in enumerate(calls)]
                 await asyncio.sleep(1)
@@ -125,9 +127,9 @@ async def slow_readers(*, seconds: float, stopped: int = 200, slow: int = 50, st
     }
     async with Server(Behaviour(limits, batch_s=0.005, side=crops.side, dimension=8192)) as server:
         async with channels(server.address, 1) as good, channels(server.address, 2, _SMALL_WINDOWS) as bad:
+            calm_s = max(3.0, seconds / 4)
             await asyncio.gather(
-                open_loop(good, calm, 20, max(3.0, seconds / 4)),
-                open_loop(bad[:1], Ledger(crops=crops), slow, max(3.0, seconds / 4)),
+                open_loop(good, calm, 20, calm_s), open_loop(bad[:1], Ledger(crops=crops), slow, calm_s)
             )
             async with server.growth() as grown:
                 reading = [asyncio.create_task(readers.read(bad[0], crops, n, over)) for n in range(slow)]

@@ -37,9 +37,8 @@ class _Photos(Marked):
     def crop(self, number: int, stream: int = 0) -> bytes:
         return _photo(number % 50)
 
-    def message(self, *crops: bytes, number: int = 0, timeout_ms: int | None = None) -> bytes:
-        items = (pb.EmbedItem(image=pb.Image(encoded=file)) for file in crops)
-        return pb.EmbedRequest(id=number, items=items, timeout_ms=timeout_ms).SerializeToString()
+    def item(self, sent: bytes) -> pb.EmbedItem:
+        return pb.EmbedItem(image=pb.Image(encoded=sent))
 
     def is_right(self, sent: bytes, vector: np.ndarray) -> bool:
         return not vector.size
