@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
@@ -13,8 +14,27 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class Steps:
+    """The steps of one job, in its thread: called with a step's stage, function and arguments."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[str, int]] = []  # each stage, and its nanoseconds
+        self.is_wanted = True
+
+    def __call__(self, stage: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Take a step, timed under its stage."""
+        start_ns = time.monotonic_ns()
+        result = function(*args, **kwargs)
+        self.taken.append((stage, time.monotonic_ns() - start_ns))
+        return result
+
+    def wanted(self, items: Iterable[T]) -> Iterator[T]:
+        """The items of a long step, up to where the job's caller leaves."""
+        return takewhile(lambda _: self.is_wanted, items)
+
+
 class Compute:
-    """``n_threads`` threads; every job is counted under the name of its stage."""
+    """``n_threads`` threads; every step of a job is counted under the name of its stage."""
 
     def __init__(self, n_threads: int, stats: Stats) -> None:
         self.n_threads = n_threads
@@ -31,16 +51,36 @@ class Compute:
 
     async def __call__(self, stage: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the function in one of the threads."""
+        return await self.job(stage, lambda step: step(stage, function, *args, **kwargs))
 
-        def run() -> tuple[int, T, int]:
-            start_ns = time.monotonic_ns()
-            return start_ns, function(*args, **kwargs), time.monotonic_ns()
+    async def job(self, stage: str, function: Callable[[Steps], T]) -> T:
+        """Several steps one after the other in one of the threads, which costs less than a thread for each. Until it
+        ends it is under way as ``stage``, its first."""
+        steps, since_ns, counted = Steps(), time.monotonic_ns(), self._stats.stage(stage)
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
 
-        since_ns, counted, loop = time.monotonic_ns(), self._stats.stage(stage), asyncio.get_running_loop()
+        def run() -> tuple[int, T]:
+            return time.monotonic_ns(), function(steps)
+
+        def end() -> None:
+            counted.end()  # its true end: a caller who leaves does not end a job that hangs
+            if not ended.done():
+                ended.set_result(None)
+
         counted.begin()
         job = self._threads.submit(run)
-        # Its end counts, not its caller's: one who leaves does not end a job that hangs.
-        job.add_done_callback(lambda _: loop.call_soon_threadsafe(counted.end))
-        start_ns, result, end_ns = await asyncio.wrap_future(job)
-        counted.add(rows=1, queue_ns=start_ns - since_ns, compute_ns=end_ns - start_ns)
+        job.add_done_callback(lambda _: loop.call_soon_threadsafe(end))
+        try:
+            await ended
+            start_ns, result = job.result()
+        except asyncio.CancelledError:
+            steps.is_wanted = False
+            job.cancel()  # where it has not begun
+            raise
+        finally:
+            del job  # or its error would hold itself, by this frame
+        for number, (name, compute_ns) in enumerate(steps.taken):
+            queue_ns = 0 if number else start_ns - since_ns
+            self._stats.stage(name).add(rows=1, queue_ns=queue_ns, compute_ns=compute_ns)
         return result

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from facenet_server import mtcnn, resampling
-from facenet_server.batching import Batcher, Outputs
-from facenet_server.boxes import Boxes, suppress
+from facenet_server.batching import Batcher, Outputs, Rows
+from facenet_server.boxes import Boxes, Regressions, Scores, suppress
 from facenet_server.canvases import Canvases
 from facenet_server.company import Company
-from facenet_server.compute import Compute
+from facenet_server.compute import Compute, Steps
 from facenet_server.errors import InvalidInput
 from facenet_server.images import Pixels
 from facenet_server.mtcnn import NO_FACES, Faces
 from facenet_server.options import DetectOptions
 from facenet_server.resampling import Source
 
+_RNET_PX, _ONET_PX = 24, 48
 _WINDOWS_AT_ONCE = 4096  # windows of one image between their cut and their network: 28 MB of R-Net's
 
 
@@ -65,68 +66,100 @@ class Detector:
         self._check_work(image, options)
         self._on_the_way += 1
         try:
-            return await self._find(await self._compute("columns", resampling.by_columns, image), options, company)
+            return await self._find(image, options, company)
         finally:
             self._on_the_way -= 1
 
-    async def _find(self, image: Source, options: DetectOptions, company: Company) -> Faces:
+    async def _find(self, image: Pixels, options: DetectOptions, company: Company) -> Faces:
         """The cascade: fewer and better boxes at every stage."""
-        thresholds = options.thresholds
-        boxes = await self._propose(image, options)
+        source, boxes, windows = await self._propose(image, options)
         if not len(boxes):
             return NO_FACES
-        probability, regression = await self._judge(image, boxes, 24, self._nets.rnet, company)
-        boxes = await self._compute("refine", mtcnn.refine, boxes, probability, regression, thresholds[1])
+        probability, regression = await self._judge(source, boxes, windows, self._nets.rnet, company)
+        boxes, windows = await self._refine(source, boxes, probability, regression, options.thresholds[1])
         if not len(boxes):
             return NO_FACES
-        probability, regression, landmarks = await self._judge(image, boxes, 48, self._nets.onet, company)
-        return await self._compute("finish", mtcnn.finish, boxes, probability, regression, landmarks, thresholds[2])
+        probability, regression, landmarks = await self._judge(source, boxes, windows, self._nets.onet, company)
+        threshold = options.thresholds[2]
+        return await self._compute("finish", mtcnn.finish, boxes, probability, regression, landmarks, threshold)
 
-    async def _propose(self, image: Source, options: DetectOptions) -> Boxes:
-        """P-Net over the pyramid."""
-        height, width = image.pixels.shape[:2]
+    async def _propose(self, image: Pixels, options: DetectOptions) -> tuple[Source, Boxes, Rows]:
+        """P-Net over the pyramid: its boxes, and the first of their windows. All in one thread where others are busy
+        with other images."""
+        height, width = image.shape[:2]
         scales = mtcnn.scales(height, width, options.min_face_px, options.scale_factor)
-        if self._nets.canvases is not None:
-            found: Sequence[mtcnn.Level] = await asyncio.gather(
-                *(self._propose_on_canvas(image, scale, options) for scale in scales)
-            )
-        else:
-            found = await self._propose_directly(image, scales, options)
-        return await self._compute("merge", mtcnn.merge, found, self._limits.max_candidates)
+        pnet, threshold, most = self._nets.pnet, options.thresholds[0], self._limits.max_candidates
+
+        def alone(step: Steps) -> tuple[Source, Boxes, Rows]:
+            source = step("columns", resampling.by_columns, image)
+            levels = step("propose", mtcnn.propose, source, pnet, step.wanted(scales), threshold, most)
+            boxes = step("merge", mtcnn.merge, levels, most)
+            return source, boxes, step("cut", _cut, source, boxes[:_WINDOWS_AT_ONCE], _RNET_PX)
+
+        if self._nets.canvases is None and self._free_threads() == 1:
+            return await self._compute.job("columns", alone)
+        source = await self._compute("columns", resampling.by_columns, image)
+        propose = self._propose_directly if self._nets.canvases is None else self._propose_on_canvases
+        boxes = await self._compute("merge", mtcnn.merge, await propose(source, scales, options), most)
+        return source, boxes, await self._cut(source, boxes[:_WINDOWS_AT_ONCE], _RNET_PX)
 
     async def _propose_directly(
         self, image: Source, scales: Sequence[float], options: DetectOptions
     ) -> Sequence[mtcnn.Level]:
         """Levels in the threads' own runs of P-Net, side by side where threads are free."""
-        propose, pnet, most = mtcnn.propose, self._nets.pnet, self._limits.max_candidates
+        pnet, most = self._nets.pnet, self._limits.max_candidates
         left = iter(scales)  # the largest first: each thread takes the next when it is done with one
-        found = await asyncio.gather(
-            *(
-                self._compute("propose", propose, image, pnet, left, options.thresholds[0], most)
-                for _ in range(min(self._free_threads(), len(scales)))
-            )
-        )
+
+        def propose(step: Steps) -> Sequence[mtcnn.Level]:
+            return step("propose", mtcnn.propose, image, pnet, step.wanted(left), options.thresholds[0], most)
+
+        n_threads = min(self._free_threads(), len(scales))
+        found = await asyncio.gather(*(self._compute.job("propose", propose) for _ in range(n_threads)))
         return [level for levels in found for level in levels]
 
-    async def _propose_on_canvas(self, image: Source, scale: float, options: DetectOptions) -> mtcnn.Level:
-        """One level, in a run of P-Net that it shares with others of its shape."""
-        assert self._nets.canvases is not None
-        level = await self._compute("shrink", mtcnn.shrink, image, scale)
-        probability, regression = await self._nets.canvases(level)
-        most = self._limits.max_candidates
-        return await self._compute("sift", mtcnn.sift, probability, regression, scale, options.thresholds[0], most)
+    async def _propose_on_canvases(
+        self, image: Source, scales: Sequence[float], options: DetectOptions
+    ) -> Sequence[mtcnn.Level]:
+        """Each level in a run of P-Net that it shares with others of its shape."""
+        canvases, most = self._nets.canvases, self._limits.max_candidates
+        assert canvases is not None
 
-    async def _judge(self, image: Source, boxes: Boxes, side_px: int, net: Batcher, company: Company) -> Outputs:
-        """The network's outputs for windows of the image."""
-        outputs: list[Outputs] = []
-        for start in range(0, len(boxes), _WINDOWS_AT_ONCE):
-            some = boxes[start : start + _WINDOWS_AT_ONCE]
-            parts = np.array_split(some.astype(np.int64), min(self._free_threads(), len(some)))
-            cuts = await asyncio.gather(*(self._compute("cut", resampling.cut, image, part, side_px) for part in parts))
-            if not start:  # once a network, however many windows it has: all meet as often
-                await company.meet()
-            outputs.append(await net(np.concatenate(cuts), deadline=company.deadline))
+        async def propose(scale: float) -> mtcnn.Level:
+            probability, regression = await canvases(await self._compute("shrink", mtcnn.shrink, image, scale))
+            return await self._compute("sift", mtcnn.sift, probability, regression, scale, options.thresholds[0], most)
+
+        return await asyncio.gather(*map(propose, scales))
+
+    async def _refine(
+        self, image: Source, boxes: Boxes, probability: Scores, regression: Regressions, threshold: float
+    ) -> tuple[Boxes, Rows]:
+        """What R-Net's outputs leave of the boxes, and the first of their windows."""
+        is_alone = self._free_threads() == 1
+
+        def refine(step: Steps) -> tuple[Boxes, Rows | None]:
+            refined = step("refine", mtcnn.refine, boxes, probability, regression, threshold)
+            windows = step("cut", _cut, image, refined[:_WINDOWS_AT_ONCE], _ONET_PX) if is_alone else None
+            return refined, windows
+
+        refined, windows = await self._compute.job("refine", refine)
+        if windows is None:
+            windows = await self._cut(image, refined[:_WINDOWS_AT_ONCE], _ONET_PX)
+        return refined, windows
+
+    async def _judge(self, image: Source, boxes: Boxes, windows: Rows, net: Batcher, company: Company) -> Outputs:
+        """The network's outputs for the boxes, of which the first windows are there, and the others are cut here."""
+        await company.meet()  # once a network, however many windows it has: all meet as often
+        outputs = [await net(windows, deadline=company.deadline)]
+        for start in range(_WINDOWS_AT_ONCE, len(boxes), _WINDOWS_AT_ONCE):
+            windows = await self._cut(image, boxes[start : start + _WINDOWS_AT_ONCE], windows.shape[1])
+            outputs.append(await net(windows, deadline=company.deadline))
         return outputs[0] if len(outputs) == 1 else tuple(map(np.concatenate, zip(*outputs, strict=True)))
+
+    async def _cut(self, image: Source, boxes: Boxes, side_px: int) -> Rows:
+        """Windows, side by side where threads are free."""
+        parts = np.array_split(boxes, max(1, min(self._free_threads(), len(boxes))))
+        cuts = await asyncio.gather(*(self._compute("cut", _cut, image, part, side_px) for part in parts))
+        return np.concatenate(cuts)
 
     def _free_threads(self) -> int:
         """The threads that one image may take: all where it is alone."""
@@ -141,3 +174,7 @@ class Detector:
                 f"from min_face_px {options.min_face_px} the pyramid of {height}×{width} pixels has {work:,}; "
                 f"the limit is {self._limits.max_pyramid_pixels:,}: raise min_face_px or shrink the image",
             )
+
+
+def _cut(image: Source, boxes: Boxes, side_px: int) -> Rows:
+    return resampling.cut(image, boxes.astype(np.int64), side_px)

@@ -19,6 +19,8 @@ Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 
 Image.MAX_IMAGE_PIXELS = None  # the limit below, checked on the header, stands in for Pillow's global one
 
+_JPEG = b"\xff\xd8\xff"
+_SMALL_FILE_BYTES = 1 << 16
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {  # by EXIF orientation: swap the axes, then turn the rows round, then the columns
     1: (False, False, False),
@@ -110,6 +112,12 @@ def claimed_pixels(source: Encoded | Raw, limits: DecodeLimits) -> int:
         except Exception:  # as above
             return 0
     return pixels if pixels <= limits.max_pixels else 0
+
+
+def is_quickly_looked_at(source: Encoded | Raw) -> bool:
+    """Whether ``claimed_pixels`` takes microseconds: of raw pixels and of small JPEG files, whose header is a few
+    plain segments. Other formats may have to be unpacked for it."""
+    return isinstance(source, Raw) or (len(source.data) <= _SMALL_FILE_BYTES and source.data.startswith(_JPEG))
 
 
 def _decode(source: Encoded, limits: DecodeLimits, max_reduction: int) -> Decoded:

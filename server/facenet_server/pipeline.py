@@ -110,13 +110,13 @@ class Pipeline:
         self._compute = compute
 
     async def claimed_pixels(self, sources: Sequence[Image]) -> list[int]:
-        """How large each image will be, by its header. Files are looked at in a thread, not one of those that compute:
-        the headers of a message wait for no image."""
+        """How large each image will be, by its header. What takes longer than a thread costs is looked at in one, not
+        one of those that compute: the headers of a message wait for no image."""
 
         def claimed() -> list[int]:
             return [images.claimed_pixels(source, self._limits) for source in sources]
 
-        return await asyncio.to_thread(claimed) if any(isinstance(each, Encoded) for each in sources) else claimed()
+        return claimed() if all(map(images.is_quickly_looked_at, sources)) else await asyncio.to_thread(claimed)
 
     async def detect(self, image: Image, options: DetectOptions, budget: ByteBudget, company: Company) -> Detection:
         """Faces, and their crops if the options ask for them."""
