@@ -87,16 +87,16 @@ async def open_pipeline(
     by_kind = {network.info.kind: network for network in networks.values()}
     default = _default_embedder(networks, config)
     async with AsyncExitStack() as stack:
+        compute = stack.enter_context(Compute(threads, stats))
 
         async def share(network: Network, max_rows: int, **details: Any) -> Batcher:
             batcher = Batcher(Enduring(network, on_lost), max_rows, stage=stats.stage(network.info.name), **details)
             return await stack.enter_async_context(batcher)
 
-        # R-Net and O-Net: a batch on each core; an accelerator takes one at a time.
-        workers = 1 if by_kind["rnet"].on_cuda else threads
-        windows = {
-            kind: await share(by_kind[kind], config.max_window_rows, workers=workers) for kind in ("rnet", "onet")
-        }
+        # R-Net and O-Net: a batch on each core, in the threads of the images, which do the rest of the work on them; an
+        # accelerator takes one at a time.
+        how = {} if by_kind["rnet"].on_cuda else {"workers": threads, "threads": compute.threads}
+        windows = {kind: await share(by_kind[kind], config.max_window_rows, **how) for kind in ("rnet", "onet")}
         embedders: dict[str, Embedder] = {}
         for network in (networks[name] for name in _embedders(networks)):
             info = network.info
@@ -112,7 +112,6 @@ async def open_pipeline(
         if _shares_levels(by_kind, config):
             canvas, stage = Enduring(by_kind["pnet_canvas"], on_lost), stats.stage(by_kind["pnet_canvas"].info.name)
             canvases = await stack.enter_async_context(Canvases(canvas, stage))
-        compute = stack.enter_context(Compute(threads, stats))
         nets = Nets(Enduring(by_kind["pnet"], on_lost), windows["rnet"], windows["onet"], canvases)
         detector = Detector(nets, work_limits(config), compute)
         yield Pipeline(detector, embedders, default, decode_limits(config), compute)

@@ -49,7 +49,8 @@ class Batcher:
     and half of that since the last arrival. A call is split to fit batches and workers, and rejoined. A cancelled
     call's waiting rows are dropped, and so are those that even the shortest of the last runs would answer after their
     deadline. Where a batch fails, each call in it runs once more by itself, and fails by itself. Where
-    ``max_queued_rows`` would wait, a further call is refused. Every run is counted in ``stage``.
+    ``max_queued_rows`` would wait, a further call is refused. Every run is counted in ``stage``. Batches run in
+    ``threads``, or in threads of their own.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Batcher:
         max_wait_s: float = 0.0,
         max_queued_rows: int | None = None,
         stage: Stage | None = None,
+        threads: Executor | None = None,
     ) -> None:
         self._net = net
         self._max_rows = max_rows
@@ -73,7 +75,8 @@ class Batcher:
         self._usual_rows = 0.0  # that wait or run at a time: the most of lately
         self._arrived = asyncio.Event()
         self._n_workers = self._idle = workers
-        self._executor: Executor = ThreadPoolExecutor(workers, thread_name_prefix="network")
+        self._own_threads = None if threads else ThreadPoolExecutor(workers, thread_name_prefix="network")
+        self._executor: Executor = threads or self._own_threads  # type: ignore[assignment]  # one of them is there
         self._workers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -89,7 +92,8 @@ class Batcher:
         await asyncio.gather(*workers, return_exceptions=True)
         for outputs in self._parts:
             outputs.cancel()
-        await asyncio.to_thread(self._executor.shutdown)  # once what runs has ended
+        if self._own_threads:
+            await asyncio.to_thread(self._own_threads.shutdown)  # once what runs has ended
 
     async def __call__(self, *inputs: Rows, deadline: float | None = None) -> Outputs:
         """Run (N, …) rows, N ≥ 1, of each of the network's inputs: one array per output, each with first dimension N,

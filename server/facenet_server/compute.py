@@ -38,7 +38,7 @@ class Compute:
 
     def __init__(self, n_threads: int, stats: Stats) -> None:
         self.n_threads = n_threads
-        self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="compute")
+        self.threads = ThreadPoolExecutor(n_threads, thread_name_prefix="compute")
         self._stats = stats
 
     def __enter__(self) -> Self:
@@ -47,7 +47,7 @@ class Compute:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._threads.shutdown()
+        self.threads.shutdown()
 
     async def __call__(self, stage: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the function in one of the threads."""
@@ -69,7 +69,7 @@ class Compute:
                 ended.set_result(None)
 
         counted.begin()
-        job = self._threads.submit(run)
+        job = self.threads.submit(run)
         job.add_done_callback(lambda _: loop.call_soon_threadsafe(end))
         try:
             await ended
