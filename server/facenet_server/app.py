@@ -129,14 +129,14 @@ async def _listen(
     service: FaceService, config: Config, stats: Stats, lost: asyncio.Event, last_words: ExitStack
 ) -> None:
     server, port = bind(service, config)
-    servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    status = Health(("", SERVICE), stats, config.stall_s)
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
     if config.reflection:
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     signals = _signals()
     memory.settle()
     await server.start()
-    async with Health(servicer, ("", SERVICE), stats, config.stall_s) as status:
+    async with status:
         _log.info("listening on %s:%d", config.listen.rpartition(":")[0], port)
         signalled, failed = asyncio.ensure_future(signals.get()), asyncio.ensure_future(lost.wait())
         await asyncio.wait({signalled, failed}, return_when=asyncio.FIRST_COMPLETED)
@@ -150,7 +150,7 @@ async def _listen(
             _log.info("draining: up to %g s for what is in flight; a second signal stops at once", grace_s)
         failed.cancel()
         last_words.callback(_end_within(grace_s + _LAST_S).cancel)
-        await status.end()
+        status.end()
         service.drain()
         await _stop(server, grace_s, signals)
     for number in _SIGNALS:  # what follows may wait for a thread that hangs: another signal ends it

@@ -7,47 +7,79 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from grpc_health.v1 import health_pb2
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from facenet_server.stats import Stats
 
 LIVENESS = "liveness"
 
 _SAMPLES = 10  # of a stall's length
-_STATUS = health_pb2.HealthCheckResponse
+_WATCHERS = 128  # calls that stay open, whoever makes them: checks and information need room beside them
+_Status = health_pb2.HealthCheckResponse
 
 
-class Health:
-    """The statuses that a gRPC health servicer tells: of ``services`` whether they are ready, of LIVENESS that the
-    process lives. Ready turns to NOT_SERVING where a stage has something under way and nothing of it has ended for
-    ``stall_s``, and back once something ends. Each is served from ``__aenter__`` to ``end``."""
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated, without types
+    """gRPC's health service (its "Health Checking Protocol"): of ``services`` whether they are ready, of LIVENESS that
+    the process lives. Ready turns to NOT_SERVING where a stage has something under way and nothing of it has ended for
+    ``stall_s``, and back once something ends. Each is served from ``__aenter__`` to ``end``.
 
-    def __init__(self, servicer: Any, services: Iterable[str], stats: Stats, stall_s: float) -> None:
-        self._servicer = servicer
+    Not gRPC's own servicer: there a watcher who leaves cuts the others off, and one who stays holds up a drain.
+    """
+
+    def __init__(self, services: Iterable[str], stats: Stats, stall_s: float) -> None:
         self._services = tuple(services)
         self._stats = stats
         self._stall_s = stall_s
-        self._watch: asyncio.Task[None] | None = None
+        self._told: dict[str, int] = {}
+        self._changed = asyncio.Event()  # a new one with each change
+        self._has_ended = False
+        self._watchers = 0
+        self._progress: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        await self._servicer.set(LIVENESS, _STATUS.SERVING)
-        await self._set(ready=True)
-        self._watch = asyncio.create_task(self._watch_progress())
+        self._set(ready=True)
+        self._progress = asyncio.create_task(self._follow_progress())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
+        if self._progress is not None:
+            self._progress.cancel()
             with suppress(asyncio.CancelledError):
-                await self._watch
+                await self._progress
 
-    async def end(self) -> None:
-        """Nothing is served any more, whatever comes."""
-        await self._servicer.enter_graceful_shutdown()
+    def end(self) -> None:
+        """Nothing is served any more, whatever comes. Who watches is told so, and let go."""
+        self._has_ended = True
+        self._set(ready=False)
 
-    async def _watch_progress(self) -> None:
+    async def Check(self, request: Any, context: Any) -> Any:
+        """The status of a service; NOT_FOUND where there is none of that name."""
+        if request.service not in self._told:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r} here")
+        return _Status(status=self._told[request.service])
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        """The status of a service now and whenever it changes, SERVICE_UNKNOWN where there is none of that name."""
+        if self._watchers >= _WATCHERS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_WATCHERS} watch already: use Check")
+        self._watchers += 1
+        try:
+            last = None
+            while True:
+                changed, status = self._changed, self._told.get(request.service, _Status.SERVICE_UNKNOWN)
+                if status != last:
+                    await context.write(_Status(status=status))
+                    last = status
+                if self._has_ended:
+                    return
+                await changed.wait()
+        finally:
+            self._watchers -= 1
+
+    async def _follow_progress(self) -> None:
         ready, ended, still = True, dict[str, int](), Counter[str]()  # samples in which a stage stood still
         while True:
             await asyncio.sleep(self._stall_s / _SAMPLES)
@@ -57,8 +89,11 @@ class Health:
                 ended[stage.name] = stage.ended
             if ready != (max(still.values(), default=0) < _SAMPLES):
                 ready = not ready
-                await self._set(ready=ready)
+                self._set(ready=ready)
 
-    async def _set(self, *, ready: bool) -> None:
-        for service in self._services:
-            await self._servicer.set(service, _STATUS.SERVING if ready else _STATUS.NOT_SERVING)
+    def _set(self, *, ready: bool) -> None:
+        alive = not self._has_ended
+        self._told = dict.fromkeys(self._services, _Status.SERVING if ready and alive else _Status.NOT_SERVING)
+        self._told[LIVENESS] = _Status.SERVING if alive else _Status.NOT_SERVING
+        self._changed.set()
+        self._changed = asyncio.Event()
