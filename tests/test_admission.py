@@ -89,6 +89,21 @@ def test_a_message_whose_bytes_do_not_fit_is_refused() -> None:
     assert admission.counts.bytes_in_flight == 0
 
 
+async def test_reads_that_are_expected_of_others_take_nothing_of_a_callers_share() -> None:
+    admission = door(n_bytes=1_000_000)
+    with admission.enter("a") as a, admission.enter("b") as b, admission.enter("b") as more:
+        accept(a, 1, 400_000)
+        reads = [b.expect(), more.expect()]
+        assert a.has_room()
+        reads.append(a.expect())
+        a.usual_bytes = 100_000
+        reads.append(a.expect())
+        assert not a.has_room()
+        for over in reads:
+            over()
+        assert a.has_room()
+
+
 def test_a_message_larger_than_a_whole_limit_is_let_in_alone() -> None:
     admission = door(items=3, n_bytes=10)
     with admission.enter("a") as visit:

@@ -116,6 +116,23 @@ async def test_a_message_whose_items_have_no_room_waits_and_is_handed_back_when_
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_a_message_whose_time_is_up_while_it_waits_for_room_is_told_so_then_and_never_begun() -> None:
+    async with held_server(max_items_in_flight=6) as (net, service, stub, _):
+        call = await occupied(net, stub, crops(1))
+        late = stub.Embed()
+        await late.write(crops(2, 3, 4, timeout_ms=50, number=7))
+        answer = await late.read()
+        assert (answer.id, [each.error.reason for each in answer.results]) == (7, ["TIMED_OUT"] * 3)
+        await until(lambda: service.admission.counts.bytes_in_flight < 4 * 76_800)
+        assert (service.admission.counts.accepted_items, service.admission.counts.refused_items) == (1, 3)
+        net.open()
+        await late.write(crops(5))
+        assert (await late.read()).results[0].HasField("embedding")
+        assert (await call.read()).results[0].HasField("embedding")
+        for each in (call, late):
+            each.cancel()
+
+
 async def test_items_whose_time_is_up_get_no_row_and_their_neighbours_theirs() -> None:
     async with held_server(max_batch_rows=1) as (net, _, stub, _):
         call = await occupied(net, stub, crops(1))

@@ -5,25 +5,33 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
+FIELDS = wire.Fields(id=1, items=2, timeout_ms=4)
 
-@given(st.integers(0, 2**64 - 1), st.lists(st.binary(max_size=200), max_size=20), st.booleans())
-def test_the_outline_is_the_message_s(number: int, images: list[bytes], with_options: bool) -> None:
-    request = pb.DetectRequest(id=number, images=[pb.Image(encoded=data) for data in images])
+
+@given(
+    st.integers(0, 2**64 - 1),
+    st.lists(st.binary(max_size=200), max_size=20),
+    st.none() | st.integers(0, 2**32 - 1),
+    st.booleans(),
+)
+def test_the_outline_is_the_message_s(
+    number: int, images: list[bytes], timeout_ms: int | None, with_options: bool
+) -> None:
+    request = pb.DetectRequest(id=number, images=[pb.Image(encoded=data) for data in images], timeout_ms=timeout_ms)
     if with_options:
         request.options.min_face_px = 40
-        request.timeout_ms = 1000
-    assert wire.outline(request.SerializeToString(), 1, 2, 64) == (number, len(images))
+    assert wire.outline(request.SerializeToString(), FIELDS, 64) == (number, len(images), timeout_ms)
 
 
 def test_counting_stops_at_one_more_than_is_allowed() -> None:
     bomb = pb.DetectRequest(images=[pb.Image()]).SerializeToString() * 5_000_000
-    assert wire.outline(bomb, 1, 2, 64).n_items == 65
+    assert wire.outline(bomb, FIELDS, 64).n_items == 65
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_have_an_outline_or_are_no_message(data: bytes) -> None:
     try:
-        found = wire.outline(data, 1, 2, 64)
+        found = wire.outline(data, FIELDS, 64)
     except DecodeError:
         return
     assert 0 <= found.n_items <= 65
@@ -41,4 +49,4 @@ def test_any_bytes_have_an_outline_or_are_no_message(data: bytes) -> None:
 )
 def test_what_is_no_message_is_told(data: bytes) -> None:
     with pytest.raises(DecodeError):
-        wire.outline(data, 1, 2, 64)
+        wire.outline(data, FIELDS, 64)

@@ -156,12 +156,12 @@ def item_error(error: ItemError) -> pb.ItemError:
     return pb.ItemError(code=_CODES[type(error)], reason=error.reason, message=str(error))
 
 
-def refusal(response: type[Any], number: int, n_items: int, retry_after_ms: int) -> Any:
-    """The answer to a message of that id and so many items that there is no room for."""
-    error = item_error(Overloaded("the server has no room for this message now"))
+def refusal(response: type[Any], number: int, n_items: int, error: ItemError, retry_after_ms: int | None = None) -> Any:
+    """The answer to a message of that id and so many items that was not begun."""
+    told = item_error(error)
     answer = response(id=number, retry_after_ms=retry_after_ms)
     for _ in range(n_items):
-        answer.results.add().error.CopyFrom(error)
+        answer.results.add().error.CopyFrom(told)
     return answer
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations  # grpcio's classes take their type arguments
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
@@ -17,7 +18,7 @@ from google.protobuf.message import DecodeError, Message
 
 from facenet_server import messages, wire
 from facenet_server.admission import Admission, Refused, Visit, caller_of
-from facenet_server.errors import ProtocolError
+from facenet_server.errors import Overloaded, ProtocolError, TimedOut
 from facenet_server.seats import Seats
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Stream:
         self._limits = limits
         self._draining = draining
         self._caller = caller_of(context.peer())
+        self._fields = _fields(method)
         self._seats = Seats(limits.max_images)
         self._credits = asyncio.Semaphore(limits.max_messages)
         self._accepted: _Accepted = asyncio.Queue()  # bounded by the credits
@@ -178,22 +180,26 @@ class Stream:
         where the server drains instead. Raises ProtocolError."""
         method, most = self._method, self._limits.max_items_per_message
         arrived = asyncio.get_running_loop().time()
-        fields = method.request.DESCRIPTOR.fields_by_name
         try:
-            outline = wire.outline(data, fields["id"].number, fields[method.batch_field].number, most)
+            outline = wire.outline(data, self._fields, most)
             if outline.n_items > most:
                 raise ProtocolError(f"the message holds too many items; the limit is {most}")
+            deadline = None if outline.timeout_ms is None else arrived + outline.timeout_ms / 1000
+            refusal = partial(messages.refusal, method.response, outline.id, outline.n_items)
             if not visit.hold(outline.n_items, len(data)):
-                retry_after_ms = round(1000 * admission.retry_after_s())
-                return _Pending(messages.refusal(method.response, outline.id, outline.n_items, retry_after_ms))
-            await _turn(visit, outline.n_items, draining)
+                no_room = Overloaded("the server has no room for this message now")
+                return _Pending(refusal(no_room, round(1000 * admission.retry_after_s())))
+            await _turn(visit, outline.n_items, draining, deadline)
             if draining.done():
                 return None
+            if not visit.has_room(outline.n_items):
+                visit.refuse(outline.n_items)
+                return _Pending(refusal(TimedOut()), n_bytes=len(data))
             request = method.request.FromString(data)
         except DecodeError:
             raise ProtocolError(f"the bytes are no {method.request.DESCRIPTOR.name}") from None
         visit.accept(outline.n_items)
-        place = Place(self._caller, self._seats, _deadline(request, arrived))
+        place = Place(self._caller, self._seats, deadline)
         return _Pending(tasks.create_task(method.answer(request, place)), outline.n_items, len(data))
 
 
@@ -220,6 +226,11 @@ def handler(
     return handle
 
 
+def _fields(method: Method) -> wire.Fields:
+    numbers = method.request.DESCRIPTOR.fields_by_name
+    return wire.Fields(*(numbers[name].number for name in ("id", method.batch_field, "timeout_ms")))
+
+
 def start_read(context: Context) -> asyncio.Future[Any]:
     """A read to be waited for with asyncio.wait: a read that is cancelled loses its message."""
     read = asyncio.ensure_future(context.read())
@@ -227,19 +238,16 @@ def start_read(context: Context) -> asyncio.Future[Any]:
     return read
 
 
-def _deadline(request: Any, arrived: float) -> float | None:
-    if not request.HasField("timeout_ms"):
-        return None
-    return arrived + int(request.timeout_ms) / 1000
-
-
-async def _turn(visit: Visit, n_items: int, draining: asyncio.Task[Any]) -> None:
-    """Wait until there is room, or the server drains. There is still room when it returns: others may have come
-    between the turn and its end."""
+async def _turn(visit: Visit, n_items: int, draining: asyncio.Task[Any], deadline: float | None = None) -> None:
+    """Wait until there is room, the server drains, or the time is up. Where there was room there still is when it
+    returns: others may have come between the turn and its end."""
+    loop, left_s = asyncio.get_running_loop(), None
     while not visit.has_room(n_items) and not draining.done():
+        if deadline is not None and (left_s := deadline - loop.time()) <= 0:
+            return
         turn = asyncio.ensure_future(visit.turn(n_items))
         try:
-            await asyncio.wait({turn, draining}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({turn, draining}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             turn.cancel()
 

@@ -13,19 +13,29 @@ _OTHER_FIELDS = 64  # more than any request has beside its items
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
+class Fields(NamedTuple):
+    """The numbers of the fields that matter."""
+
+    id: int
+    items: int
+    timeout_ms: int
+
+
 class Outline(NamedTuple):
-    """A request's id, and how many items it holds."""
+    """A request's id, how many items it holds, and how long its answer is of use."""
 
     id: int
     n_items: int
+    timeout_ms: int | None
 
 
-def outline(data: bytes, id_field: int, items_field: int, most: int) -> Outline:
+def outline(data: bytes, fields: Fields, most: int) -> Outline:
     """Walk over the top-level fields, until there are more than ``most`` items.
 
     Raises DecodeError where the bytes are no message, or one of far more fields than a request has.
     """
     number = n_items = n_fields = at = 0
+    timeout_ms: int | None = None
     while at < len(data) and n_items <= most:
         n_fields += 1
         if n_fields > most + _OTHER_FIELDS:
@@ -34,18 +44,19 @@ def outline(data: bytes, id_field: int, items_field: int, most: int) -> Outline:
         field, kind = tag >> 3, tag & 7
         if kind == _VARINT:
             value, at = _varint(data, at)
-            number = value if field == id_field else number
+            number = value & 0xFFFF_FFFF_FFFF_FFFF if field == fields.id else number
+            timeout_ms = value & 0xFFFF_FFFF if field == fields.timeout_ms else timeout_ms
         elif kind == _LENGTH:
             size, at = _varint(data, at)
             at += size
-            n_items += field == items_field
+            n_items += field == fields.items
         elif kind in (_FIXED64, _FIXED32):
             at += 8 if kind == _FIXED64 else 4
         else:
             raise DecodeError(f"wire type {kind}")
         if at > len(data):
             raise DecodeError("the last field is cut off")
-    return Outline(number & 0xFFFF_FFFF_FFFF_FFFF, n_items)
+    return Outline(number, n_items, timeout_ms)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
