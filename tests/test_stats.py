@@ -3,23 +3,11 @@ import time
 
 import grpc
 import numpy as np
-import pytest
 from facenet_client import AsyncClient
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
-from facenet_server.compute import Compute
-from facenet_server.stats import LoopLag, Stats, resident_bytes
+from facenet_server.stats import LoopLag, resident_bytes
 from nets import crop, fake_server, square
-
-
-async def test_a_job_is_counted_under_its_stage() -> None:
-    stats = Stats()
-    with Compute(2, stats) as compute:
-        assert await compute("add", max, 1, 2) == 2
-        assert await compute("add", max, 3, 2) == 3
-        with pytest.raises(ZeroDivisionError):
-            await compute("fail", divmod, 1, 0)
-    assert {stage.name: (stage.runs, stage.rows) for stage in stats} == {"add": (2, 2), "fail": (0, 0)}
 
 
 async def test_a_blocked_loop_shows_in_its_lag() -> None:
