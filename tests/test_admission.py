@@ -89,21 +89,6 @@ def test_a_message_whose_bytes_do_not_fit_is_refused() -> None:
     assert admission.counts.bytes_in_flight == 0
 
 
-async def test_reads_that_are_expected_of_others_take_nothing_of_a_callers_share() -> None:
-    admission = door(n_bytes=1_000_000)
-    with admission.enter("a") as a, admission.enter("b") as b, admission.enter("b") as more:
-        accept(a, 1, 400_000)
-        reads = [b.expect(), more.expect()]
-        assert a.has_room()
-        reads.append(a.expect())
-        a.usual_bytes = 100_000
-        reads.append(a.expect())
-        assert not a.has_room()
-        for over in reads:
-            over()
-        assert a.has_room()
-
-
 def test_a_message_larger_than_a_whole_limit_is_let_in_alone() -> None:
     admission = door(items=3, n_bytes=10)
     with admission.enter("a") as visit:
@@ -195,3 +180,14 @@ def test_a_refused_caller_is_told_about_when_there_will_be_room() -> None:
 )
 def test_a_caller_is_a_host_but_near_ones_are_told_apart_by_connection(peer: str, caller: str) -> None:
     assert caller_of(peer) == caller
+
+
+async def test_who_waits_no_longer_is_forgotten() -> None:
+    admission = door(items=2)
+    with admission.enter("a") as a, admission.enter("b") as b:
+        accept(a, 2)
+        first, second = await waiting(b), await waiting(b)
+        for task in (second, first):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert not admission._waiting

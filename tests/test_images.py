@@ -7,7 +7,14 @@ import cv2
 import numpy as np
 import pytest
 from facenet_server.errors import InvalidInput
-from facenet_server.images import DecodeLimits, Encoded, Raw, claimed_pixels, decode
+from facenet_server.images import (
+    DecodeLimits,
+    Encoded,
+    Raw,
+    claimed_pixels,
+    claimed_pixels_at_a_glance,
+    decode,
+)
 from PIL import Image, ImageOps
 
 LIMITS = DecodeLimits(("JPEG", "PNG", "WEBP"), 1 << 20, 1_000_000)
@@ -188,3 +195,25 @@ def test_every_odd_file_is_decoded_or_refused(odd_files: Sequence[Path]) -> None
         decoded += 1
     assert decoded > len(odd_files) / 2
     assert refusals <= {"EMPTY", "UNSUPPORTED_FORMAT", "TRUNCATED", "CORRUPT", "IMAGE_TOO_LARGE"}
+
+
+def test_a_glance_tells_the_size_of_raw_pixels_and_of_a_plain_jpeg(astronaut: np.ndarray) -> None:
+    assert claimed_pixels_at_a_glance(Raw(b"", 30, 40), LIMITS) == 1200
+    photo = Encoded(encoded(astronaut[:100, :90], "JPEG"))
+    assert claimed_pixels_at_a_glance(photo, LIMITS) == claimed_pixels(photo, LIMITS) == 9000
+
+
+def test_a_glance_says_nothing_of_files_whose_headers_take_longer(astronaut: np.ndarray) -> None:
+    jpeg = encoded(astronaut[:20, :20], "JPEG")
+    segments = b"\xff\xe1\x00\x02" * 10_000
+    files = [
+        encoded(astronaut[:20, :20]),
+        encoded(astronaut[:20, :20], "WEBP"),
+        jpeg[:2] + segments + jpeg[2:],
+        jpeg[:2] + b"\xff" * 10_000 + jpeg[2:],
+        jpeg[:100],
+        b"\xff\xd8\xff",
+        b"",
+        jpeg + bytes(LIMITS.max_bytes),
+    ]
+    assert [claimed_pixels_at_a_glance(Encoded(file), LIMITS) for file in files] == [None] * len(files)

@@ -71,8 +71,7 @@ class Admission:
         self._clock = clock
         self._of_caller: defaultdict[str, _Share] = defaultdict(_Share)
         self._streams_of = Counter[str]()
-        self._expected_bytes = 0  # of reads that have just begun: of all callers, and of each
-        self._expected_of = Counter[str]()
+        self._expected_bytes = 0  # of reads that have just begun
         self._waiting: dict[str, deque[_Turn]] = {}  # callers in turn
         self._rate_per_s, self._rate_at = 0.0, clock()
 
@@ -94,7 +93,7 @@ class Admission:
         """Within every limit; what is larger than a whole limit fits where it is alone."""
         capacity, mine = self._capacity, self._of_caller.get(visit.caller, _Share())
         # What is held has its bytes, however small its caller's share of them has become since.
-        return (bool(visit.held_bytes) or self._has_bytes(visit.caller, 1, expected=True)) and all(
+        return (bool(visit.held_bytes) or self._has_bytes(visit.caller, 1 + self._expected_bytes)) and all(
             not used or used + n_items <= limit
             for used, limit in (
                 (visit.items, capacity.items_per_stream),
@@ -108,20 +107,11 @@ class Admission:
         mine, limit = self._streams_of[caller], self._capacity.streams
         return self.counts.streams < limit and (not mine or mine < _share(limit, self._streams_of))
 
-    def _has_bytes(self, caller: str, n_bytes: int, *, expected: bool = False) -> bool:
-        """Whether there is room for so many bytes more, and for those that are ``expected``."""
+    def _has_bytes(self, caller: str, n_bytes: int) -> bool:
+        """Whether there is room for so many bytes more."""
         limit, used = self._capacity.n_bytes, self.counts.bytes_in_flight
         mine = self._of_caller.get(caller, _Share()).n_bytes
-        of_all, of_caller = (self._expected_bytes, self._expected_of[caller]) if expected else (0, 0)
-        return (not used or used + of_all + n_bytes <= limit) and (
-            not mine or mine + of_caller + n_bytes <= _share(limit, self._of_caller)
-        )
-
-    def _expect(self, caller: str, n_bytes: int) -> None:
-        self._expected_bytes += n_bytes
-        self._expected_of[caller] += n_bytes
-        if not self._expected_of[caller]:
-            del self._expected_of[caller]
+        return (not used or used + n_bytes <= limit) and (not mine or mine + n_bytes <= _share(limit, self._of_caller))
 
     def _change(self, visit: "Visit", n_items: int, n_bytes: int) -> None:
         visit.items += n_items
@@ -137,33 +127,40 @@ class Admission:
     def _wake(self) -> None:
         """Let streams that wait go on, callers in turn, as far as there is room for what they have."""
         room = self._capacity.items - self.counts.items_in_flight
-        woken, turns = True, list[_Turn]()
+        expected, woken = self._expected_bytes, True
         while room > 0 and woken:
             woken = False
             for caller in list(self._waiting):
-                if turn := self._wake_one(caller):
-                    turns.append(turn)
-                    woken = True
-                    room -= turn.n_items
+                n_items = self._wake_one(caller)
+                woken |= n_items > 0
+                room -= n_items
                 if room <= 0:
                     break
-        for turn in turns:  # from now on each counts its own
-            self._expect(turn.visit.caller, -turn.will_read_bytes)
+        self._expected_bytes = expected  # from now on each counts its own
 
-    def _wake_one(self, caller: str) -> "_Turn | None":
+    def _wake_one(self, caller: str) -> int:
         """The caller's stream that waits longest, if there is room for it; the caller's others go behind other
-        callers'."""
+        callers'. How many items it has."""
         queue = self._waiting.pop(caller)
-        while queue and queue[0].comes.done():  # its stream has ended
+        while queue and queue[0].comes.done():  # it is about to be forgotten
             queue.popleft()
-        woken = None
+        woken = 0
         if queue and self._fits(queue[0].visit, queue[0].n_items):
-            woken = queue.popleft()
-            woken.comes.set_result(None)
-            self._expect(caller, woken.will_read_bytes)
+            turn = queue.popleft()
+            turn.comes.set_result(None)
+            woken = turn.n_items
+            self._expected_bytes += 0 if turn.visit.held_bytes else turn.visit.usual_bytes
         if queue:
             self._waiting[caller] = queue
         return woken
+
+    def _forget(self, turn: "_Turn") -> None:
+        """It waits no longer."""
+        queue = self._waiting.get(turn.visit.caller, deque())
+        if turn in queue:
+            queue.remove(turn)
+            if not queue:
+                del self._waiting[turn.visit.caller]
 
     def _rate_now(self) -> float:
         now = self._clock()
@@ -212,22 +209,25 @@ class Visit:
     async def turn(self, n_items: int = 1) -> None:
         """Wait until there is; callers who wait take turns."""
         while not self.has_room(n_items):
-            will_read = 0 if self.held_bytes else self.usual_bytes
-            turn = _Turn(self, n_items, asyncio.get_running_loop().create_future(), will_read)
+            turn = _Turn(self, n_items, asyncio.get_running_loop().create_future())
             self._admission._waiting.setdefault(self.caller, deque()).append(turn)
-            await turn.comes
+            try:
+                await turn.comes
+            except asyncio.CancelledError:
+                self._admission._forget(turn)
+                raise
 
     def expect(self) -> Callable[[], None]:
         """A read begins: until what is returned is called, or nothing has come for a while, a message is expected, so
         that not all idle streams are read at once when there is little room."""
         admission, n_bytes = self._admission, self.usual_bytes
-        admission._expect(self.caller, n_bytes)
+        admission._expected_bytes += n_bytes
 
         def over() -> None:
             nonlocal n_bytes
             timer.cancel()
             if n_bytes:
-                admission._expect(self.caller, -n_bytes)
+                admission._expected_bytes -= n_bytes
                 n_bytes = 0
                 admission._wake()
 
@@ -270,7 +270,6 @@ class _Turn(NamedTuple):
     visit: Visit
     n_items: int
     comes: asyncio.Future[None]
-    will_read_bytes: int  # none where it holds its message already
 
 
 def caller_of(peer: str) -> str:

@@ -95,8 +95,8 @@ async def open_pipeline(
 
         # R-Net and O-Net: a batch on each core, in the threads of the images, which do the rest of the work on them; an
         # accelerator takes one at a time.
-        how = {} if by_kind["rnet"].on_cuda else {"workers": threads, "threads": compute.threads}
-        windows = {kind: await share(by_kind[kind], config.max_window_rows, **how) for kind in ("rnet", "onet")}
+        in_threads = {} if by_kind["rnet"].on_cuda else {"workers": threads, "threads": compute.threads}
+        windows = {kind: await share(by_kind[kind], config.max_window_rows, **in_threads) for kind in ("rnet", "onet")}
         embedders: dict[str, Embedder] = {}
         for network in (networks[name] for name in _embedders(networks)):
             info = network.info
@@ -129,14 +129,14 @@ async def _listen(
     service: FaceService, config: Config, stats: Stats, lost: asyncio.Event, last_words: ExitStack
 ) -> None:
     server, port = bind(service, config)
-    status = Health(("", SERVICE), stats, config.stall_s)
+    status = Health(("", SERVICE), stats, config.stall_s, config.max_connections)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     if config.reflection:
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     signals = _signals()
     memory.settle()
-    await server.start()
     async with status:
+        await server.start()
         _log.info("listening on %s:%d", config.listen.rpartition(":")[0], port)
         signalled, failed = asyncio.ensure_future(signals.get()), asyncio.ensure_future(lost.wait())
         await asyncio.wait({signalled, failed}, return_when=asyncio.FIRST_COMPLETED)
@@ -190,7 +190,7 @@ def bind(service: FaceService, config: Config) -> tuple[grpc.aio.Server, int]:
 
     Raises StartError where the port is taken.
     """
-    calls = config.max_streams + _CALLS_BESIDE
+    calls = config.max_streams + config.max_connections + _CALLS_BESIDE  # a connection may watch the health
     server = grpc.aio.server(options=_channel_options(config), maximum_concurrent_rpcs=calls)
     server.add_generic_rpc_handlers((service.handlers(),))
     try:

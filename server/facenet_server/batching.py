@@ -75,8 +75,8 @@ class Batcher:
         self._usual_rows = 0.0  # that wait or run at a time: the most of lately
         self._arrived = asyncio.Event()
         self._n_workers = self._idle = workers
-        self._own_threads = None if threads else ThreadPoolExecutor(workers, thread_name_prefix="network")
-        self._executor: Executor = threads or self._own_threads  # type: ignore[assignment]  # one of them is there
+        self._owns_threads = threads is None
+        self._executor: Executor = threads or ThreadPoolExecutor(workers, thread_name_prefix="network")
         self._workers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -92,8 +92,8 @@ class Batcher:
         await asyncio.gather(*workers, return_exceptions=True)
         for outputs in self._parts:
             outputs.cancel()
-        if self._own_threads:
-            await asyncio.to_thread(self._own_threads.shutdown)  # once what runs has ended
+        if self._owns_threads:
+            await asyncio.to_thread(self._executor.shutdown)  # once what runs has ended
 
     async def __call__(self, *inputs: Rows, deadline: float | None = None) -> Outputs:
         """Run (N, …) rows, N ≥ 1, of each of the network's inputs: one array per output, each with first dimension N,
@@ -160,9 +160,12 @@ class Batcher:
                     part.outputs.set_result(outcome)
 
     async def _run(self, batch: list[_Part]) -> list[Outputs | Exception]:
+        """An outcome for each, none for those whose callers left while the batch waited for a thread."""
+
         def run() -> tuple[int, list[Outputs | Exception], int]:
             start_ns = time.monotonic_ns()
-            outcomes = _outcomes(self._net, [part.inputs for part in batch])
+            batch[:] = [part for part in batch if not part.outputs.done()]
+            outcomes = _outcomes(self._net, [part.inputs for part in batch]) if batch else []
             return start_ns, outcomes, time.monotonic_ns()
 
         rows = sum(part.n_rows for part in batch)
@@ -172,9 +175,11 @@ class Batcher:
                 start_ns, outcomes, end_ns = await asyncio.get_running_loop().run_in_executor(self._executor, run)
         finally:
             self._running_rows -= rows
-        self._runs_s.append((end_ns - start_ns) / 1e9)
-        queue_ns = sum((start_ns - part.since_ns) * part.n_rows for part in batch)
-        self._stage.add(rows=rows, queue_ns=queue_ns, compute_ns=end_ns - start_ns)
+        if batch:
+            self._runs_s.append((end_ns - start_ns) / 1e9)
+            queue_ns = sum((start_ns - part.since_ns) * part.n_rows for part in batch)
+            rows = sum(part.n_rows for part in batch)
+            self._stage.add(rows=rows, queue_ns=queue_ns, compute_ns=end_ns - start_ns)
         return outcomes
 
     def _share(self) -> int:

@@ -18,8 +18,9 @@ class Steps:
     """The steps of one job, in its thread: called with a step's stage, function and arguments."""
 
     def __init__(self) -> None:
+        self.begun_ns = 0
         self.taken: list[tuple[str, int]] = []  # each stage, and its nanoseconds
-        self.is_wanted = True
+        self.is_wanted = True  # until the job's caller leaves, on the event loop
 
     def __call__(self, stage: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Take a step, timed under its stage."""
@@ -56,31 +57,30 @@ class Compute:
     async def job(self, stage: str, function: Callable[[Steps], T]) -> T:
         """Several steps one after the other in one of the threads, which costs less than a thread for each. Until it
         ends it is under way as ``stage``, its first."""
-        steps, since_ns, counted = Steps(), time.monotonic_ns(), self._stats.stage(stage)
-        loop = asyncio.get_running_loop()
+        steps, since_ns, loop = Steps(), time.monotonic_ns(), asyncio.get_running_loop()
         ended = loop.create_future()
 
-        def run() -> tuple[int, T]:
-            return time.monotonic_ns(), function(steps)
+        def run() -> T:
+            steps.begun_ns = time.monotonic_ns()
+            return function(steps)
 
         def end() -> None:
-            counted.end()  # its true end: a caller who leaves does not end a job that hangs
+            self._stats.stage(stage).end()  # truly: a caller who leaves does not end a job that hangs
+            for number, (name, compute_ns) in enumerate(steps.taken):
+                queue_ns = 0 if number else steps.begun_ns - since_ns
+                self._stats.stage(name).add(rows=1, queue_ns=queue_ns, compute_ns=compute_ns)
             if not ended.done():
                 ended.set_result(None)
 
-        counted.begin()
         job = self.threads.submit(run)
+        self._stats.stage(stage).begin()
         job.add_done_callback(lambda _: loop.call_soon_threadsafe(end))
         try:
             await ended
-            start_ns, result = job.result()
+            return job.result()
         except asyncio.CancelledError:
             steps.is_wanted = False
             job.cancel()  # where it has not begun
             raise
         finally:
             del job  # or its error would hold itself, by this frame
-        for number, (name, compute_ns) in enumerate(steps.taken):
-            queue_ns = 0 if number else start_ns - since_ns
-            self._stats.stage(name).add(rows=1, queue_ns=queue_ns, compute_ns=compute_ns)
-        return result

@@ -114,8 +114,12 @@ class Detector:
             return step("propose", mtcnn.propose, image, pnet, step.wanted(left), options.thresholds[0], most)
 
         n_threads = min(self._free_threads(), len(scales))
-        found = await asyncio.gather(*(self._compute.job("propose", propose) for _ in range(n_threads)))
-        return [level for levels in found for level in levels]
+        jobs = [asyncio.create_task(self._compute.job("propose", propose)) for _ in range(n_threads)]
+        try:
+            return [level for levels in await asyncio.gather(*jobs) for level in levels]
+        finally:
+            for job in jobs:
+                job.cancel()  # where one of them failed, the others need not go on
 
     async def _propose_on_canvases(
         self, image: Source, scales: Sequence[float], options: DetectOptions

@@ -15,7 +15,6 @@ from facenet_server.stats import Stats
 LIVENESS = "liveness"
 
 _SAMPLES = 10  # of a stall's length
-_WATCHERS = 128  # calls that stay open, whoever makes them: checks and information need room beside them
 _Status = health_pb2.HealthCheckResponse
 
 
@@ -27,8 +26,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
     Not gRPC's own servicer: there a watcher who leaves cuts the others off, and one who stays holds up a drain.
     """
 
-    def __init__(self, services: Iterable[str], stats: Stats, stall_s: float) -> None:
+    def __init__(self, services: Iterable[str], stats: Stats, stall_s: float, max_watchers: int = 128) -> None:
         self._services = tuple(services)
+        self._max_watchers = max_watchers
         self._stats = stats
         self._stall_s = stall_s
         self._told: dict[str, int] = {}
@@ -63,17 +63,18 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
 
     async def Watch(self, request: Any, context: Any) -> None:
         """The status of a service now and whenever it changes, SERVICE_UNKNOWN where there is none of that name."""
-        if self._watchers >= _WATCHERS:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_WATCHERS} watch already: use Check")
+        if self._watchers >= self._max_watchers:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._watchers} watch already: use Check")
         self._watchers += 1
         try:
             last = None
             while True:
-                changed, status = self._changed, self._told.get(request.service, _Status.SERVICE_UNKNOWN)
+                changed, is_last = self._changed, self._has_ended
+                status = self._told.get(request.service, _Status.SERVICE_UNKNOWN)
                 if status != last:
                     await context.write(_Status(status=status))
                     last = status
-                if self._has_ended:
+                if is_last:
                     return
                 await changed.wait()
         finally:

@@ -17,10 +17,11 @@ from facenet_server.errors import InvalidInput
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 
+Image.init()  # now, not when the first file of a rarer format comes
 Image.MAX_IMAGE_PIXELS = None  # the limit below, checked on the header, stands in for Pillow's global one
 
 _JPEG = b"\xff\xd8\xff"
-_SMALL_FILE_BYTES = 1 << 16
+_GLANCE_BYTES = 1024
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {  # by EXIF orientation: swap the axes, then turn the rows round, then the columns
     1: (False, False, False),
@@ -114,10 +115,14 @@ def claimed_pixels(source: Encoded | Raw, limits: DecodeLimits) -> int:
     return pixels if pixels <= limits.max_pixels else 0
 
 
-def is_quickly_looked_at(source: Encoded | Raw) -> bool:
-    """Whether ``claimed_pixels`` takes microseconds: of raw pixels and of small JPEG files, whose header is a few
-    plain segments. Other formats may have to be unpacked for it."""
-    return isinstance(source, Raw) or (len(source.data) <= _SMALL_FILE_BYTES and source.data.startswith(_JPEG))
+def claimed_pixels_at_a_glance(source: Encoded | Raw, limits: DecodeLimits) -> int | None:
+    """The same where that takes microseconds: of raw pixels, and of JPEG files whose header ends within a KiB. None of
+    others, whose headers may be long or have to be unpacked."""
+    if isinstance(source, Raw):
+        return claimed_pixels(source, limits)
+    if len(source.data) > limits.max_bytes or not source.data.startswith(_JPEG):
+        return None
+    return claimed_pixels(Encoded(source.data[:_GLANCE_BYTES]), limits) or None
 
 
 def _decode(source: Encoded, limits: DecodeLimits, max_reduction: int) -> Decoded:
