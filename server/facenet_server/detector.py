@@ -90,18 +90,18 @@ class Detector:
         scales = mtcnn.scales(height, width, options.min_face_px, options.scale_factor)
         pnet, threshold, most = self._nets.pnet, options.thresholds[0], self._limits.max_candidates
 
-        def alone(step: Steps) -> tuple[Source, Boxes, Rows]:
+        def in_one_thread(step: Steps) -> tuple[Source, Boxes, Rows]:
             source = step("columns", resampling.by_columns, image)
             levels = step("propose", mtcnn.propose, source, pnet, step.wanted(scales), threshold, most)
             boxes = step("merge", mtcnn.merge, levels, most)
-            return source, boxes, step("cut", _cut, source, boxes[:_WINDOWS_AT_ONCE], _RNET_PX)
+            return source, boxes, step("cut", _cut, source, boxes, _RNET_PX)
 
         if self._nets.canvases is None and self._free_threads() == 1:
-            return await self._compute.job("columns", alone)
+            return await self._compute.job("columns", in_one_thread)
         source = await self._compute("columns", resampling.by_columns, image)
         propose = self._propose_directly if self._nets.canvases is None else self._propose_on_canvases
         boxes = await self._compute("merge", mtcnn.merge, await propose(source, scales, options), most)
-        return source, boxes, await self._cut(source, boxes[:_WINDOWS_AT_ONCE], _RNET_PX)
+        return source, boxes, await self._cut(source, boxes, _RNET_PX)
 
     async def _propose_directly(
         self, image: Source, scales: Sequence[float], options: DetectOptions
@@ -138,16 +138,16 @@ class Detector:
         self, image: Source, boxes: Boxes, probability: Scores, regression: Regressions, threshold: float
     ) -> tuple[Boxes, Rows]:
         """What R-Net's outputs leave of the boxes, and the first of their windows."""
-        is_alone = self._free_threads() == 1
+        in_one_thread = self._free_threads() == 1
 
         def refine(step: Steps) -> tuple[Boxes, Rows | None]:
             refined = step("refine", mtcnn.refine, boxes, probability, regression, threshold)
-            windows = step("cut", _cut, image, refined[:_WINDOWS_AT_ONCE], _ONET_PX) if is_alone else None
+            windows = step("cut", _cut, image, refined, _ONET_PX) if in_one_thread else None
             return refined, windows
 
         refined, windows = await self._compute.job("refine", refine)
         if windows is None:
-            windows = await self._cut(image, refined[:_WINDOWS_AT_ONCE], _ONET_PX)
+            windows = await self._cut(image, refined, _ONET_PX)
         return refined, windows
 
     async def _judge(self, image: Source, boxes: Boxes, windows: Rows, net: Batcher, company: Company) -> Outputs:
@@ -155,13 +155,16 @@ class Detector:
         await company.meet()  # once a network, however many windows it has: all meet as often
         outputs = [await net(windows, deadline=company.deadline)]
         for start in range(_WINDOWS_AT_ONCE, len(boxes), _WINDOWS_AT_ONCE):
-            windows = await self._cut(image, boxes[start : start + _WINDOWS_AT_ONCE], windows.shape[1])
+            windows = await self._cut(image, boxes[start:], windows.shape[1])
             outputs.append(await net(windows, deadline=company.deadline))
         return outputs[0] if len(outputs) == 1 else tuple(map(np.concatenate, zip(*outputs, strict=True)))
 
     async def _cut(self, image: Source, boxes: Boxes, side_px: int) -> Rows:
-        """Windows, side by side where threads are free."""
-        parts = np.array_split(boxes, max(1, min(self._free_threads(), len(boxes))))
+        """The first windows, side by side where threads are free."""
+        if not len(boxes):
+            return _cut(image, boxes, side_px)  # nothing that a thread is needed for
+        boxes = boxes[:_WINDOWS_AT_ONCE]
+        parts = np.array_split(boxes, min(self._free_threads(), len(boxes)))
         cuts = await asyncio.gather(*(self._compute("cut", _cut, image, part, side_px) for part in parts))
         return np.concatenate(cuts)
 
@@ -181,4 +184,5 @@ class Detector:
 
 
 def _cut(image: Source, boxes: Boxes, side_px: int) -> Rows:
-    return resampling.cut(image, boxes.astype(np.int64), side_px)
+    """The windows of the first boxes, as many as are cut at once."""
+    return resampling.cut(image, boxes[:_WINDOWS_AT_ONCE].astype(np.int64), side_px)
