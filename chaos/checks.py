@@ -49,7 +49,7 @@ CHECKS = {
         readers.uploads,
         2,
         {"seconds": 5},
-        {"seconds": 60, "streams": 500, "crops": (1, 13, 52)},
+        {"seconds": 60, "streams": 500, "crops": (1, 13, 208), "budget_mib": 96},
         {"seconds": 4, "streams": 40, "protected": False},
         bites=("peak memory",),
     ),

@@ -17,6 +17,8 @@ from chaos.report import Report
 from chaos.stub import Behaviour
 
 _GRACE_S = 10
+_BATCH_ROWS, _BATCH_S = 16, 0.02  # 800 items a second
+_WARMING_S, _BUSY_S = 0.2, 0.5  # before a drain
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -30,6 +32,8 @@ class _Drains:
     exit_s: list[float] = field(default_factory=list)
     told_s: list[float] = field(default_factory=list)  # until Watch said NOT_SERVING
     at_servers: Counter[str] = field(default_factory=Counter)  # their own counts of items
+    answered: int = 0  # before the drains
+    busy_s: float = 0.0  # until then
     silent: int = 0  # servers that ended without telling them
 
 
@@ -38,8 +42,8 @@ async def drain(*, repeats: int, protected: bool = True, models: str = "", crops
     say themselves; what was answered both sides do."""
     drains = _Drains(Ledger(crops=crops or Marked()))
     for repeat in range(repeats):
-        config = {"grace_s": _GRACE_S, "max_batch_rows": 64}
-        async with Server(Behaviour(config, models, hard_stop=not protected)) as server:
+        config = {"grace_s": _GRACE_S, "max_batch_rows": _BATCH_ROWS}
+        async with Server(Behaviour(config, models, _BATCH_S, hard_stop=not protected)) as server:
             await _one_drain(server, drains, repeat)
     second_s = await _second_signal_s()
     ledger, at_servers = drains.ledger, drains.at_servers
@@ -49,6 +53,9 @@ async def drain(*, repeats: int, protected: bool = True, models: str = "", crops
     report.note = (
         f"{repeats} drains; streams {dict(Counter(drains.ends))}, items {dict(ledger.outcomes)}; {dict(at_servers)}"
     )
+    if not models:
+        load = drains.answered / drains.busy_s / (_BATCH_ROWS / _BATCH_S)
+        report.least("items a second before the drain, over the capacity", load, 0.7)
     report.most("items accepted and abandoned, by the servers' counts", at_servers["abandoned"], 0)
     report.most("accepted − answered, by the servers' counts", at_servers["accepted"] - at_servers["answered"], 0)
     report.most("answers that callers did not get", abs(at_servers["answered"] - answers), 0)
@@ -72,8 +79,12 @@ async def _one_drain(server: Server, drains: _Drains, repeat: int) -> None:
         streams = [asyncio.create_task(bidi(opened[n % 4], ledger, next(salts), stop, 0.01)) for n in range(20)]
         loops = [asyncio.create_task(_loop(opened[n % 4], ledger, next(salts))) for n in range(20)]
         told = asyncio.create_task(_not_serving_at(watching[0]))
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(_WARMING_S)
+        warm, warm_at = (await server.stats()).admission, time.monotonic()
+        await asyncio.sleep(_BUSY_S)
+        drains.answered += (await server.stats()).admission.answered_items - warm.answered_items
         start = time.monotonic()
+        drains.busy_s += start - warm_at
         server.signal(signal.SIGTERM)
         drains.ends += await asyncio.gather(*streams)
         await asyncio.gather(*loops)

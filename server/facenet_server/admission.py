@@ -1,9 +1,10 @@
 """Who is let in: counts of what callers have with the server, and the limits that keep them bounded.
 
 A message's bytes count from the moment it was read, its items from the moment they are accepted, both until the answer
-is written. A new stream is refused where there is no room for anything of it, or its caller has its share of streams. A
-running one is not read while there is none; a message whose bytes do not fit is refused, one whose items do not waits,
-as its stream does, in turn with those of other callers. Pure counting on one event loop: no locks.
+is written. A new stream is refused where there is no room for anything of it, or its caller has its share of streams.
+A running one is not read while there is none for a message like its last; one whose bytes do not fit all the same is
+refused, one whose items do not waits, as its stream does, in turn with those of other callers. Pure counting on one
+event loop: no locks.
 """
 
 import asyncio
@@ -92,8 +93,9 @@ class Admission:
     def _fits(self, visit: "Visit", n_items: int) -> bool:
         """Within every limit; what is larger than a whole limit fits where it is alone."""
         capacity, mine = self._capacity, self._of_caller.get(visit.caller, _Share())
+        next_bytes = max(1, visit.last_bytes) + self._expected_bytes
         # What is held has its bytes, however small its caller's share of them has become since.
-        return (bool(visit.held_bytes) or self._has_bytes(visit.caller, 1 + self._expected_bytes)) and all(
+        return (bool(visit.held_bytes) or self._has_bytes(visit.caller, next_bytes)) and all(
             not used or used + n_items <= limit
             for used, limit in (
                 (visit.items, capacity.items_per_stream),
@@ -149,7 +151,7 @@ class Admission:
             turn = queue.popleft()
             turn.comes.set_result(None)
             woken = turn.n_items
-            self._expected_bytes += 0 if turn.visit.held_bytes else turn.visit.usual_bytes
+            self._expected_bytes += 0 if turn.visit.held_bytes else turn.visit.likely_bytes
         if queue:
             self._waiting[caller] = queue
         return woken
@@ -182,7 +184,7 @@ class Visit:
         self.items = 0  # accepted and not answered
         self.n_bytes = 0  # of the messages that hold them, and of the one that is held
         self.held_bytes = 0  # of a message that was read and is not accepted yet
-        self.usual_bytes = _FIRST_BYTES  # of its messages: as many as the last one had
+        self.last_bytes = 0  # of the last message that was read; the next is taken to have as many
         self._admission = admission
 
     def __enter__(self) -> Self:
@@ -202,6 +204,11 @@ class Visit:
         admission._change(self, -self.items, -self.n_bytes)
         admission._wake()
 
+    @property
+    def likely_bytes(self) -> int:
+        """Of its next message."""
+        return self.last_bytes or _FIRST_BYTES
+
     def has_room(self, n_items: int = 1) -> bool:
         """Whether there is room for so many items now."""
         return self._admission._fits(self, n_items)
@@ -220,7 +227,7 @@ class Visit:
     def expect(self) -> Callable[[], None]:
         """A read begins: until what is returned is called, or nothing has come for a while, a message is expected, so
         that not all idle streams are read at once when there is little room."""
-        admission, n_bytes = self._admission, self.usual_bytes
+        admission, n_bytes = self._admission, self.likely_bytes
         admission._expected_bytes += n_bytes
 
         def over() -> None:
@@ -236,7 +243,7 @@ class Visit:
 
     def hold(self, n_items: int, n_bytes: int) -> bool:
         """Count the bytes of a message that was read; False where there is no room for them, and it is refused."""
-        self.usual_bytes = n_bytes
+        self.last_bytes = n_bytes
         if not self._admission._has_bytes(self.caller, n_bytes):
             self._admission.counts.refused_items += n_items
             return False
