@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -28,16 +28,19 @@ WARM_UP_S = 0.3
 
 
 class Server:
-    """``facenet-server`` on a free port, with a client of its own. Synchronous: it is loaded while it is called."""
+    """``facenet-server`` on a free port, or several of them on one each, with a client of its own. Synchronous: it is
+    loaded while it is called."""
 
-    def __init__(self, plan: Plan, *flags: str) -> None:
+    def __init__(self, plan: Plan, *flags: str, processes: int = 1) -> None:
         command = [sys.executable, "-m", "facenet_server", "--listen", "127.0.0.1:0", "--device", plan.device, *flags]
         environment = {**os.environ, "FACENET_MODELS": str(plan.models)}
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        self._processes = [
+            subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(processes)
+        ]
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> Self:
-        self._client = self._do(self._open(self._address()))
+        self._client = self._do(self._open([_address(process) for process in self._processes]))
         return self
 
     def __exit__(
@@ -45,8 +48,9 @@ class Server:
     ) -> None:
         self._do(self._client.__aexit__(None, None, None))
         self._runner.close()
-        self._process.terminate()
-        self._process.wait()
+        for process in self._processes:
+            process.terminate()
+            process.wait()
 
     def load(self, work: Workload, **how: Any) -> Report:
         """Send the work as facenet_client.load.Plan says; raises BenchmarkError where anything was not answered."""
@@ -72,18 +76,19 @@ class Server:
 
         return slice_
 
-    async def _open(self, address: str) -> AsyncClient:
-        return await AsyncClient(address, timeout_s=TIMEOUT_S).__aenter__()
-
-    def _address(self) -> str:
-        assert self._process.stderr is not None
-        log = ""
-        for line in self._process.stderr:
-            log += line
-            if found := re.search(r"listening on (\S+)", line):
-                threading.Thread(target=self._process.stderr.read, daemon=True).start()  # so that its log never fills
-                return found[1]
-        raise BenchmarkError(f"the server did not start:\n{log}")
+    async def _open(self, addresses: Sequence[str]) -> AsyncClient:
+        return await AsyncClient(addresses, timeout_s=TIMEOUT_S).__aenter__()
 
     def _do(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(coroutine)
+
+
+def _address(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    log = ""
+    for line in process.stderr:
+        log += line
+        if found := re.search(r"listening on (\S+)", line):
+            threading.Thread(target=process.stderr.read, daemon=True).start()  # so that its log never fills
+            return found[1]
+    raise BenchmarkError(f"the server did not start:\n{log}")

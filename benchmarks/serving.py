@@ -14,6 +14,7 @@ from benchmarks.embedding import INT8
 from benchmarks.figures import Figure, Section, Table
 from benchmarks.in_process import InProcess
 from benchmarks.loopback import Server
+from benchmarks.machine import usable_cores
 from benchmarks.photos import crops, small_photos
 from benchmarks.plan import Plan
 from benchmarks.racing import Contender, Lap, fastest, race, speed
@@ -38,7 +39,9 @@ def measure(plan: Plan) -> Section:
         plan.say("starting servers")
         server = stack.enter_context(Server(plan))
         in_process = stack.enter_context(InProcess(Config(models=plan.models, device=plan.device)))
-        _against_in_process(section, plan, server, in_process, photos)
+        # On CUDA processes would share the device, each with its own memory.
+        a_core = stack.enter_context(_a_server_a_core(plan)) if plan.on_cpu else None
+        _against_in_process(section, plan, server, a_core, in_process, photos)
         if INT8 in in_process.embedders:
             single = stack.enter_context(Server(plan, "--max-batch-rows", "1"))
             _across_callers(section, plan, server, single)
@@ -53,13 +56,25 @@ def measure(plan: Plan) -> Section:
     return section
 
 
+def _a_server_a_core(plan: Plan) -> Server:
+    return Server(plan, "--threads", "1", processes=usable_cores())
+
+
 def _against_in_process(
-    section: Section, plan: Plan, server: Server, in_process: InProcess, photos: Sequence[bytes]
+    section: Section,
+    plan: Plan,
+    server: Server,
+    a_core: Server | None,
+    in_process: InProcess,
+    photos: Sequence[bytes],
 ) -> None:
+    few = workload("detect", photos)
     contenders: dict[str, Contender] = {
-        f"{FEW}: server": server.contender(workload("detect", photos), callers=CALLERS),
+        f"{FEW}: server": server.contender(few, callers=CALLERS),
         f"{MANY}: server": server.contender(workload("detect", photos, batch=BATCH), window=2),
     }
+    if a_core is not None:
+        contenders[f"{FEW}: a server a core"] = a_core.contender(few, callers=CALLERS)
     for at_once in IN_PROCESS_AT_ONCE:
         contenders[f"photos: in process, {at_once} at once"] = _repeated(
             partial(in_process.detect_encoded, photos, at_once), len(photos)

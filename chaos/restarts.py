@@ -17,7 +17,7 @@ from chaos.report import Report
 from chaos.stub import Behaviour
 
 _GRACE_S = 10
-_BATCH_ROWS, _BATCH_S = 16, 0.02  # 800 items a second
+_BATCH_ROWS, _BATCH_S = 16, 0.04  # 400 items a second
 _WARMING_S, _BUSY_S = 0.2, 0.5  # before a drain
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 

@@ -193,25 +193,18 @@ async def test_who_waits_no_longer_is_forgotten() -> None:
         assert not admission._waiting
 
 
-def test_a_stream_is_not_read_while_there_is_no_room_for_a_message_like_its_last() -> None:
-    admission = door(n_bytes=1000)
-    with admission.enter("a") as large, admission.enter("a") as small, admission.enter("a") as new:
-        accept(large, 1, 400)
-        accept(small, 1, 50)  # of 500, which leave as many to a newcomer
-        assert (large.has_room(), small.has_room(), new.has_room()) == (False, True, True)
-        large.answered(1, 400)
-        small.answered(1, 50)
-        accept(new, 1, 100)
-        assert large.has_room()  # beside what its caller's others have now
-        new.answered(1, 100)
-
-
-def test_a_stream_of_messages_larger_than_its_callers_share_is_read_while_its_caller_has_nothing_else() -> None:
-    admission = door(n_bytes=1000)
-    with admission.enter("a") as large, admission.enter("a") as other:
-        accept(large, 1, 900)
-        large.answered(1, 900)
-        accept(other, 1, 1)
-        assert not large.has_room()
-        other.answered(1, 1)
-        assert large.has_room()
+async def test_a_message_that_is_held_does_not_wait_behind_a_stream_that_waits_for_its_bytes() -> None:
+    admission = door(n_bytes=1000, items=6)
+    with admission.enter("a") as busy, admission.enter("a") as held, admission.enter("a") as reader:
+        accept(busy, 3, 100)
+        assert held.hold(1, 400)
+        behind = [await waiting(reader), await waiting(held)]
+        with admission.enter("b") as other:  # of 1000 bytes each has a third now, which the held message exceeds
+            accept(other, 1)
+            busy.answered(3, 100)
+            await asyncio.sleep(0)
+            assert [task.done() for task in behind] == [False, True]
+            other.answered(1, 1)
+        held.accept(1)
+        held.answered(1, 400)
+        await behind[0]

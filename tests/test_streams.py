@@ -75,13 +75,18 @@ async def test_a_new_stream_without_room_is_refused_with_a_time_to_come_back(lim
 async def test_a_running_stream_without_room_is_held_back_not_refused() -> None:
     async with held_server(max_items_per_stream=1) as (net, service, stub, _):
         call = await occupied(net, stub, crops(1))
-        for number in (2, 3, 4):
-            await call.write(crops(number, number=number))
-        await call.done_writing()
+
+        async def send() -> None:
+            for number in (2, 3, 4):
+                await call.write(crops(number, number=number))
+            await call.done_writing()
+
+        sending = asyncio.create_task(send())  # which its connection holds back
         await asyncio.sleep(0.05)
         assert service.admission.counts.accepted_items == 1
         net.open()
         answers = [answer async for answer in call]
+        await sending
         assert [answer.id for answer in answers] == [0, 2, 3, 4]
         assert service.admission.counts.refused_items == 0
 

@@ -1,10 +1,9 @@
 """Who is let in: counts of what callers have with the server, and the limits that keep them bounded.
 
 A message's bytes count from the moment it was read, its items from the moment they are accepted, both until the answer
-is written. A new stream is refused where there is no room for anything of it, or its caller has its share of streams.
-A running one is not read while there is none for a message like its last; one whose bytes do not fit all the same is
-refused, one whose items do not waits, as its stream does, in turn with those of other callers. Pure counting on one
-event loop: no locks.
+is written. A new stream is refused where there is no room for anything of it, or its caller has its share of streams. A
+running one is not read while there is none; a message whose bytes do not fit is refused, one whose items do not waits,
+as its stream does, in turn with those of other callers. Pure counting on one event loop: no locks.
 """
 
 import asyncio
@@ -93,9 +92,8 @@ class Admission:
     def _fits(self, visit: "Visit", n_items: int) -> bool:
         """Within every limit; what is larger than a whole limit fits where it is alone."""
         capacity, mine = self._capacity, self._of_caller.get(visit.caller, _Share())
-        next_bytes = max(1, visit.last_bytes) + self._expected_bytes
         # What is held has its bytes, however small its caller's share of them has become since.
-        return (bool(visit.held_bytes) or self._has_bytes(visit.caller, next_bytes)) and all(
+        return (bool(visit.held_bytes) or self._has_bytes(visit.caller, 1 + self._expected_bytes)) and all(
             not used or used + n_items <= limit
             for used, limit in (
                 (visit.items, capacity.items_per_stream),
@@ -144,17 +142,26 @@ class Admission:
         """The caller's stream that waits longest, if there is room for it; the caller's others go behind other
         callers'. How many items it has."""
         queue = self._waiting.pop(caller)
-        while queue and queue[0].comes.done():  # it is about to be forgotten
-            queue.popleft()
         woken = 0
-        if queue and self._fits(queue[0].visit, queue[0].n_items):
-            turn = queue.popleft()
+        if turn := self._first_that_fits(queue):
+            queue.remove(turn)
             turn.comes.set_result(None)
             woken = turn.n_items
-            self._expected_bytes += 0 if turn.visit.held_bytes else turn.visit.likely_bytes
+            self._expected_bytes += 0 if turn.visit.held_bytes else turn.visit.usual_bytes
         if queue:
             self._waiting[caller] = queue
         return woken
+
+    def _first_that_fits(self, queue: "deque[_Turn]") -> "_Turn | None":
+        """Who waits to be read may be passed: the bytes that it waits for may be those of messages held behind it."""
+        for turn in queue:
+            if turn.comes.done():  # it is about to be forgotten
+                continue
+            if self._fits(turn.visit, turn.n_items):
+                return turn
+            if turn.visit.held_bytes:
+                break
+        return None
 
     def _forget(self, turn: "_Turn") -> None:
         """It waits no longer."""
@@ -184,7 +191,7 @@ class Visit:
         self.items = 0  # accepted and not answered
         self.n_bytes = 0  # of the messages that hold them, and of the one that is held
         self.held_bytes = 0  # of a message that was read and is not accepted yet
-        self.last_bytes = 0  # of the last message that was read; the next is taken to have as many
+        self.usual_bytes = _FIRST_BYTES  # of its messages: as many as the last one had
         self._admission = admission
 
     def __enter__(self) -> Self:
@@ -204,11 +211,6 @@ class Visit:
         admission._change(self, -self.items, -self.n_bytes)
         admission._wake()
 
-    @property
-    def likely_bytes(self) -> int:
-        """Of its next message."""
-        return self.last_bytes or _FIRST_BYTES
-
     def has_room(self, n_items: int = 1) -> bool:
         """Whether there is room for so many items now."""
         return self._admission._fits(self, n_items)
@@ -227,7 +229,7 @@ class Visit:
     def expect(self) -> Callable[[], None]:
         """A read begins: until what is returned is called, or nothing has come for a while, a message is expected, so
         that not all idle streams are read at once when there is little room."""
-        admission, n_bytes = self._admission, self.likely_bytes
+        admission, n_bytes = self._admission, self.usual_bytes
         admission._expected_bytes += n_bytes
 
         def over() -> None:
@@ -243,7 +245,7 @@ class Visit:
 
     def hold(self, n_items: int, n_bytes: int) -> bool:
         """Count the bytes of a message that was read; False where there is no room for them, and it is refused."""
-        self.last_bytes = n_bytes
+        self.usual_bytes = n_bytes
         if not self._admission._has_bytes(self.caller, n_bytes):
             self._admission.counts.refused_items += n_items
             return False

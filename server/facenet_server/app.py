@@ -40,6 +40,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _CALLS_BESIDE = 256  # calls that are no streams of work: health, information, refusals on their way
 _TURN_AWAY_S = 0.3
 _GIVE_BACK_S = 10.0
+_UNREAD_BYTES = 128 * 1024  # of a stream that is not read
 
 _log = logging.getLogger(__name__)
 
@@ -248,9 +249,10 @@ def _channel_options(config: Config) -> list[tuple[str, int]]:
         ("grpc.max_connection_idle_ms", 300_000),
         ("grpc.enable_channelz", 0),
         ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent sharer
-        # Bounded flow control: with bandwidth probing on, one unread stream can hold tens of megabytes.
+        # Bounded flow control: with bandwidth probing on, one unread stream can hold tens of megabytes. So it holds
+        # _UNREAD_BYTES, and 1 MiB more where a larger message is read (C-core's kMaxWindowDelta).
         ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", MIB),
+        ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
         # Dead peers are noticed, and callers may probe as often.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
