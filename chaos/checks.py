@@ -93,7 +93,7 @@ CHECKS = {
         order.once_and_in_order,
         7,
         {"streams": 30, "items": 1000, "restarts": 2, "every_s": 0.3},
-        {"streams": 200, "items": 5000, "restarts": 20, "every_s": 2},
+        {"streams": 200, "items": 5000, "restarts": 20, "every_s": 0.5},
         {"streams": 20, "items": 500, "restarts": 0, "swap_after": 20},
         bites=("another stream's answer", "reordered"),
     ),
