@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from facenet_server.config import MIB
 
 from chaos.drivers import channels, open_loop, read, stream, written
 from chaos.ledger import Ledger, Marked
@@ -68,7 +69,7 @@ async def uploads(
     report.least("streams open at the end of it", after.streams, streams)
     answered = after.answered_items - before.answered_items
     report.least("items answered meanwhile, share of the capacity", answered / seconds / CAPACITY, 0.9)
-    report.most("peak memory over base, MB", grown.mb, _A_STREAM_MB * streams + budget_mib * 1.048576 + HEADROOM_MB)
+    report.most("peak memory over base, MB", grown.mb, _A_STREAM_MB * streams + budget_mib * MIB / 1e6 + HEADROOM_MB)
     report.least("the good caller's share of its fair share", beside.outcomes["answered"] / max(1, beside.offered), 0.8)
     report.most("the good caller's calls that broke, but for their deadlines", beside.broken_before_time, 0)
     report.most("wrong", beside.outcomes["wrong"], 0)
