@@ -6,7 +6,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -106,12 +106,15 @@ async def once_and_in_order(
         addresses = [server.address for server in servers]
         client = await stack.enter_async_context(AsyncClient(addresses, timeout_s=300))
         start = time.monotonic()
-        disturbing = asyncio.create_task(_disturb(servers, done, every_s)) if restarts else None
-        await asyncio.gather(*(_run(client, book, crops, stream, items) for stream in range(streams)))
-        took_s = time.monotonic() - start
-        if disturbing is not None:
-            disturbing.cancel()
-            await asyncio.gather(disturbing, return_exceptions=True)
+        over = asyncio.Event()
+        disturbing = asyncio.create_task(_disturb(servers, done, every_s, over)) if restarts else None
+        try:
+            await asyncio.gather(*(_run(client, book, crops, stream, items) for stream in range(streams)))
+        finally:
+            took_s = time.monotonic() - start
+            over.set()
+            if disturbing is not None:
+                await disturbing
     report.note = (
         f"{streams} streams of {items} in {took_s:.0f} s, {streams * items / took_s:.0f} items/s; {dict(done)}; "
         f"{dict(book.found)}"
@@ -137,10 +140,13 @@ async def _images(book: Book, crops: Marked, stream: int, items: int) -> AsyncIt
             await asyncio.sleep(0)  # the streams go side by side
 
 
-async def _disturb(servers: list[Server], done: Counter[str], every_s: float) -> None:
+async def _disturb(servers: list[Server], done: Counter[str], every_s: float, over: asyncio.Event) -> None:
     """End each of two servers in turn, by either signal in turn, and start it again."""
     for number in itertools.count():
-        await asyncio.sleep(every_s)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(over.wait(), every_s)
+        if over.is_set():
+            return  # a server is not left in the middle of its start: nobody would end it
         server, kill = servers[number % 2], number % 4 in (0, 3)
         server.signal(signal.SIGKILL if kill else signal.SIGTERM)
         await asyncio.to_thread(server.wait, 60)
