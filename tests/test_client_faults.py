@@ -78,8 +78,8 @@ class Scripted:
             await server.stop(0)
 
 
-async def answer_all(context: Any, most: int | None = None, refused: int = 0, items_refused: int = 0) -> None:
-    """Answer messages, the first ``refused`` of them with a request to come back."""
+async def answer_all(context: Any, most: int | None = None, refused: range = range(0)) -> None:
+    """Answer messages, those ``refused`` with a request to come back."""
     count = 0
     while (data := await context.read()) is not grpc.aio.EOF and (most is None or count < most):
         request = pb.EmbedRequest.FromString(data)
@@ -88,7 +88,7 @@ async def answer_all(context: Any, most: int | None = None, refused: int = 0, it
             rows = np.frombuffer(item.crop.raw.rgb, np.uint8).reshape(1, 160, 160, 3)
             vector = embed(rows)[0][0].astype("<f4").tobytes()
             response.results.add().embedding.CopyFrom(pb.Embedding(vector=vector, dimension=4, model="colour"))
-        if count < refused:
+        if count in refused:
             response = pb.EmbedResponse(id=request.id, retry_after_ms=10)
             response.results.add().error.CopyFrom(pb.ItemError(code=8, reason="OVERLOADED"))
         count += 1
@@ -128,7 +128,16 @@ async def answer(context: Any) -> None:
 
 
 async def refuse_two_messages(context: Any) -> None:
-    await answer_all(context, refused=2)
+    await answer_all(context, refused=range(2))
+
+
+async def refuse_many_messages(context: Any) -> None:
+    await answer_all(context, refused=range(1, 26))
+
+
+async def answer_one_and_refuse(context: Any) -> None:
+    await answer_all(context, 1)
+    await refuse(context)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +205,27 @@ async def test_refusals_without_end_are_told_once_the_budget_is_spent() -> None:
         with pytest.raises(ServerOverloaded):
             await client.embed_crops(images(4))
     assert server.calls < 20
+
+
+@pytest.mark.parametrize(
+    "scripts",
+    [
+        pytest.param((refuse_many_messages,), id="messages"),
+        pytest.param((answer_one_and_refuse, *[refuse] * 20, answer), id="at the door"),
+    ],
+)
+async def test_a_stream_that_is_under_way_waits_for_a_busy_server_however_often_it_is_refused(
+    scripts: tuple[Any, ...],
+) -> None:
+    sent = images(40)
+    async with Scripted(*scripts).serve() as target, AsyncClient(target, timeout_s=20) as client:
+        assert_answers(await client.embed_crops(sent), sent)
+
+
+async def test_a_stream_that_is_refused_without_end_is_told_so_in_its_messages_time() -> None:
+    async with Scripted(answer_one_and_refuse, refuse).serve() as target, AsyncClient(target, timeout_s=0.5) as client:
+        with pytest.raises((ServerOverloaded, ServerUnavailable, AnswerTimeout)):
+            await client.embed_crops(images(4))
 
 
 async def test_a_message_without_answer_fails_in_its_own_time() -> None:

@@ -35,6 +35,7 @@ class Lanes:
         self._opening = asyncio.Lock()
         self._waits: set[asyncio.Task[None]] = set()  # of messages to be sent again
         self._open: set[Message] = set()  # that have no answer
+        self._answered = False  # any message
         self._finished = self._ended = False
 
     async def close(self) -> None:
@@ -106,6 +107,7 @@ class Lanes:
             self._again(message, ServerOverloaded(told, retry_after_s=response.retry_after_ms / 1000))
         elif not message.answer.done():
             self._connections.budget.refill()
+            self._answered = True
             message.answer.set_result(response)
 
     def _on_end(self, lane: Lane, unanswered: list[Message], error: CallError | None) -> None:
@@ -139,7 +141,8 @@ class Lanes:
         if message.deadline is None and message.attempts > _ATTEMPTS_WITHOUT_DEADLINE:
             return None
         if isinstance(error, ServerOverloaded) and error.retry_after_s is not None:
-            if not self._connections.budget.take():
+            # A stream that is under way is worth waiting for, and asks for little: what waits holds back what follows.
+            if not self._answered and not self._connections.budget.take():
                 return None
             return (0 if elsewhere else error.retry_after_s) + random.uniform(0, longest)
         # An AnswerTimeout, where there is time left, was another message's.

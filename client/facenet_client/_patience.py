@@ -18,7 +18,7 @@ class Rest(NamedTuple):
 
 
 class Budget:
-    """How much may be sent again to busy servers: a token each, a tenth of one back for every answer.
+    """How often calls that have no answer yet may ask busy servers again: a token each, a tenth back for every answer.
 
     What a crowd of callers sends to a server that refuses stays near what they would send once.
     """
