@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
-from facenet_server.admission import Counts
+from facenet_server.capacity import Counts
 from facenet_server.streams import Stream
 from nets import crop, embed, fake_service, square
 

@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
-from facenet_server.admission import Counts
+from facenet_server.capacity import Counts
 from facenet_server.service import FaceService
 from nets import HeldNet, crop, fake_service, square
 
@@ -18,6 +19,11 @@ def crops(*shades: int, timeout_ms: int | None = None, number: int = 0) -> pb.Em
     """A message of one-shade crops."""
     images = (pb.Image(raw=pb.RawImage(rgb=crop(*[shade] * 3).tobytes(), height=160, width=160)) for shade in shades)
     return pb.EmbedRequest(id=number, items=[pb.EmbedItem(crop=image) for image in images], timeout_ms=timeout_ms)
+
+
+def raw(pixels: np.ndarray) -> pb.Image:
+    """An image as pixels."""
+    return pb.Image(raw=pb.RawImage(rgb=pixels.tobytes(), height=pixels.shape[0], width=pixels.shape[1]))
 
 
 @asynccontextmanager
@@ -207,8 +213,7 @@ async def test_a_caller_that_only_half_closes_gets_its_answers() -> None:
 
 
 async def test_a_caller_that_takes_no_answers_loses_its_stream_and_its_room() -> None:
-    pixels = square()
-    image = pb.Image(raw=pb.RawImage(rgb=pixels.tobytes(), height=pixels.shape[0], width=pixels.shape[1]))
+    image = raw(square())
     large_answers = pb.DetectOptions(return_crops=True, crop_size_px=512)
     async with fake_service(max_write_stall_s=0.3) as (target, service):
         options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
@@ -220,10 +225,42 @@ async def test_a_caller_that_takes_no_answers_loses_its_stream_and_its_room() ->
             await until(lambda: counts.accepted_items and not counts.streams)
             assert counts.abandoned_items == 32
             assert counts.items_in_flight == 0
-            assert len((await call.read()).results) == 8  # what lay there
+            assert service.admission.crop_room.n_bytes == 8 * 512 * 512 * 3  # of the answer that still lies there
+            assert len((await call.read()).results) == 8
             with pytest.raises(grpc.aio.AioRpcError) as ended:
                 await call.read()
             assert ended.value.code() is grpc.StatusCode.CANCELLED
+            assert service.admission.crop_room.n_bytes == 0
+
+
+async def test_crops_that_nobody_takes_hold_up_those_to_come_and_all_arrive_once_they_are_taken() -> None:
+    request = pb.DetectRequest(
+        images=[raw(square())] * 2, options=pb.DetectOptions(return_crops=True, crop_size_px=512)
+    )
+    async with fake_service(max_mib_in_flight=4, max_images_in_flight=2) as (target, service):
+        options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
+        async with grpc.aio.insecure_channel(target, options=options) as channel:
+            stub: Any = FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+            calls = [stub.Detect() for _ in range(6)]
+            for call in calls:
+                await call.write(request)
+                await call.write(request)
+                await call.done_writing()
+            await until(lambda: service.admission.counts.accepted_items == 24)
+            most = 0
+            for _ in range(50):  # 24 crops of 0.75 MiB: a caller's share is 2 MiB
+                most = max(most, service.admission.crop_room.n_bytes)
+                await asyncio.sleep(0.01)
+            assert 2 << 20 < most < 6 << 20
+            answers = await asyncio.gather(*(_all(call) for call in calls))
+            assert [[len(answer.results) for answer in each] for each in answers] == [[2, 2]] * 6
+            assert all(result.detection.faces[0].crop.size_px == 512 for result in answers[0][0].results)
+        await until(lambda: not service.admission.counts.streams)
+        assert service.admission.crop_room.n_bytes == 0
+
+
+async def _all(call: Any) -> list[Any]:
+    return [answer async for answer in call]
 
 
 @pytest.mark.parametrize("method", ["Detect", "Embed", "Compare"])

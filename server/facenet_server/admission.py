@@ -2,56 +2,28 @@
 
 A message's bytes count from the moment it was read, its items from the moment they are accepted, both until the answer
 is written. A new stream is refused where there is no room for anything of it, or its caller has its share of streams. A
-running one is not read while there is none; a message whose bytes do not fit is refused, one whose items do not waits,
-as its stream does, in turn with those of other callers. Pure counting on one event loop: no locks.
+running one is not read while there is none, and for a while not while its caller's share has none for a message like
+its last; a message whose bytes do not fit is refused, one whose items do not waits, as its stream does, in turn with
+those of other callers. Pure counting on one event loop: no locks.
 """
 
 import asyncio
 import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sized
-from dataclasses import dataclass
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from facenet_server.capacity import Capacity, Counts, Expected, Share, share
+from facenet_server.crop_room import CropRoom, Crops
+
 _RATE_OVER_S = 1.0  # the answering rate is that of about the last second
 _MIN_RETRY_S, _MAX_RETRY_S = 0.02, 5.0
-_FIRST_BYTES = 64 * 1024  # what a stream's first message is taken to have
-_EXPECTED_S = 0.2  # a read that takes longer is an idle stream's
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """The limits: items of a stream, of a caller, of all; bytes of the messages that hold them; streams."""
-
-    items_per_stream: int
-    items_per_caller: int
-    items: int
-    n_bytes: int
-    streams: int
-
-
-@dataclass(slots=True)
-class Counts:
-    """What was let in and what came of it; at any time accepted = answered + abandoned + in flight."""
-
-    streams: int = 0
-    items_in_flight: int = 0
-    bytes_in_flight: int = 0
-    accepted_items: int = 0
-    answered_items: int = 0
-    abandoned_items: int = 0
-    refused_items: int = 0
-    refused_streams: int = 0
-
-
-@dataclass(slots=True)
-class _Share:
-    """What one caller has in flight."""
-
-    items: int = 0
-    n_bytes: int = 0
+_FIRST_RETRY_S = 1.0  # of a server that has answered nothing yet, or for long, and so cannot tell
+_FIRST_BYTES = 64 * 1024  # what a stream's first message is expected to have
+_EXPECTED_S, _BYTES_PER_S = 0.2, 20e6  # a read that takes longer, beside the time for its bytes, is an idle stream's
+_PATIENCE_S = 1.0  # then a stream is read as soon as there is any room: its next message may well be smaller
 
 
 class Refused(Exception):
@@ -69,16 +41,17 @@ class Admission:
         self.counts = Counts()
         self._capacity = capacity
         self._clock = clock
-        self._of_caller: defaultdict[str, _Share] = defaultdict(_Share)
+        self._of_caller: defaultdict[str, Share] = defaultdict(Share)
         self._streams_of = Counter[str]()
-        self._expected_bytes = 0  # of reads that have just begun
+        self._expected = Expected()
+        self.crop_room = CropRoom(capacity.n_bytes)
         self._waiting: dict[str, deque[_Turn]] = {}  # callers in turn
         self._rate_per_s, self._rate_at = 0.0, clock()
 
     def enter(self, caller: str) -> "Visit":
         """A new stream of the caller's, to be entered as a context. Raises Refused where there is no room."""
         visit = Visit(self, caller)
-        if not self._has_stream(caller) or not visit.has_room():
+        if not (self._has_stream(caller) and self._has_items(visit, 1) and self._has_bytes(caller, 1)):
             self.counts.refused_streams += 1
             raise Refused(self.retry_after_s())
         return visit
@@ -86,18 +59,21 @@ class Admission:
     def retry_after_s(self) -> float:
         """About when what is in flight now will have been answered."""
         rate = self._rate_now()
-        wait_s = self.counts.items_in_flight / rate if rate > 0 else _MAX_RETRY_S
+        wait_s = self.counts.items_in_flight / rate if rate > 0 else _FIRST_RETRY_S
         return min(max(wait_s, _MIN_RETRY_S), _MAX_RETRY_S)
 
     def _fits(self, visit: "Visit", n_items: int) -> bool:
-        """Within every limit; what is larger than a whole limit fits where it is alone."""
-        capacity, mine = self._capacity, self._of_caller.get(visit.caller, _Share())
         # What is held has its bytes, however small its caller's share of them has become since.
-        return (bool(visit.held_bytes) or self._has_bytes(visit.caller, 1 + self._expected_bytes)) and all(
+        return self._has_items(visit, n_items) and (bool(visit.held_bytes) or self._may_read(visit))
+
+    def _has_items(self, visit: "Visit", n_items: int) -> bool:
+        """Whether so many items more are within every limit; those that alone exceed one are where they are alone."""
+        capacity, mine = self._capacity, self._of_caller.get(visit.caller, Share())
+        return all(
             not used or used + n_items <= limit
             for used, limit in (
                 (visit.items, capacity.items_per_stream),
-                (mine.items, min(capacity.items_per_caller, _share(capacity.items, self._of_caller))),
+                (mine.items, min(capacity.items_per_caller, share(capacity.items, len(self._of_caller)))),
                 (self.counts.items_in_flight, capacity.items),
             )
         )
@@ -105,13 +81,23 @@ class Admission:
     def _has_stream(self, caller: str) -> bool:
         """Whether there is room for another stream of the caller's: in all, and beside as many of a newcomer's."""
         mine, limit = self._streams_of[caller], self._capacity.streams
-        return self.counts.streams < limit and (not mine or mine < _share(limit, self._streams_of))
+        return self.counts.streams < limit and (not mine or mine < share(limit, len(self._streams_of)))
 
     def _has_bytes(self, caller: str, n_bytes: int) -> bool:
         """Whether there is room for so many bytes more."""
         limit, used = self._capacity.n_bytes, self.counts.bytes_in_flight
-        mine = self._of_caller.get(caller, _Share()).n_bytes
-        return (not used or used + n_bytes <= limit) and (not mine or mine + n_bytes <= _share(limit, self._of_caller))
+        mine = self._of_caller.get(caller, Share()).n_bytes
+        return (not used or used + n_bytes <= limit) and (
+            not mine or mine + n_bytes <= share(limit, len(self._of_caller))
+        )
+
+    def _may_read(self, visit: "Visit") -> bool:
+        """Whether there is room beside what others are expected to bring. As much as the stream's last message had is
+        asked of its caller's share alone: of what all callers leave, there might never be as much."""
+        limit, used = self._capacity.n_bytes, self.counts.bytes_in_flight + self._expected.of_all
+        mine = self._of_caller.get(visit.caller, Share()).n_bytes + self._expected.of_caller[visit.caller]
+        callers = len(self._of_caller) + (visit.caller not in self._of_caller)
+        return used < limit and (not mine or mine + max(1, visit.last_bytes) <= share(limit, callers))
 
     def _change(self, visit: "Visit", n_items: int, n_bytes: int) -> None:
         visit.items += n_items
@@ -127,30 +113,30 @@ class Admission:
     def _wake(self) -> None:
         """Let streams that wait go on, callers in turn, as far as there is room for what they have."""
         room = self._capacity.items - self.counts.items_in_flight
-        expected, woken = self._expected_bytes, True
-        while room > 0 and woken:
-            woken = False
+        woken, some = list[_Turn](), True
+        while room > 0 and some:
+            some = False
             for caller in list(self._waiting):
-                n_items = self._wake_one(caller)
-                woken |= n_items > 0
-                room -= n_items
+                if turn := self._wake_one(caller):
+                    some = True
+                    woken.append(turn)
+                    room -= turn.n_items
                 if room <= 0:
                     break
-        self._expected_bytes = expected  # from now on each counts its own
+        for turn in woken:  # from now on each counts its own
+            self._expected.add(turn.visit.caller, -turn.visit.likely_bytes)
 
-    def _wake_one(self, caller: str) -> int:
+    def _wake_one(self, caller: str) -> "_Turn | None":
         """The caller's stream that waits longest, if there is room for it; the caller's others go behind other
-        callers'. How many items it has."""
+        callers'."""
         queue = self._waiting.pop(caller)
-        woken = 0
         if turn := self._first_that_fits(queue):
             queue.remove(turn)
             turn.comes.set_result(None)
-            woken = turn.n_items
-            self._expected_bytes += 0 if turn.visit.held_bytes else turn.visit.usual_bytes
+            self._expected.add(caller, turn.visit.likely_bytes)
         if queue:
             self._waiting[caller] = queue
-        return woken
+        return turn
 
     def _first_that_fits(self, queue: "deque[_Turn]") -> "_Turn | None":
         """Who waits to be read may be passed: the bytes that it waits for may be those of messages held behind it."""
@@ -178,11 +164,6 @@ class Admission:
         return self._rate_per_s
 
 
-def _share(limit: int, callers: Sized) -> int:
-    """What one of so many callers may have of a limit: so much that there is as much for a newcomer."""
-    return limit // (len(callers) + 1)
-
-
 class Visit:
     """One stream's part in it, from its first message to its end, whatever that is."""
 
@@ -191,7 +172,10 @@ class Visit:
         self.items = 0  # accepted and not answered
         self.n_bytes = 0  # of the messages that hold them, and of the one that is held
         self.held_bytes = 0  # of a message that was read and is not accepted yet
-        self.usual_bytes = _FIRST_BYTES  # of its messages: as many as the last one had
+        self.last_bytes = 0  # of the last message that was read; the next is taken to have as many
+        self._expected_bytes = 0  # of the message that is expected now
+        self._expected_until: asyncio.TimerHandle | None = None
+        self._crops = set[Crops]()  # of messages that were accepted and not answered
         self._admission = admission
 
     def __enter__(self) -> Self:
@@ -208,6 +192,9 @@ class Visit:
         if not admission._streams_of[self.caller]:
             del admission._streams_of[self.caller]
         admission.counts.abandoned_items += self.items
+        self._expect(0)
+        for crops in self._crops:
+            crops.gone()
         admission._change(self, -self.items, -self.n_bytes)
         admission._wake()
 
@@ -221,52 +208,78 @@ class Visit:
             turn = _Turn(self, n_items, asyncio.get_running_loop().create_future())
             self._admission._waiting.setdefault(self.caller, deque()).append(turn)
             try:
+                if self.last_bytes and not self.held_bytes:
+                    done, _ = await asyncio.wait({turn.comes}, timeout=_PATIENCE_S)
+                    if not done:
+                        self.last_bytes = 0
+                        self._admission._wake()
                 await turn.comes
             except asyncio.CancelledError:
                 self._admission._forget(turn)
                 raise
 
-    def expect(self) -> Callable[[], None]:
-        """A read begins: until what is returned is called, or nothing has come for a while, a message is expected, so
-        that not all idle streams are read at once when there is little room."""
-        admission, n_bytes = self._admission, self.usual_bytes
-        admission._expected_bytes += n_bytes
+    @property
+    def likely_bytes(self) -> int:
+        """Of the message that it will bring; 0 where it has brought it."""
+        return 0 if self.held_bytes else self.last_bytes or _FIRST_BYTES
 
-        def over() -> None:
-            nonlocal n_bytes
-            timer.cancel()
-            if n_bytes:
-                admission._expected_bytes -= n_bytes
-                n_bytes = 0
-                admission._wake()
+    def expect(self) -> None:
+        """A read begins: until its message is held, or nothing has come for a while, one is expected, so that not all
+        idle streams are read at once when there is little room."""
+        n_bytes = self.likely_bytes
+        self._expect(n_bytes)
+        late_s = _EXPECTED_S + n_bytes / _BYTES_PER_S
+        self._expected_until = asyncio.get_running_loop().call_later(late_s, self.expect_no_more)
 
-        timer = asyncio.get_running_loop().call_later(_EXPECTED_S, over)
-        return over
+    def expect_no_more(self) -> None:
+        """None will come."""
+        self._expect(0)
+        self._admission._wake()
+
+    def _expect(self, n_bytes: int) -> None:
+        if self._expected_until is not None:
+            self._expected_until.cancel()
+        self._admission._expected.add(self.caller, n_bytes - self._expected_bytes)
+        self._expected_bytes = n_bytes
 
     def hold(self, n_items: int, n_bytes: int) -> bool:
         """Count the bytes of a message that was read; False where there is no room for them, and it is refused."""
-        self.usual_bytes = n_bytes
-        if not self._admission._has_bytes(self.caller, n_bytes):
-            self._admission.counts.refused_items += n_items
-            return False
-        self.held_bytes = n_bytes
-        self._admission._change(self, 0, n_bytes)
-        return True
+        admission = self._admission
+        self._expect(0)
+        self.last_bytes = n_bytes
+        if fits := admission._has_bytes(self.caller, n_bytes):
+            self.held_bytes = n_bytes
+            admission._change(self, 0, n_bytes)
+        else:
+            admission.counts.refused_items += n_items
+        admission._wake()  # more may have been expected
+        return fits
+
+    def leave_behind(self, crops: Crops | None) -> None:
+        """They stay when the stream has ended, until they are gone."""
+        if crops is not None:
+            self._crops.remove(crops)
 
     def refuse(self, n_items: int) -> None:
         """Count the items of the message that is held as not begun; its bytes go with its answer."""
         self.held_bytes = 0
         self._admission.counts.refused_items += n_items
 
-    def accept(self, n_items: int) -> None:
-        """Count the items of the message that is held."""
+    def accept(self, n_items: int) -> Crops:
+        """Count the items of the message that is held; room for the crops of its answer."""
         self.held_bytes = 0
         self._admission.counts.accepted_items += n_items
         self._admission._change(self, n_items, 0)
+        crops = Crops(self._admission.crop_room, self.caller)
+        self._crops.add(crops)
+        return crops
 
-    def answered(self, n_items: int, n_bytes: int) -> None:
+    def answered(self, n_items: int, n_bytes: int, crops: Crops | None = None) -> None:
         """A message's answer is written."""
         admission = self._admission
+        if crops is not None:
+            crops.gone()
+            self._crops.remove(crops)
         admission.counts.answered_items += n_items
         admission._rate_per_s = admission._rate_now() + n_items / _RATE_OVER_S
         admission._change(self, -n_items, -n_bytes)
@@ -279,10 +292,3 @@ class _Turn(NamedTuple):
     visit: Visit
     n_items: int
     comes: asyncio.Future[None]
-
-
-def caller_of(peer: str) -> str:
-    """Who a gRPC peer is ("ipv4:10.0.0.7:50312"): its host, or where the host says nothing its connection."""
-    host = peer.rpartition(":")[0]
-    is_near = peer.startswith(("unix", "ipv4:127.", "ipv6:%5B::1%5D", "ipv6:[::1]"))
-    return peer if is_near or not host else host

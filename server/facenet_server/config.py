@@ -65,7 +65,9 @@ class Config:
     max_items_per_stream: int = _option(256, "Items (images, crops, pairs) of one stream under way.")
     max_items_per_caller: int = _option(1024, "Items of one caller (a host) under way.")
     max_items_in_flight: int = _option(2048, "Items of all callers under way.")
-    max_mib_in_flight: int = _option(256, "Request messages of all callers under way, MiB.")
+    max_mib_in_flight: int = _option(
+        256, "Request messages of all callers under way, MiB; as much again of the crops that they ask for."
+    )
     max_streams: int = _option(1024, "Streams open at once, over all callers.")
     max_connections: int = _option(512, "Connections open at once.")
     max_write_stall_s: float = _option(30.0, "How long a caller may leave an answer unread before its stream is ended.")

@@ -8,8 +8,8 @@ import numpy as np
 from facenet_proto.v1 import face_pb2 as pb
 from numpy.typing import NDArray
 
-from facenet_server.admission import Counts
 from facenet_server.calibration import BEST_ACCURACY, Calibration
+from facenet_server.capacity import Counts
 from facenet_server.config import MIB, Config
 from facenet_server.errors import (
     DeviceLost,

@@ -6,7 +6,7 @@ off the event loop; only the waiting is here.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -75,13 +75,14 @@ class Comparison(NamedTuple):
 
 
 class ByteBudget:
-    """What a message's answers may still take; ``take`` raises InvalidInput when it is spent."""
+    """What a message's answers may still take, and who is told what they take."""
 
-    def __init__(self, n_bytes: int) -> None:
+    def __init__(self, n_bytes: int, taken: Callable[[int], object] = lambda _: None) -> None:
         self._left = self._all = n_bytes
+        self._taken = taken
 
     def take(self, n_bytes: int) -> None:
-        """Claim bytes before they are made."""
+        """Claim bytes before they are made. Raises InvalidInput where there are not as many."""
         if n_bytes > self._left:
             raise InvalidInput(
                 "RESPONSE_TOO_LARGE",
@@ -89,6 +90,7 @@ class ByteBudget:
                 "(max_faces), or send fewer images a message",
             )
         self._left -= n_bytes
+        self._taken(n_bytes)
 
 
 class Pipeline:

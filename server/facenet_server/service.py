@@ -16,7 +16,8 @@ from facenet_proto.v1 import face_pb2 as pb
 from google.protobuf.message import DecodeError, Message
 
 from facenet_server import messages
-from facenet_server.admission import Admission, Capacity
+from facenet_server.admission import Admission
+from facenet_server.capacity import Capacity
 from facenet_server.company import Company, companies
 from facenet_server.errors import ItemError, TimedOut
 from facenet_server.images import Encoded, Raw
@@ -37,12 +38,13 @@ Result = TypeVar("Result")
 
 class _Batch(NamedTuple, Generic[Item, Result]):
     """How the items of one message are answered: each, its images to be searched, whether it is work for the threads,
-    and its failure."""
+    its failure, and whether crops were asked for."""
 
     one: Callable[[Item, Company], Awaitable[Result]]
     images: Callable[[Item], Sequence[pb.Image]]
     is_work: Callable[[Item], bool]
     failed: Callable[[pb.ItemError], Result]
+    has_crops: bool = False
 
 
 class FaceService:
@@ -107,19 +109,22 @@ class FaceService:
         }
 
     async def _detect(self, request: pb.DetectRequest, place: Place) -> pb.DetectResponse:
-        budget = ByteBudget(self._limits.max_crop_bytes)
+        budget = ByteBudget(self._limits.max_crop_bytes, place.crops.add)
         options = cache(lambda: messages.read_detect_options(request.options))
 
         async def one(image: pb.Image, company: Company) -> pb.DetectResult:
             found = await self._pipeline.detect(messages.read_image(image), options(), budget, company)
             return pb.DetectResult(detection=messages.detection(found))
 
-        batch = _Batch(one, lambda image: [image], lambda _: True, lambda error: pb.DetectResult(error=error))
+        has_crops = request.options.return_crops
+        batch = _Batch(
+            one, lambda image: [image], lambda _: True, lambda error: pb.DetectResult(error=error), has_crops
+        )
         results = await self._each(request.images, batch, place)
         return pb.DetectResponse(id=request.id, results=results)
 
     async def _embed(self, request: pb.EmbedRequest, place: Place) -> pb.EmbedResponse:
-        budget = ByteBudget(self._limits.max_crop_bytes)
+        budget = ByteBudget(self._limits.max_crop_bytes, place.crops.add)
         options = cache(lambda: messages.read_embed_options(request.options))  # where they are wrong, wrong for each
 
         async def one(item: pb.EmbedItem, company: Company) -> pb.EmbedResult:
@@ -135,7 +140,8 @@ class FaceService:
         def images(item: pb.EmbedItem) -> list[pb.Image]:
             return [item.image] if item.HasField("image") else []
 
-        batch = _Batch(one, images, is_work, lambda error: pb.EmbedResult(error=error))
+        has_crops = request.options.detect.return_crops
+        batch = _Batch(one, images, is_work, lambda error: pb.EmbedResult(error=error), has_crops)
         results = await self._each(request.items, batch, place)
         return pb.EmbedResponse(id=request.id, results=results)
 
@@ -175,26 +181,34 @@ class FaceService:
         company = Company(sum(n_images), place.deadline)
         work = sum(n or batch.is_work(item) for n, item in zip(n_images, items, strict=True))
         try:
-            async with asyncio.timeout_at(place.deadline) as wait, self._seated(len(items), work, pixels, place):
+            async with asyncio.timeout_at(place.deadline) as wait, self._seated(batch, len(items), work, pixels, place):
                 wait.reschedule(None)
                 return await _gathered([_answer(item, batch, company) for item in items])
         except TimeoutError:
             return [batch.failed(messages.item_error(TimedOut())) for _ in items]
 
     @asynccontextmanager
-    async def _seated(self, n_items: int, work: int, pixels: int, place: Place) -> AsyncIterator[None]:
+    async def _seated(
+        self, batch: _Batch[Item, Result], n_items: int, work: int, pixels: int, place: Place
+    ) -> AsyncIterator[None]:
         """Room for a group: where it is work, its stream's share of the seats, then memory for its pixels, then the
-        server's seats, which so are held by what runs alone; else seats of ready crops."""
-        if work:
+        server's seats, which so are held by what runs alone, all of it while there is room for the crops that were
+        asked for; else seats of ready crops."""
+        if not work:
+            async with self._crop_seats.taken(n_items, place.caller):
+                yield
+            return
+        while True:
+            if batch.has_crops:
+                await place.crops.turn()  # without a seat
             async with (
                 place.seats.taken(work),
                 self._pixels.taken(pixels, place.caller),
                 self._seats.taken(work, place.caller),
             ):
-                yield
-        else:
-            async with self._crop_seats.taken(n_items, place.caller):
-                yield
+                if not batch.has_crops or place.crops.has_room():
+                    yield
+                    return
 
     async def _get_server_info(self, data: bytes, context: Context) -> pb.GetServerInfoResponse:
         try:

@@ -17,7 +17,8 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from facenet_server import messages, wire
-from facenet_server.admission import Admission, Refused, Visit, caller_of
+from facenet_server.admission import Admission, Refused, Visit
+from facenet_server.crop_room import Crops
 from facenet_server.errors import Overloaded, ProtocolError, TimedOut
 from facenet_server.seats import Seats
 
@@ -30,11 +31,12 @@ _LINGER_S = 2.0  # how long a stream's end waits for its caller, who has been to
 
 class Place(NamedTuple):
     """Where a message's images are worked on: as whose, in which seats of its stream, until when (on the loop's
-    clock; None: for ever)."""
+    clock; None: for ever), with what room for their crops."""
 
     caller: str
     seats: Seats
     deadline: float | None
+    crops: Crops
 
 
 class Method(NamedTuple):
@@ -64,11 +66,12 @@ class End(NamedTuple):
 
 
 class _Pending(NamedTuple):
-    """An answer to come, or one that is there, and what its message counts for at the door."""
+    """An answer to come, or what refuses its message when its turn is there, and what that counts for at the door."""
 
-    answer: asyncio.Task[Message] | Message
+    answer: asyncio.Task[Message] | Callable[[], Message]
     n_items: int = 0
     n_bytes: int = 0
+    crops: Crops | None = None
 
 
 class _Stalled(Exception):
@@ -94,6 +97,7 @@ class Stream:
         self._credits = asyncio.Semaphore(limits.max_messages)
         self._accepted: _Accepted = asyncio.Queue()  # bounded by the credits
         self._unfinished: asyncio.Future[None] | None = None
+        self._leaving: Crops | None = None  # of the answer that is being written
 
     async def serve(self, admission: Admission) -> End | None:
         """Write its answers, in request order, until it ends. Raises Refused where there is no room for it."""
@@ -103,9 +107,15 @@ class Stream:
             except ExceptionGroup as failures:
                 if failures.subgroup(_Stalled) is None:
                     raise
+                visit.leave_behind(self._leaving)
         assert self._unfinished is not None
-        # Its room is free again; its end can be told once the caller has taken the answer that it let lie.
-        await asyncio.wait({self._unfinished})
+        # Its room is free again, but for that of the answer that its caller let lie; its end can be told once that is
+        # taken.
+        try:
+            await asyncio.wait({self._unfinished})
+        finally:
+            if self._leaving is not None:
+                self._leaving.gone()
         return _STALLED
 
     async def _answer(self, visit: Visit, admission: Admission) -> End | None:
@@ -113,10 +123,15 @@ class Stream:
             reader = tasks.create_task(self._read(visit, admission, tasks))
             while isinstance(pending := await self._accepted.get(), _Pending):
                 answer = pending.answer
-                await self._write(await answer if isinstance(answer, asyncio.Task) else answer)
-                visit.answered(pending.n_items, pending.n_bytes)
+                message = await answer if isinstance(answer, asyncio.Task) else answer()
+                if (crops := pending.crops) is not None:
+                    crops.leave()
+                self._leaving = crops
+                await self._write(message)
+                self._leaving = None
+                visit.answered(pending.n_items, pending.n_bytes, crops)
                 self._credits.release()
-                del answer, pending
+                del answer, message, pending
             if pending is _DRAINING:
                 await self._write(self._method.response(draining=True))
                 # A caller that still writes when its call ends may lose answers that it has not read.
@@ -146,13 +161,13 @@ class Stream:
                 await _turn(visit, 1, draining)
                 read = None if draining.done() else start_read(self._context)
                 if read is not None:
-                    over = visit.expect()
+                    visit.expect()
                     await asyncio.wait({read, draining}, return_when=asyncio.FIRST_COMPLETED)
-                    over()
                 if read is None or draining.done():
                     break
                 data = read.result()
                 if data is grpc.aio.EOF:
+                    visit.expect_no_more()
                     self._accepted.put_nowait(None)
                     return
                 pending = await self._accept(data, visit, admission, tasks, draining)
@@ -188,19 +203,20 @@ class Stream:
             refusal = partial(messages.refusal, method.response, outline.id, outline.n_items)
             if not visit.hold(outline.n_items, len(data)):
                 no_room = Overloaded("the server has no room for this message now")
-                return _Pending(refusal(no_room, round(1000 * admission.retry_after_s())))
+                return _Pending(lambda: refusal(no_room, round(1000 * admission.retry_after_s())))
             await _turn(visit, outline.n_items, draining, deadline)
             if draining.done():
                 return None
             if not visit.has_room(outline.n_items):
                 visit.refuse(outline.n_items)
-                return _Pending(refusal(TimedOut()), n_bytes=len(data))
+                return _Pending(partial(refusal, TimedOut()), n_bytes=len(data))
             request = method.request.FromString(data)
         except DecodeError:
             raise ProtocolError(f"the bytes are no {method.request.DESCRIPTOR.name}") from None
-        visit.accept(outline.n_items)
-        place = Place(self._caller, self._seats, deadline)
-        return _Pending(tasks.create_task(method.answer(request, place)), outline.n_items, len(data))
+        crops = visit.accept(outline.n_items)
+        answer = tasks.create_task(method.answer(request, Place(self._caller, self._seats, deadline, crops)))
+        answer.add_done_callback(lambda _: crops.done())
+        return _Pending(answer, outline.n_items, len(data), crops)
 
 
 def handler(
@@ -224,6 +240,13 @@ def handler(
             await context.abort(end.code, end.details)
 
     return handle
+
+
+def caller_of(peer: str) -> str:
+    """Who a gRPC peer is ("ipv4:10.0.0.7:50312"): its host, or where the host says nothing its connection."""
+    host = peer.rpartition(":")[0]
+    is_near = peer.startswith(("unix", "ipv4:127.", "ipv6:%5B::1%5D", "ipv6:[::1]"))
+    return peer if is_near or not host else host
 
 
 def _fields(method: Method) -> wire.Fields:
