@@ -278,3 +278,20 @@ async def test_a_caller_with_nothing_in_flight_is_not_read_for_more_than_its_sha
         assert admission.enter("a")  # what is expected keeps nobody out
         visits[0].expect_no_more()
         assert visits[1].has_room()
+
+
+async def test_who_is_woken_has_its_room_until_it_reads() -> None:
+    admission = door(n_bytes=1000)
+    with admission.enter("a") as waits, admission.enter("a") as busy:
+        accept(waits, 1, 200)
+        waits.answered(1, 200)
+        for _ in range(2):
+            accept(busy, 1, 200)
+        task = await waiting(waits)
+        busy.answered(1, 200)
+        assert not busy.has_room()
+        await task
+        waits.expect()
+        assert not busy.has_room()
+        accept(waits, 1, 50)
+        assert busy.has_room()

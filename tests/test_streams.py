@@ -233,6 +233,29 @@ async def test_a_caller_that_takes_no_answers_loses_its_stream_and_its_room() ->
             assert service.admission.crop_room.n_bytes == 0
 
 
+async def test_a_caller_that_lets_crops_lie_is_refused_further_ones_and_nothing_else_until_it_takes_them() -> None:
+    large_answers = pb.DetectOptions(return_crops=True, crop_size_px=512)
+    with_crops = pb.DetectRequest(images=[raw(square())] * 8, options=large_answers)
+    without = pb.DetectRequest(images=[raw(square())])
+    async with fake_service(max_write_stall_s=0.3, max_mib_in_flight=8) as (target, service):
+        options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
+        async with grpc.aio.insecure_channel(target, options=options) as channel:
+            stub: Any = FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+            lies, other = stub.Detect(), stub.Detect()
+            await lies.write(with_crops)
+            await until(lambda: service.admission.counts.abandoned_items == 8)
+            for request in (with_crops, without):
+                await other.write(request)
+            refused, answered = await other.read(), await other.read()
+            assert {result.error.reason for result in refused.results} == {"OVERLOADED"}
+            assert len(answered.results[0].detection.faces) == 1
+            assert len((await lies.read()).results) == 8
+            await until(lambda: not service.admission.crop_room.n_bytes)
+            await other.write(with_crops)
+            assert all(result.HasField("detection") for result in (await other.read()).results)
+            await other.done_writing()
+
+
 async def test_crops_that_nobody_takes_hold_up_those_to_come_and_all_arrive_once_they_are_taken() -> None:
     request = pb.DetectRequest(
         images=[raw(square())] * 2, options=pb.DetectOptions(return_crops=True, crop_size_px=512)

@@ -94,8 +94,9 @@ class Admission:
     def _may_read(self, visit: "Visit") -> bool:
         """Whether there is room beside what others are expected to bring. As much as the stream's last message had is
         asked of its caller's share alone: of what all callers leave, there might never be as much."""
-        limit, used = self._capacity.n_bytes, self.counts.bytes_in_flight + self._expected.of_all
-        mine = self._of_caller.get(visit.caller, Share()).n_bytes + self._expected.of_caller[visit.caller]
+        limit, its_own = self._capacity.n_bytes, visit._expected_bytes
+        used = self.counts.bytes_in_flight + self._expected.of_all - its_own
+        mine = self._of_caller.get(visit.caller, Share()).n_bytes + self._expected.of_caller[visit.caller] - its_own
         callers = len(self._of_caller) + (visit.caller not in self._of_caller)
         return used < limit and (not mine or mine + max(1, visit.last_bytes) <= share(limit, callers))
 
@@ -112,31 +113,29 @@ class Admission:
 
     def _wake(self) -> None:
         """Let streams that wait go on, callers in turn, as far as there is room for what they have."""
-        room = self._capacity.items - self.counts.items_in_flight
-        woken, some = list[_Turn](), True
-        while room > 0 and some:
-            some = False
+        room, woken = self._capacity.items - self.counts.items_in_flight, True
+        while room > 0 and woken:
+            woken = False
             for caller in list(self._waiting):
-                if turn := self._wake_one(caller):
-                    some = True
-                    woken.append(turn)
-                    room -= turn.n_items
+                n_items = self._wake_one(caller)
+                woken |= n_items > 0
+                room -= n_items
                 if room <= 0:
                     break
-        for turn in woken:  # from now on each counts its own
-            self._expected.add(turn.visit.caller, -turn.visit.likely_bytes)
 
-    def _wake_one(self, caller: str) -> "_Turn | None":
+    def _wake_one(self, caller: str) -> int:
         """The caller's stream that waits longest, if there is room for it; the caller's others go behind other
-        callers'."""
+        callers'. How many items it has."""
         queue = self._waiting.pop(caller)
+        woken = 0
         if turn := self._first_that_fits(queue):
             queue.remove(turn)
             turn.comes.set_result(None)
-            self._expected.add(caller, turn.visit.likely_bytes)
+            turn.visit._expect(turn.visit.likely_bytes)  # or streams that do not wait would come first, again and again
+            woken = turn.n_items
         if queue:
             self._waiting[caller] = queue
-        return turn
+        return woken
 
     def _first_that_fits(self, queue: "deque[_Turn]") -> "_Turn | None":
         """Who waits to be read may be passed: the bytes that it waits for may be those of messages held behind it."""
@@ -176,6 +175,7 @@ class Visit:
         self._expected_bytes = 0  # of the message that is expected now
         self._expected_until: asyncio.TimerHandle | None = None
         self._crops = set[Crops]()  # of messages that were accepted and not answered
+        self._undone = deque[Crops]()  # of those without an answer, and of those behind them
         self._admission = admission
 
     def __enter__(self) -> Self:
@@ -205,6 +205,7 @@ class Visit:
     async def turn(self, n_items: int = 1) -> None:
         """Wait until there is; callers who wait take turns."""
         while not self.has_room(n_items):
+            self._expect(0)
             turn = _Turn(self, n_items, asyncio.get_running_loop().create_future())
             self._admission._waiting.setdefault(self.caller, deque()).append(turn)
             try:
@@ -258,6 +259,7 @@ class Visit:
     def leave_behind(self, crops: Crops | None) -> None:
         """They stay when the stream has ended, until they are gone."""
         if crops is not None:
+            crops.leave_behind()
             self._crops.remove(crops)
 
     def refuse(self, n_items: int) -> None:
@@ -270,7 +272,7 @@ class Visit:
         self.held_bytes = 0
         self._admission.counts.accepted_items += n_items
         self._admission._change(self, n_items, 0)
-        crops = Crops(self._admission.crop_room, self.caller)
+        crops = Crops(self._admission.crop_room, self.caller, self._undone)
         self._crops.add(crops)
         return crops
 

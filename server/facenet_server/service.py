@@ -19,7 +19,7 @@ from facenet_server import messages
 from facenet_server.admission import Admission
 from facenet_server.capacity import Capacity
 from facenet_server.company import Company, companies
-from facenet_server.errors import ItemError, TimedOut
+from facenet_server.errors import ItemError, Overloaded, TimedOut
 from facenet_server.images import Encoded, Raw
 from facenet_server.pipeline import ByteBudget, Pipeline
 from facenet_server.seats import Seats
@@ -186,6 +186,8 @@ class FaceService:
                 return await _gathered([_answer(item, batch, company) for item in items])
         except TimeoutError:
             return [batch.failed(messages.item_error(TimedOut())) for _ in items]
+        except Overloaded as error:
+            return [batch.failed(messages.item_error(error)) for _ in items]
 
     @asynccontextmanager
     async def _seated(

@@ -124,12 +124,10 @@ class Stream:
             while isinstance(pending := await self._accepted.get(), _Pending):
                 answer = pending.answer
                 message = await answer if isinstance(answer, asyncio.Task) else answer()
-                if (crops := pending.crops) is not None:
-                    crops.leave()
-                self._leaving = crops
+                self._leaving = pending.crops
                 await self._write(message)
                 self._leaving = None
-                visit.answered(pending.n_items, pending.n_bytes, crops)
+                visit.answered(pending.n_items, pending.n_bytes, pending.crops)
                 self._credits.release()
                 del answer, message, pending
             if pending is _DRAINING:
