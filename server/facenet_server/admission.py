@@ -98,7 +98,7 @@ class Admission:
         used = self.counts.bytes_in_flight + self._expected.of_all - its_own
         mine = self._of_caller.get(visit.caller, Share()).n_bytes + self._expected.of_caller[visit.caller] - its_own
         callers = len(self._of_caller) + (visit.caller not in self._of_caller)
-        return used < limit and (not mine or mine + max(1, visit.last_bytes) <= share(limit, callers))
+        return used < limit and (not mine or mine + visit.asked_bytes <= share(limit, callers))
 
     def _change(self, visit: "Visit", n_items: int, n_bytes: int) -> None:
         visit.items += n_items
@@ -172,6 +172,7 @@ class Visit:
         self.n_bytes = 0  # of the messages that hold them, and of the one that is held
         self.held_bytes = 0  # of a message that was read and is not accepted yet
         self.last_bytes = 0  # of the last message that was read; the next is taken to have as many
+        self.asked_bytes = 1  # that must be free of its caller's share for it to be read
         self._expected_bytes = 0  # of the message that is expected now
         self._expected_until: asyncio.TimerHandle | None = None
         self._crops = set[Crops]()  # of messages that were accepted and not answered
@@ -209,10 +210,10 @@ class Visit:
             turn = _Turn(self, n_items, asyncio.get_running_loop().create_future())
             self._admission._waiting.setdefault(self.caller, deque()).append(turn)
             try:
-                if self.last_bytes and not self.held_bytes:
+                if self.asked_bytes > 1 and not self.held_bytes:
                     done, _ = await asyncio.wait({turn.comes}, timeout=_PATIENCE_S)
                     if not done:
-                        self.last_bytes = 0
+                        self.asked_bytes = 1
                         self._admission._wake()
                 await turn.comes
             except asyncio.CancelledError:
@@ -247,7 +248,7 @@ class Visit:
         """Count the bytes of a message that was read; False where there is no room for them, and it is refused."""
         admission = self._admission
         self._expect(0)
-        self.last_bytes = n_bytes
+        self.last_bytes = self.asked_bytes = n_bytes
         if fits := admission._has_bytes(self.caller, n_bytes):
             self.held_bytes = n_bytes
             admission._change(self, 0, n_bytes)
