@@ -295,3 +295,17 @@ async def test_who_is_woken_has_its_room_until_it_reads() -> None:
         assert not busy.has_room()
         accept(waits, 1, 50)
         assert busy.has_room()
+
+
+async def test_who_is_woken_is_not_thrown_back_by_those_who_are_woken_after_it() -> None:
+    admission = door(n_bytes=1000)
+    with admission.enter("a") as busy, admission.enter("a") as small, admission.enter("a") as large:
+        for visit, n_bytes in ((small, 50), (large, 150)):
+            accept(visit, 1, n_bytes)
+            visit.answered(1, n_bytes)
+        accept(busy, 1, 310)
+        accept(busy, 1, 160)
+        tasks = [await waiting(small), await waiting(large)]
+        large.asked_bytes = 1  # as where it has waited for long
+        busy.answered(1, 160)
+        await asyncio.wait_for(asyncio.gather(*tasks), 1)

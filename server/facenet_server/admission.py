@@ -20,7 +20,7 @@ from facenet_server.crop_room import CropRoom, Crops
 
 _RATE_OVER_S = 1.0  # the answering rate is that of about the last second
 _MIN_RETRY_S, _MAX_RETRY_S = 0.02, 5.0
-_FIRST_RETRY_S = 1.0  # of a server that has answered nothing yet, or for long, and so cannot tell
+_FIRST_RETRY_S = 1.0  # of a server that has answered nothing yet, and so cannot tell
 _FIRST_BYTES = 64 * 1024  # what a stream's first message is expected to have
 _EXPECTED_S, _BYTES_PER_S = 0.2, 20e6  # a read that takes longer, beside the time for its bytes, is an idle stream's
 _PATIENCE_S = 1.0  # then a stream is read as soon as there is any room: its next message may well be smaller
@@ -94,9 +94,11 @@ class Admission:
     def _may_read(self, visit: "Visit") -> bool:
         """Whether there is room beside what others are expected to bring. As much as the stream's last message had is
         asked of its caller's share alone: of what all callers leave, there might never be as much."""
-        limit, its_own = self._capacity.n_bytes, visit._expected_bytes
-        used = self.counts.bytes_in_flight + self._expected.of_all - its_own
-        mine = self._of_caller.get(visit.caller, Share()).n_bytes + self._expected.of_caller[visit.caller] - its_own
+        limit, used = self._capacity.n_bytes, self.counts.bytes_in_flight
+        mine = self._of_caller.get(visit.caller, Share()).n_bytes
+        if not visit._expected_bytes:  # or it was woken, and those that were let in after it do not count
+            used += self._expected.of_all
+            mine += self._expected.of_caller[visit.caller]
         callers = len(self._of_caller) + (visit.caller not in self._of_caller)
         return used < limit and (not mine or mine + visit.asked_bytes <= share(limit, callers))
 
