@@ -2,6 +2,7 @@ import asyncio
 from contextlib import ExitStack
 
 import pytest
+from facenet_server import admission as admission_module
 from facenet_server.admission import Admission, Refused, Visit
 from facenet_server.capacity import Capacity
 from facenet_server.streams import caller_of
@@ -226,14 +227,18 @@ async def test_a_stream_is_read_once_its_callers_share_has_room_for_a_message_li
         await task
 
 
-async def test_a_stream_with_large_messages_is_read_while_other_callers_leave_any_room() -> None:
+async def test_a_stream_with_large_messages_is_read_after_a_while_where_other_callers_leave_any_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission_module, "_PATIENCE_S", 0.1)
     admission = door(n_bytes=1000)
     with admission.enter("a") as large, admission.enter("b") as b, admission.enter("c") as c:
         accept(large, 1, 900)
         large.answered(1, 900)
         accept(b, 1, 300)
         accept(c, 1, 300)
-        assert large.has_room()
+        assert not large.has_room()
+        await asyncio.wait_for(large.turn(), 1)
         assert not large.hold(1, 900)
 
 
@@ -254,14 +259,17 @@ async def test_what_is_expected_of_a_callers_other_streams_takes_room_until_it_c
         assert other.has_room()
 
 
-async def test_who_waits_for_much_room_is_read_after_a_while_where_there_is_any() -> None:
+async def test_who_waits_for_much_room_is_read_after_a_while_where_there_is_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission_module, "_PATIENCE_S", 0.1)
     admission = door(n_bytes=1000)
     with admission.enter("a") as large, admission.enter("a") as other:
         accept(large, 1, 400)
         large.answered(1, 400)
         accept(other, 1, 200)
         task = await waiting(large)
-        await asyncio.wait_for(task, 3)
+        await asyncio.wait_for(task, 1)
         assert not large.hold(1, 400)
         assert not large.has_room()
 

@@ -2,9 +2,9 @@
 
 A message's bytes count from the moment it was read, its items from the moment they are accepted, both until the answer
 is written. A new stream is refused where there is no room for anything of it, or its caller has its share of streams. A
-running one is not read while there is none, and for a while not while its caller's share has none for a message like
-its last; a message whose bytes do not fit is refused, one whose items do not waits, as its stream does, in turn with
-those of other callers. Pure counting on one event loop: no locks.
+running one is not read while there is none, and for a while not while there is none for a message like its last; a
+message whose bytes do not fit is refused, one whose items do not waits, as its stream does, in turn with those of other
+callers. Pure counting on one event loop: no locks.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _MIN_RETRY_S, _MAX_RETRY_S = 0.02, 5.0
 _FIRST_RETRY_S = 1.0  # of a server that has answered nothing yet, and so cannot tell
 _FIRST_BYTES = 64 * 1024  # what a stream's first message is expected to have
 _EXPECTED_S, _BYTES_PER_S = 0.2, 20e6  # a read that takes longer, beside the time for its bytes, is an idle stream's
-_PATIENCE_S = 1.0  # then a stream is read as soon as there is any room: its next message may well be smaller
+_PATIENCE_S = 3.0  # then a stream is read as soon as there is any room: its next message may well be smaller
 
 
 class Refused(Exception):
@@ -92,15 +92,16 @@ class Admission:
         )
 
     def _may_read(self, visit: "Visit") -> bool:
-        """Whether there is room beside what others are expected to bring. As much as the stream's last message had is
-        asked of its caller's share alone: of what all callers leave, there might never be as much."""
+        """Whether there is the room that a stream asks for beside what others are expected to bring."""
         limit, used = self._capacity.n_bytes, self.counts.bytes_in_flight
         mine = self._of_caller.get(visit.caller, Share()).n_bytes
         if not visit._expected_bytes:  # or it was woken, and those that were let in after it do not count
             used += self._expected.of_all
             mine += self._expected.of_caller[visit.caller]
         callers = len(self._of_caller) + (visit.caller not in self._of_caller)
-        return used < limit and (not mine or mine + visit.asked_bytes <= share(limit, callers))
+        return (not used or used + visit.asked_bytes <= limit) and (
+            not mine or mine + visit.asked_bytes <= share(limit, callers)
+        )
 
     def _change(self, visit: "Visit", n_items: int, n_bytes: int) -> None:
         visit.items += n_items
@@ -174,7 +175,7 @@ class Visit:
         self.n_bytes = 0  # of the messages that hold them, and of the one that is held
         self.held_bytes = 0  # of a message that was read and is not accepted yet
         self.last_bytes = 0  # of the last message that was read; the next is taken to have as many
-        self.asked_bytes = 1  # that must be free of its caller's share for it to be read
+        self.asked_bytes = 1  # that must be free for it to be read: as many as its last message had, 1 after a while
         self._expected_bytes = 0  # of the message that is expected now
         self._expected_until: asyncio.TimerHandle | None = None
         self._crops = set[Crops]()  # of messages that were accepted and not answered
