@@ -1,6 +1,7 @@
 """The long run: what a server costs after a while, under callers of every kind."""
 
 import asyncio
+import gc
 import io
 import time
 from functools import cache
@@ -79,7 +80,8 @@ async def soak(*, seconds: float, leak_bytes: int = 0, slope_mb_h: float = 8.0) 
                 await calls.round(server.address, length_s)
                 caller.kill()
             counts = await server.quiet(5)
-            await asyncio.sleep(min(0.5, length_s / 10))  # connections take a moment to close
+            gc.collect()  # of this process: calls that were left keep their connections until then
+            await asyncio.sleep(min(0.5, length_s / 10))  # which take a moment to close
             samples.append((time.monotonic() - start, server.rss_mb, server.fds, server.threads))
     report = _judged(calls, np.array(samples[len(samples) // 5 :]), slope_mb_h)
     report.note = f"{len(samples)} rounds, a caller killed in each; {report.note}"
