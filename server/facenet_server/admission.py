@@ -83,25 +83,19 @@ class Admission:
         mine, limit = self._streams_of[caller], self._capacity.streams
         return self.counts.streams < limit and (not mine or mine < share(limit, len(self._streams_of)))
 
-    def _has_bytes(self, caller: str, n_bytes: int) -> bool:
-        """Whether there is room for so many bytes more."""
-        limit, used = self._capacity.n_bytes, self.counts.bytes_in_flight
-        mine = self._of_caller.get(caller, Share()).n_bytes
-        return (not used or used + n_bytes <= limit) and (
-            not mine or mine + n_bytes <= share(limit, len(self._of_caller))
-        )
+    def _has_bytes(self, caller: str, n_bytes: int, of_all: int = 0, of_caller: int = 0) -> bool:
+        """Whether there is room for so many bytes more, beside those expected of all and of the caller."""
+        limit, callers = self._capacity.n_bytes, len(self._of_caller) + (caller not in self._of_caller)
+        used = self.counts.bytes_in_flight + of_all
+        mine = self._of_caller.get(caller, Share()).n_bytes + of_caller
+        return (not used or used + n_bytes <= limit) and (not mine or mine + n_bytes <= share(limit, callers))
 
     def _may_read(self, visit: "Visit") -> bool:
         """Whether there is the room that a stream asks for beside what others are expected to bring."""
-        limit, used = self._capacity.n_bytes, self.counts.bytes_in_flight
-        mine = self._of_caller.get(visit.caller, Share()).n_bytes
-        if not visit._expected_bytes:  # or it was woken, and those that were let in after it do not count
-            used += self._expected.of_all
-            mine += self._expected.of_caller[visit.caller]
-        callers = len(self._of_caller) + (visit.caller not in self._of_caller)
-        return (not used or used + visit.asked_bytes <= limit) and (
-            not mine or mine + visit.asked_bytes <= share(limit, callers)
-        )
+        if visit._expected_bytes:  # it was woken: those that were let in after it do not count
+            return self._has_bytes(visit.caller, visit.asked_bytes)
+        expected = self._expected
+        return self._has_bytes(visit.caller, visit.asked_bytes, expected.of_all, expected.of_caller[visit.caller])
 
     def _change(self, visit: "Visit", n_items: int, n_bytes: int) -> None:
         visit.items += n_items

@@ -1,0 +1,30 @@
+"""Doors of small limits, and what streams do at them."""
+
+import asyncio
+
+from facenet_server.admission import Admission, Visit
+from facenet_server.capacity import Capacity
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def door(**limits: int) -> Admission:
+    capacity = {"items_per_stream": 8, "items_per_caller": 16, "items": 32, "n_bytes": 1000, "streams": 40, **limits}
+    return Admission(Capacity(**capacity), Clock())
+
+
+def accept(visit: Visit, n_items: int, n_bytes: int = 1) -> None:
+    assert visit.hold(n_items, n_bytes)
+    visit.accept(n_items)
+
+
+async def waiting(visit: Visit) -> "asyncio.Task[None]":
+    task = asyncio.create_task(visit.turn())
+    await asyncio.sleep(0)
+    return task
