@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import capacity, detection, embedding, importing, serving, sweep, work
+from benchmarks import capacity, detection, embedding, importing, serving, serving_gpu, sweep, work
 from benchmarks.environments import FOLDER
 from benchmarks.errors import BenchmarkError
 from benchmarks.figures import Section, proven
@@ -24,7 +24,7 @@ PARTS: dict[str, Callable[[Plan], Section]] = {
     "e": importing.measure,
     "f": capacity.measure,
 }
-ON_CUDA = {**PARTS, "b": sweep.measure}
+ON_CUDA = {**PARTS, "b": sweep.measure, "c": serving_gpu.measure}
 THOROUGH, QUICK = Pace(rounds=15, slice_s=0.5), Pace(rounds=3, slice_s=0.2)
 
 

@@ -7,7 +7,7 @@ from facenet_client.load import random_crops, workload
 from PIL import Image
 
 from benchmarks import plots
-from benchmarks.embedding import INT8, MODEL
+from benchmarks.embedding import FP16, INT8, MODEL
 from benchmarks.figures import Figure, Section, Table
 from benchmarks.loopback import Server
 from benchmarks.photos import portraits
@@ -25,7 +25,7 @@ def measure(plan: Plan) -> Section:
     section = Section("Cost against load")
     with Server(plan) as server:
         embedders = {model.name for model in server.info().models}
-        model = INT8 if INT8 in embedders else MODEL
+        model = next(name for name in ((INT8, MODEL) if plan.on_cpu else (FP16, MODEL)) if name in embedders)
         _curve(section, plan, server, model, "callers with one crop a message", "callers.svg", CALLERS, by_callers=True)
         _curve(section, plan, server, model, "crops a message, one caller", "messages.svg", MESSAGE_SIZES)
     with Server(plan) as server:

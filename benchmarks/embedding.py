@@ -17,7 +17,7 @@ from benchmarks.runners import Worker
 
 BATCHES = (1, 8, 32)
 MODEL = "20180408-102900"
-INT8 = f"{MODEL}-int8"
+INT8, FP16 = f"{MODEL}-int8", f"{MODEL}-fp16"
 PEERS = {
     "bare ONNX Runtime": peers.bare_onnxruntime,
     "facenet-pytorch": peers.facenet_pytorch,

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,9 +37,16 @@ def describe(device: str, versions: Mapping[str, str]) -> Machine:
         memory_gib=_memory_gib(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        device=device,
+        device=_gpu() if device == "cuda" else device,
         versions=dict(sorted(versions.items())),
     )
+
+
+def _gpu() -> str:
+    """The first GPU and its driver, as NVIDIA's tool names them."""
+    asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
+    return lines[0] if lines else "cuda"
 
 
 def has_vnni() -> bool:

@@ -12,9 +12,9 @@ Maker = Callable[[Plan], Worker]
 OURS = "FaceNet Serve"
 
 
-def ours(plan: Plan, *, max_batch_rows: int | None = None) -> Worker:
-    """The server's pipeline in process, with the server's own settings but for those given."""
-    settings = () if max_batch_rows is None else (str(max_batch_rows),)
+def ours(plan: Plan, *, max_batch_rows: int | None = None, tf32: bool = False) -> Worker:
+    """The server's pipeline in process, with the server's own settings but for those given: TF32 with a batch size."""
+    settings = () if max_batch_rows is None else (str(max_batch_rows), *(["tf32"] if tf32 else []))
     return Worker("ours", str(plan.models), plan.device, *settings)
 
 

@@ -17,7 +17,7 @@ from benchmarks.environments import ROOT
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 
-SMALL_PHOTOS = 96
+SMALL_PHOTOS, LARGE_PHOTOS = 96, 48
 FACES = ((115, 10, 220), (115, 70, 300))  # left, top and side of a square around each portrait's face, px
 
 
@@ -44,6 +44,11 @@ def small_photos() -> list[bytes]:
     if len(files) == SMALL_PHOTOS:
         return [file.read_bytes() for file in files]
     return [_jpeg(mosaic(1 + number % 2, 250, 250, 125 + number)) for number in range(SMALL_PHOTOS)]
+
+
+def large_photos() -> list[bytes]:
+    """48 JPEG files of 640×480 with one to three faces."""
+    return [_jpeg(mosaic(1 + number % 3, 640, 480, 150 + number)) for number in range(LARGE_PHOTOS)]
 
 
 def detection_photos() -> list[Photo]:

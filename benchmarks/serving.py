@@ -76,13 +76,13 @@ def _against_in_process(
     if a_core is not None:
         contenders[f"{FEW}: a server a core"] = a_core.contender(few, callers=CALLERS)
     for at_once in IN_PROCESS_AT_ONCE:
-        contenders[f"photos: in process, {at_once} at once"] = _repeated(
+        contenders[f"photos: in process, {at_once} at once"] = repeated_call(
             partial(in_process.detect_encoded, photos, at_once), len(photos)
         )
     if INT8 in in_process.embedders:
         work = workload("embed_crops", random_crops(2 * BATCH), batch=BATCH, model=INT8)
         contenders[f"{READY}: server"] = server.contender(work, window=2)
-        contenders[f"{READY}: in process"] = _repeated(partial(in_process.embed, INT8, crops(BATCH)), BATCH)
+        contenders[f"{READY}: in process"] = repeated_call(partial(in_process.embed, INT8, crops(BATCH)), BATCH)
     laps = race("loopback and in process", contenders, plan.pace.longer(4), plan.say)
     table = Table("Items per second", ("", "items/s"))
     table.rows.extend((name, 1 / lap.seconds) for name, lap in laps.items())
@@ -129,7 +129,7 @@ def _open_loop(plan: Plan, server: Server, work: Workload, rate_per_s: float) ->
     return Figure("crops at half that rate: p99 over idle latency", value, "×", at_most=OPEN_LOOP, note=note)
 
 
-def _repeated(call: Callable[[], object], items: int) -> Contender:
+def repeated_call(call: Callable[[], object], items: int) -> Contender:
     """A call of so many items as one that races: seconds an item."""
 
     def slice_(seconds: float) -> Slice:

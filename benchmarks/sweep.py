@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from benchmarks import peers
-from benchmarks.embedding import MODEL, contenders_of
+from benchmarks.embedding import FP16, MODEL, contenders_of
 from benchmarks.figures import Figure, Section, Table
 from benchmarks.peers import OURS
 from benchmarks.photos import crops
@@ -17,9 +17,11 @@ from benchmarks.plan import Plan
 from benchmarks.racing import race
 
 BATCHES = (1, 8, 32, 64, 128, 256)
-PRECISIONS = {f"{OURS}, {MODEL}": "float32", f"{OURS}, {MODEL}-fp16": "float16"}
+TF32 = f"{OURS} in TF32"
+PRECISIONS = {f"{OURS}, {MODEL}": "float32", f"{OURS}, {FP16}": "float16"}
 SIDE = 8192  # of the matrices whose product is taken for what the device can do
 FP16_RATE = 8000.0
+NO_FP16 = f"no facenet-{FP16}.onnx among the models"
 
 
 def measure(plan: Plan) -> Section:
@@ -27,6 +29,7 @@ def measure(plan: Plan) -> Section:
     section = Section("Embedding ready crops on the GPU")
     makers = {
         OURS: partial(peers.ours, max_batch_rows=BATCHES[-1]),
+        TF32: partial(peers.ours, max_batch_rows=BATCHES[-1], tf32=True),
         "matrix products": partial(peers.matrix_products, side=SIDE),
     }
     with ExitStack() as stack:
@@ -34,7 +37,8 @@ def measure(plan: Plan) -> Section:
         contenders = {
             (name, batch): contender
             for batch in BATCHES
-            for name, contender in contenders_of({OURS: workers[OURS]}, crops(batch)).items()
+            for name, contender in contenders_of({each: workers[each] for each in (OURS, TF32)}, crops(batch)).items()
+            if name != f"{TF32}, {FP16}"
         }
         laps = race("embedding", contenders, plan.pace, plan.say)
         nothing = np.empty(0, np.uint8)
@@ -50,7 +54,7 @@ def measure(plan: Plan) -> Section:
     work = operations(plan.models / f"facenet-{MODEL}.onnx")
     section.tables.append(_table(rates, {name: work / throughput[kind] for name, kind in PRECISIONS.items()}))
     fp16 = [rate for (name, _), rate in rates.items() if PRECISIONS.get(name) == "float16"]
-    note = "at the best batch" if fp16 else f"no facenet-{MODEL}-fp16.onnx among the models"
+    note = "at the best batch" if fp16 else NO_FP16
     best = max(fp16, default=None)
     section.figures.append(Figure("embedding, fp16 on the GPU: ready crops", best, "/s", at_least=FP16_RATE, note=note))
     section.figures.extend(

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from facenet_convert import golden
-from facenet_server.engine import Engine, cuda_options
+from facenet_server.engine import Engine, cuda_options, for_one_shape
 from facenet_server.errors import StartError
 from facenet_server.sessions import PORTS, open_models
 from onnx import TensorProto, helper
@@ -200,6 +200,10 @@ def test_cuda_is_exact_and_unbounded_unless_asked_otherwise() -> None:
         "cudnn_conv_algo_search": "HEURISTIC",
         "arena_extend_strategy": "kSameAsRequested",
     }
+    half = for_one_shape(
+        [("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {})], "embedder", "fp16"
+    )
+    assert half == [("CUDAExecutionProvider", {"use_tf32": "0", "prefer_nhwc": "1"}), ("CPUExecutionProvider", {})]
     asked = cuda_options(Engine("cuda", 1, gpu_mem_limit_mb=2000, tf32=True))
     assert asked["use_tf32"] == "1"
     assert asked["gpu_mem_limit"] == "2000000000"

@@ -1,4 +1,4 @@
-"""The server's pipeline in process: ``ours.py PIPE MODELS DEVICE [MAX_BATCH_ROWS]``."""
+"""The server's pipeline in process: ``ours.py PIPE MODELS DEVICE [MAX_BATCH_ROWS [tf32]]``."""
 
 import sys
 from dataclasses import replace
@@ -17,7 +17,7 @@ def main() -> None:
     """Load, then serve: ``detect``, and each embedder by its name."""
     config = Config(models=Path(sys.argv[2]), device=sys.argv[3])
     if len(sys.argv) > 4:
-        config = replace(config, max_batch_rows=int(sys.argv[4]))
+        config = replace(config, max_batch_rows=int(sys.argv[4]), tf32="tf32" in sys.argv[5:])
     with InProcess(config) as server:
         functions: dict[str, Function] = {"detect": server.detect}
         functions |= {name: partial(server.embed, name) for name in server.embedders}

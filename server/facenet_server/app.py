@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from facenet_server import memory, messages
 from facenet_server.batching import Batcher
-from facenet_server.canvases import Canvases
+from facenet_server.canvases import ROWS_A_RUN
 from facenet_server.compute import Compute
 from facenet_server.config import MIB, Config
 from facenet_server.detector import Detector, Nets, WorkLimits, warm_up
@@ -68,7 +68,13 @@ def open_networks(config: Config) -> dict[str, Network]:
     """The networks of the models folder, by name. Raises StartError."""
     threads = _threads(config)
     a_run = max(1, threads // (config.runs_per_embedder or threads))
-    engine = Engine(config.device, a_run, config.gpu_mem_limit_mb, config.tf32)
+    most_rows = {
+        "embedder": config.max_batch_rows,
+        "rnet": config.max_window_rows,
+        "onet": config.max_window_rows,
+        "pnet_canvas": ROWS_A_RUN,
+    }
+    engine = Engine(config.device, a_run, config.gpu_mem_limit_mb, config.tf32, most_rows)
     networks = open_models(config.models, engine)
     for name, network in networks.items():
         _log.info("%s (%s) on %s", name, network.info.kind, network.providers[0])
@@ -94,8 +100,8 @@ async def open_pipeline(
             batcher = Batcher(Enduring(network, on_lost), max_rows, stage=stats.stage(network.info.name), **details)
             return await stack.enter_async_context(batcher)
 
-        # R-Net and O-Net: a batch on each core, in the threads of the images, which do the rest of the work on them; an
-        # accelerator takes one at a time.
+        # MTCNN's networks: a batch on each core, in the threads of the images, which do the rest of the work on them.
+        # An accelerator takes one at a time.
         in_threads = {} if by_kind["rnet"].on_cuda else {"workers": threads, "threads": compute.threads}
         windows = {kind: await share(by_kind[kind], config.max_window_rows, **in_threads) for kind in ("rnet", "onet")}
         embedders: dict[str, Embedder] = {}
@@ -109,10 +115,8 @@ async def open_pipeline(
                 max_queued_rows=config.max_queued_rows,
             )
             embedders[info.name] = Embedder(batcher, info.dimension, info.calibration, info.interchangeable_with)
-        canvases = None
-        if _shares_levels(by_kind, config):
-            canvas, stage = Enduring(by_kind["pnet_canvas"], on_lost), stats.stage(by_kind["pnet_canvas"].info.name)
-            canvases = await stack.enter_async_context(Canvases(canvas, stage))
+        shared = _shares_levels(by_kind, config)
+        canvases = await share(by_kind["pnet_canvas"], ROWS_A_RUN, **in_threads) if shared else None
         nets = Nets(Enduring(by_kind["pnet"], on_lost), windows["rnet"], windows["onet"], canvases)
         detector = Detector(nets, work_limits(config), compute)
         yield Pipeline(detector, embedders, default, decode_limits(config), compute)

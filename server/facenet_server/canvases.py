@@ -1,65 +1,65 @@
-"""P-Net for pyramid levels of all sizes in a few shapes, so that levels of many images share batches.
+"""P-Net for pyramid levels of all sizes in one shape, so that levels of many images share batches.
 
-Each level lies in the corner of the smallest canvas that holds it; the network is told how much of it counts, and its
-outputs there are exactly those of the level alone. An accelerator then meets no new shapes, for each of which it
-would search and allocate. On the CPU, which does neither, the larger canvases only cost time.
+A level is cut into canvases of one size, which overlap by what a cell sees beyond its stride; where the level ends
+within a canvas, the network is told how much of it counts. Its outputs there are exactly those of the whole level. An
+accelerator then meets no new shapes, for each of which it would plan and allocate. On the CPU, which does neither, the
+larger area only costs time.
 """
 
-import asyncio
-from bisect import bisect_left
-from contextlib import AsyncExitStack
-from types import TracebackType
-from typing import Self
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from facenet_server.batching import Batcher, Net, Outputs
+from facenet_server.batching import Outputs
 from facenet_server.images import Pixels
-from facenet_server.mtcnn import map_side
-from facenet_server.stats import Stage
+from facenet_server.mtcnn import STRIDE_PX, map_side
 
-_SIDES_PX = [
-    16 << step // 2 if step % 2 == 0 else 24 << step // 2 for step in range(25)
-]  # 16, 24, 32, 48 … 65536, a JPEG's largest
-_PIXELS_A_RUN = 4_000_000
+SIDE_PX = 128
+ROWS_A_RUN = 64  # canvases: a million pixels
+_CELLS = map_side(SIDE_PX)  # of P-Net's map, on each side of a canvas
 
 
-class Canvases:
-    """A network (canvases (N, H, W, 3) uint8, valid (N, 2) int32) → outputs, called with one level and awaited."""
+class Canvases(NamedTuple):
+    """Levels on canvases: (N, S, S, 3) uint8, how much of each counts, (N, 2) int32 height and width, and each level's
+    own size."""
 
-    def __init__(self, net: Net, stage: Stage) -> None:
-        self._net = net
-        self._stage = stage
-        self._batchers: dict[tuple[int, int], Batcher] = {}
-        self._life = AsyncExitStack()
-        self._opening = asyncio.Lock()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._life.aclose()
-
-    async def __call__(self, level: Pixels) -> Outputs:
-        """P-Net's outputs for a level (h, w, 3): (h', w') and (h', w', 4), h' = ⌈(h − 2) / 2⌉ − 4."""
-        height, width = level.shape[:2]
-        shape = _side(height), _side(width)
-        canvas = np.zeros((1, *shape, 3), np.uint8)
-        canvas[0, :height, :width] = level
-        outputs = await (await self._batcher(shape))(canvas, np.array([[height, width]], np.int32))
-        rows, columns = map_side(height), map_side(width)
-        return tuple(output[0, :rows, :columns] for output in outputs)
-
-    async def _batcher(self, shape: tuple[int, int]) -> Batcher:
-        async with self._opening:
-            if shape not in self._batchers:
-                max_rows = max(1, _PIXELS_A_RUN // (shape[0] * shape[1]))
-                batcher = Batcher(self._net, max_rows, stage=self._stage)
-                self._batchers[shape] = await self._life.enter_async_context(batcher)
-        return self._batchers[shape]
+    pixels: Pixels
+    valid: NDArray[np.int32]
+    sizes: Sequence[tuple[int, int]]
 
 
-def _side(side_px: int) -> int:
-    return _SIDES_PX[bisect_left(_SIDES_PX, side_px)]
+def lay(levels: Sequence[Pixels]) -> Canvases:
+    """Levels (h, w, 3) cut into canvases, one after the other, row by row."""
+    sizes = [(level.shape[0], level.shape[1]) for level in levels]
+    corners = [(level, *corner) for level, size in zip(levels, sizes, strict=True) for corner in _corners(*size)]
+    pixels = np.zeros((len(corners), SIDE_PX, SIDE_PX, 3), np.uint8)
+    valid = np.empty((len(corners), 2), np.int32)
+    for canvas, extent, (level, row, column) in zip(pixels, valid, corners, strict=True):
+        top, left = STRIDE_PX * row, STRIDE_PX * column
+        piece = level[top : top + SIDE_PX, left : left + SIDE_PX]
+        extent[:] = piece.shape[:2]
+        canvas[: len(piece), : piece.shape[1]] = piece
+    return Canvases(pixels, valid, sizes)
+
+
+def maps(canvases: Canvases, outputs: Outputs) -> list[Outputs]:
+    """P-Net's maps of each level, (h', w') and (h', w', 4), from those of the canvases; h' = ⌈(h − 2) / 2⌉ − 4."""
+    found: list[Outputs] = []
+    rows = zip(*outputs, strict=True)
+    for height, width in canvases.sizes:
+        shape = map_side(height), map_side(width)
+        level = tuple(np.empty((*shape, *output.shape[3:]), np.float32) for output in outputs)
+        for (row, column), answers in zip(_corners(height, width), rows, strict=False):
+            for whole, part in zip(level, answers, strict=True):
+                place = whole[row : row + _CELLS, column : column + _CELLS]
+                place[:] = part[: place.shape[0], : place.shape[1]]
+        found.append(level)
+    return found
+
+
+def _corners(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """The first cell, row and column, of each canvas of a level."""
+    return itertools.product(range(0, map_side(height), _CELLS), range(0, map_side(width), _CELLS))

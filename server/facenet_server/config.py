@@ -23,7 +23,11 @@ class Config:
         "Where the networks run. auto: CUDA if it can be had, else the CPU; cuda: refuse to start without.",
         choices=("auto", "cuda", "cpu"),
     )
-    gpu_mem_limit_mb: int = _option(0, "Memory that each network may take on the GPU, MB. 0: what it needs.")
+    gpu_mem_limit_mb: int = _option(
+        0,
+        "Memory that each session may take on the GPU, MB; a network has several, for batches of 1 row, 4, 16 … "
+        "0: what they need.",
+    )
     tf32: bool = _option(
         False, "Let the GPU multiply in TF32: faster, but three digits fewer agree with the original networks."
     )

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from facenet_server import mtcnn, resampling
+from facenet_server import canvases, mtcnn, resampling
 from facenet_server.batching import Batcher, Outputs, Rows
 from facenet_server.boxes import Boxes, Regressions, Scores, suppress
 from facenet_server.canvases import Canvases
-from facenet_server.company import Company
+from facenet_server.company import Company, companies
 from facenet_server.compute import Compute, Steps
 from facenet_server.errors import InvalidInput
 from facenet_server.images import Pixels
@@ -23,6 +23,7 @@ from facenet_server.resampling import Source
 
 _RNET_PX, _ONET_PX = 24, 48
 _WINDOWS_AT_ONCE = 4096  # windows of one image between their cut and their network: 28 MB of R-Net's
+_LEVEL_PIXELS_AT_ONCE = 2_000_000  # of one image on canvases, but for a level that has more: 22 MB with P-Net's maps
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Nets:
     pnet: mtcnn.Net
     rnet: Batcher
     onet: Batcher
-    canvases: Canvases | None = None
+    canvases: Batcher | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Detector:
 
     async def _find(self, image: Pixels, options: DetectOptions, company: Company) -> Faces:
         """The cascade: fewer and better boxes at every stage."""
-        source, boxes, windows = await self._propose(image, options)
+        source, boxes, windows = await self._propose(image, options, company)
         if not len(boxes):
             return NO_FACES
         probability, regression = await self._judge(source, boxes, windows, self._nets.rnet, company)
@@ -83,7 +84,7 @@ class Detector:
         threshold = options.thresholds[2]
         return await self._compute("finish", mtcnn.finish, boxes, probability, regression, landmarks, threshold)
 
-    async def _propose(self, image: Pixels, options: DetectOptions) -> tuple[Source, Boxes, Rows]:
+    async def _propose(self, image: Pixels, options: DetectOptions, company: Company) -> tuple[Source, Boxes, Rows]:
         """P-Net over the pyramid: its boxes, and the first of their windows. All in one thread where others are busy
         with other images."""
         height, width = image.shape[:2]
@@ -96,12 +97,25 @@ class Detector:
             boxes = step("merge", mtcnn.merge, levels, most)
             return source, boxes, step("cut", _cut, source, boxes, _RNET_PX)
 
-        if self._nets.canvases is None and self._free_threads() == 1:
+        if self._nets.canvases is not None:
+            source, levels = await self._propose_on_canvases(self._nets.canvases, image, scales, options, company)
+        elif self._free_threads() == 1:
             return await self._compute.job("columns", in_one_thread)
-        source = await self._compute("columns", resampling.by_columns, image)
-        propose = self._propose_directly if self._nets.canvases is None else self._propose_on_canvases
-        boxes = await self._compute("merge", mtcnn.merge, await propose(source, scales, options), most)
-        return source, boxes, await self._cut(source, boxes, _RNET_PX)
+        else:
+            source = await self._compute("columns", resampling.by_columns, image)
+            levels = await self._propose_directly(source, scales, options)
+        return source, *await self._choose(source, levels)
+
+    async def _choose(self, image: Source, levels: Sequence[mtcnn.Level]) -> tuple[Boxes, Rows]:
+        """The boxes of all levels, and the first of their windows."""
+        most, in_one_thread = self._limits.max_candidates, self._free_threads() == 1
+
+        def choose(step: Steps) -> tuple[Boxes, Rows | None]:
+            boxes = step("merge", mtcnn.merge, levels, most)
+            return boxes, step("cut", _cut, image, boxes, _RNET_PX) if in_one_thread else None
+
+        boxes, windows = await self._compute.job("merge", choose)
+        return boxes, windows if windows is not None else await self._cut(image, boxes, _RNET_PX)
 
     async def _propose_directly(
         self, image: Source, scales: Sequence[float], options: DetectOptions
@@ -122,17 +136,20 @@ class Detector:
                 job.cancel()  # where one of them failed, the others need not go on
 
     async def _propose_on_canvases(
-        self, image: Source, scales: Sequence[float], options: DetectOptions
-    ) -> Sequence[mtcnn.Level]:
-        """Each level in a run of P-Net that it shares with others of its shape."""
-        canvases, most = self._nets.canvases, self._limits.max_candidates
-        assert canvases is not None
-
-        async def propose(scale: float) -> mtcnn.Level:
-            probability, regression = await canvases(await self._compute("shrink", mtcnn.shrink, image, scale))
-            return await self._compute("sift", mtcnn.sift, probability, regression, scale, options.thresholds[0], most)
-
-        return await asyncio.gather(*map(propose, scales))
+        self, net: Batcher, image: Pixels, scales: Sequence[float], options: DetectOptions, company: Company
+    ) -> tuple[Source, Sequence[mtcnn.Level]]:
+        """Levels in runs of P-Net that they share with those of other images, as many at once as memory may hold."""
+        source = await self._compute("columns", resampling.by_columns, image)
+        areas = [round(image.shape[0] * image.shape[1] * scale**2) for scale in scales]
+        levels: list[mtcnn.Level] = []
+        for group in companies(areas, len(scales), _LEVEL_PIXELS_AT_ONCE):
+            some = scales[group]
+            laid = await self._compute("lay", _lay, source, some)
+            outputs = await net(laid.pixels, laid.valid, deadline=company.deadline)
+            levels += await self._compute(
+                "sift", _sift, laid, outputs, some, options.thresholds[0], self._limits.max_candidates
+            )
+        return source, levels
 
     async def _refine(
         self, image: Source, boxes: Boxes, probability: Scores, regression: Regressions, threshold: float
@@ -186,3 +203,18 @@ class Detector:
 def _cut(image: Source, boxes: Boxes, side_px: int) -> Rows:
     """The windows of the first boxes, as many as are cut at once."""
     return resampling.cut(image, boxes[:_WINDOWS_AT_ONCE].astype(np.int64), side_px)
+
+
+def _lay(image: Source, scales: Sequence[float]) -> Canvases:
+    """Levels of the pyramid on canvases."""
+    return canvases.lay([mtcnn.shrink(image, scale) for scale in scales])
+
+
+def _sift(
+    laid: Canvases, outputs: Outputs, scales: Sequence[float], threshold: float, max_windows: int
+) -> list[mtcnn.Level]:
+    """What P-Net found on them."""
+    return [
+        mtcnn.sift(probability, regression, scale, threshold, max_windows)
+        for (probability, regression), scale in zip(canvases.maps(laid, outputs), scales, strict=True)
+    ]

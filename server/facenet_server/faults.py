@@ -26,6 +26,12 @@ _LOST = (
 _RUNS_TO_RECOVER = 32
 
 
+def is_no_memory(error: Exception) -> bool:
+    """Whether an error of ONNX Runtime says that its device has no memory for a run."""
+    text = str(error).lower()
+    return any(sign in text for sign in _NO_MEMORY)
+
+
 class Enduring:
     """A network that goes on where it can.
 
@@ -63,7 +69,7 @@ class Enduring:
                 self._is_lost = True
                 self._on_lost()
                 raise DeviceLost from error
-            if any(sign in text for sign in _NO_MEMORY):
+            if is_no_memory(error):
                 return self._in_halves(inputs, error)
             raise
         except BaseException as error:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from numpy.typing import NDArray
 
 from facenet_server import calibration
 from facenet_server.calibration import Calibration
-from facenet_server.engine import Engine, execution_providers, open_session
+from facenet_server.canvases import SIDE_PX
+from facenet_server.engine import Engine, execution_providers, for_one_shape, open_session
 from facenet_server.errors import StartError
+from facenet_server.ladder import climbed
+from facenet_server.mtcnn import map_side
 
 FORMAT = "4"
 MANIFEST = "manifest.json"
@@ -178,7 +182,16 @@ def _open(path: Path, sha256: str, providers: list[Any], engine: Engine) -> Netw
         _check_ports(info, session)
         on_cuda = "CUDAExecutionProvider" in session.get_providers()
         network = Network(info, session, _WINDOWS_A_RUN if info.kind in ("rnet", "onet") and not on_cuda else None)
-        _prove(network, session.get_modelmeta().custom_metadata_map.get("golden", ""), tf32=engine.tf32)
+        prove = partial(_prove, golden=session.get_modelmeta().custom_metadata_map.get("golden", ""), tf32=engine.tf32)
+        prove(network)
+        if on_cuda and info.kind in engine.most_rows:
+            one_shape = partial(open_session, data, for_one_shape(providers, info.kind, info.precision), engine.threads)
+            ladder = climbed(
+                engine.most_rows[info.kind],
+                one_shape,
+                lambda rung, count: prove(Network(info, rung), count=count, side_px=SIDE_PX),
+            )
+            network = Network(info, ladder)
     except StartError as error:
         raise StartError(f"{path}: {error}; {again}") from error
     except Exception as error:  # ONNX Runtime's own errors have no common base
@@ -186,13 +199,19 @@ def _open(path: Path, sha256: str, providers: list[Any], engine: Engine) -> Netw
     return network
 
 
-def _prove(network: Network, golden: str, *, tf32: bool) -> None:
-    """Run the network as the converter did, and compare: a device that does not work, or works wrongly, shows here.
+def _prove(network: Network, golden: str, *, tf32: bool, count: int = 1, side_px: int = _FREE_SIDE) -> None:
+    """Run the network as the converter did, on so many rows alike, and compare: a device that does not work, or works
+    wrongly, shows here. Where a side is free, the row lies in the corner of one of ``side_px``.
 
     Raises StartError.
     """
     expected = np.frombuffer(base64.b64decode(golden), "<f4")
-    answers = dict(zip(network.info.ports.outputs, network(*_one_row(network.info)), strict=True))
+    rows = [np.repeat(row, count, axis=0) for row in _one_row(network.info, side_px)]
+    corner = slice(map_side(_FREE_SIDE))
+    answers = {
+        name: answer[-1][corner, corner] if shape.count(None) > 1 else answer[-1]
+        for (name, shape), answer in zip(network.info.ports.outputs.items(), network(*rows), strict=True)
+    }
     found = np.concatenate([answers[name].ravel() for name in sorted(answers)])
     if found.shape != expected.shape:
         raise StartError(f"its golden answer has {len(expected)} numbers, not {len(found)}")
@@ -202,13 +221,14 @@ def _prove(network: Network, golden: str, *, tf32: bool) -> None:
         raise StartError(f"on {network.providers[0]} it does not give its golden answer: off by {error:.3g}")
 
 
-def _one_row(info: ModelInfo) -> list[NDArray[Any]]:
+def _one_row(info: ModelInfo, side_px: int) -> list[NDArray[Any]]:
     """The converter's generated input."""
     rows = []
     for kind, (_, *dims) in info.ports.inputs.values():
         shape = [1, *(dim or _FREE_SIDE for dim in dims)]
         values = np.arange(np.prod(shape)) * 37 % 251 if len(shape) == 4 else np.full(shape, _FREE_SIDE)
-        rows.append(values.reshape(shape).astype(_DTYPES[kind]))
+        around = [(0, side_px - _FREE_SIDE if dim is None and len(shape) == 4 else 0) for dim in dims]
+        rows.append(np.pad(values.reshape(shape), [(0, 0), *around]).astype(_DTYPES[kind]))
     return rows
 
 
