@@ -103,6 +103,17 @@ def on_paper(monkeypatch: pytest.MonkeyPatch) -> list[OnPaperOnCuda]:
     return opened
 
 
+def test_a_start_without_memory_says_so(
+    models: Path, on_paper: list[OnPaperOnCuda], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(self: OnPaperOnCuda, outputs: Sequence[str], inputs: Mapping[str, np.ndarray]) -> Any:
+        raise RuntimeError(NO_MEMORY)
+
+    monkeypatch.setattr(OnPaperOnCuda, "run", run)
+    with pytest.raises(StartError, match="no memory for it"):
+        open_models(models, Engine("cpu", 1))
+
+
 MOST_ROWS = {"embedder": 4, "rnet": 16, "onet": 16, "pnet_canvas": 4}
 
 

@@ -10,7 +10,13 @@ from facenet_server.errors import DeviceLost, Overloaded
 Outputs = tuple[Any, ...]
 
 # ONNX Runtime raises one class for all of these; what happened is in the text (CUDA's, cuDNN's, its own arena's).
-_NO_MEMORY = ("failed to allocate memory", "out of memory", "cudnn_status_alloc_failed", "cublas_status_alloc_failed")
+_NO_MEMORY = (
+    "failed to allocate memory",
+    "is smaller than requested bytes",
+    "out of memory",
+    "cudnn_status_alloc_failed",
+    "cublas_status_alloc_failed",
+)
 _LOST = (
     "cuda failure 700",
     "cuda error 700",

@@ -21,6 +21,7 @@ from facenet_server.calibration import Calibration
 from facenet_server.canvases import SIDE_PX
 from facenet_server.engine import Engine, execution_providers, for_one_shape, open_session
 from facenet_server.errors import StartError
+from facenet_server.faults import is_no_memory
 from facenet_server.ladder import climbed
 from facenet_server.mtcnn import map_side
 
@@ -175,28 +176,36 @@ def _open(path: Path, sha256: str, providers: list[Any], engine: Engine) -> Netw
     if found != sha256:
         raise StartError(f"{path} is not the file in {MANIFEST} (SHA-256 {found}, not {sha256}); {again}")
     try:
-        session = open_session(data, providers, engine.threads)
-        info = _info(session.get_modelmeta().custom_metadata_map, found)
-        if info.kind in PORTS and engine.threads > 1:  # small networks: a thread for each of several runs does more
-            session = open_session(data, providers, 1)
-        _check_ports(info, session)
-        on_cuda = "CUDAExecutionProvider" in session.get_providers()
-        network = Network(info, session, _WINDOWS_A_RUN if info.kind in ("rnet", "onet") and not on_cuda else None)
-        prove = partial(_prove, golden=session.get_modelmeta().custom_metadata_map.get("golden", ""), tf32=engine.tf32)
-        prove(network)
-        if on_cuda and info.kind in engine.most_rows:
-            one_shape = partial(open_session, data, for_one_shape(providers, info.kind, info.precision), engine.threads)
-            ladder = climbed(
-                engine.most_rows[info.kind],
-                one_shape,
-                lambda rung, count: prove(Network(info, rung), count=count, side_px=SIDE_PX),
-            )
-            network = Network(info, ladder)
+        return _opened(data, found, providers, engine)
     except StartError as error:
         raise StartError(f"{path}: {error}; {again}") from error
     except Exception as error:  # ONNX Runtime's own errors have no common base
+        if is_no_memory(error):
+            raise StartError(f"{path}: the device has no memory for it (--gpu-mem-limit-mb): {error}") from error
         raise StartError(f"{path}: ONNX Runtime cannot load it: {error}; {again}") from error
-    return network
+
+
+def _opened(data: bytes, sha256: str, providers: list[Any], engine: Engine) -> Network:
+    session = open_session(data, providers, engine.threads)
+    metadata = session.get_modelmeta().custom_metadata_map
+    info = _info(metadata, sha256)
+    if info.kind in PORTS and engine.threads > 1:  # small networks: a thread for each of several runs does more
+        session = open_session(data, providers, 1)
+    _check_ports(info, session)
+    prove = partial(_prove, golden=metadata.get("golden", ""), tf32=engine.tf32)
+    if "CUDAExecutionProvider" not in session.get_providers():
+        network = Network(info, session, _WINDOWS_A_RUN if info.kind in ("rnet", "onet") else None)
+        prove(network)
+        return network
+    prove(Network(info, session))
+    if info.kind not in engine.most_rows:
+        return Network(info, session)
+    one_shape = partial(open_session, data, for_one_shape(providers, info.kind, info.precision), engine.threads)
+
+    def warm_up(rung: Any, count: int) -> None:
+        prove(Network(info, rung), count=count, side_px=SIDE_PX)
+
+    return Network(info, climbed(engine.most_rows[info.kind], one_shape, warm_up))
 
 
 def _prove(network: Network, golden: str, *, tf32: bool, count: int = 1, side_px: int = _FREE_SIDE) -> None:
