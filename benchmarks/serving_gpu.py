@@ -103,10 +103,9 @@ def _work(report: Report) -> Sequence[tuple[str, float, float]]:
 def _stages(reports: Sequence[Report]) -> Table:
     """What each stage takes a photo, in the first way and in the last."""
     first, last = (_work(reports[number]) for number in (0, -1))
+    many_of = {name: many for name, _, many in last}
     table = Table(
         "A photo's stages: rows, and milliseconds in one process and in several", ("stage", "rows", "one", "several")
     )
-    table.rows.extend(
-        (name, rows, 1e3 * one, 1e3 * many) for (name, rows, one), (_, _, many) in zip(first, last, strict=True)
-    )
+    table.rows.extend((name, rows, 1e3 * one, 1e3 * many_of.get(name, 0.0)) for name, rows, one in first)
     return table

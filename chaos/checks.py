@@ -53,7 +53,7 @@ CHECKS = {
         {"seconds": 4, "streams": 40, "protected": False},
         bites=("peak memory",),
     ),
-    "T5": Check(readers.slow_readers, 1.5, {"seconds": 6}, {"seconds": 60, "stall_s": 15}),
+    "T5": Check(readers.slow_readers, 2.5, {"seconds": 10}, {"seconds": 60, "stall_s": 15}),
     "T6": Check(failures.killed_callers, 3, {"rounds": 2}, {"rounds": 63}),
     "T8": Check(
         failures.frozen_callers,

@@ -1,10 +1,12 @@
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from facenet_server import canvases, mtcnn
 from facenet_server.app import open_networks, open_pipeline
+from facenet_server.canvases import Mosaic
 from facenet_server.company import Company
 from facenet_server.config import Config
 from facenet_server.errors import StartError
@@ -20,18 +22,25 @@ def networks(models: Path) -> dict[str, Network]:
     return open_networks(Config(models=models, device="cpu"))
 
 
-def test_levels_of_all_sizes_get_their_own_outputs_bit_by_bit(networks: dict[str, Network]) -> None:
+@pytest.mark.parametrize("at_once", [7, 1000])
+def test_levels_of_all_sizes_get_their_own_outputs_bit_by_bit(
+    at_once: int, networks: dict[str, Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     sizes = [(12, 12), (12, 13), (13, 30), (17, 24), (97, 64), (191, 362), (51, 50)]
     sizes += [(128, 128), (127, 129), (128, 11), (129, 128), (130, 131), (246, 247), (247, 246), (364, 365)]
     levels = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in sizes]
-    laid = canvases.lay(levels)
-    outputs = networks["mtcnn-pnet-canvas"](laid.pixels, laid.valid)
-    for level, (probability, regression) in zip(levels, canvases.maps(laid, outputs), strict=True):
+    mosaic, parts = Mosaic(levels), 0
+    monkeypatch.setattr(canvases, "AT_ONCE", at_once)
+    while (laid := mosaic.lay()) is not None:
+        assert len(laid[0]) <= at_once
+        mosaic.put(networks["mtcnn-pnet-canvas"](*laid))
+        parts += 1
+    assert parts == -(-sum(canvases.count(*size) for size in sizes) // at_once)
+    for level, (probability, regression) in zip(levels, mosaic.maps, strict=True):
         alone = networks["mtcnn-pnet"](level[np.newaxis])
         np.testing.assert_array_equal(probability, alone[0][0])
         np.testing.assert_array_equal(regression, alone[1][0])
-    assert len(laid.pixels) > len(levels), "a level takes as many canvases as it needs"
 
 
 @pytest.mark.parametrize(("height", "width"), [(378, 720), (379, 721), (61, 3000), (300, 12), (12, 300)])
@@ -66,7 +75,7 @@ async def test_detection_is_the_same_on_canvases(
 ) -> None:
     async def detect(share_levels: str) -> list[Detection]:
         config = Config(models=models, device="cpu", share_levels=share_levels)
-        company = Company(2)
+        company, stats = Company(3), Stats()
 
         async def one(image: np.ndarray) -> Detection:
             raw = Raw(image.tobytes(), *image.shape[:2])
@@ -75,11 +84,15 @@ async def test_detection_is_the_same_on_canvases(
             finally:
                 company.leave(1)
 
-        async with open_pipeline(networks, config, Stats()) as pipeline:
-            return list(await asyncio.gather(one(astronaut), one(hopper)))
+        async with open_pipeline(networks, config, stats) as pipeline:
+            found = list(await asyncio.gather(one(astronaut), one(hopper), one(astronaut[:15, :15])))
+        if share_levels == "on":
+            stage = stats.stage("mtcnn-pnet-canvas")
+            assert stage.rows > 8 * stage.runs, "levels of all sizes share runs"
+        return found
 
-    for alone, shared in zip(await detect("off"), await detect("on"), strict=True):
-        assert len(alone.faces.boxes) == 1
+    for alone, shared, n_faces in zip(await detect("off"), await detect("on"), (1, 1, 0), strict=True):
+        assert len(alone.faces.boxes) == n_faces
         np.testing.assert_array_equal(alone.faces.boxes, shared.faces.boxes)
         np.testing.assert_array_equal(alone.faces.scores, shared.faces.scores)
 
@@ -90,3 +103,24 @@ async def test_without_the_file_sharing_is_refused(models: Path, networks: dict[
     with pytest.raises(StartError, match="facenet-convert mtcnn"):
         async with open_pipeline(others, config, Stats()):
             pass
+
+
+async def test_a_thin_image_takes_no_more_memory_than_others(models: Path, networks: dict[str, Network]) -> None:
+    calls: list[int] = []
+    canvas = networks["mtcnn-pnet-canvas"]
+
+    class Counted:
+        info, providers, on_cuda = canvas.info, canvas.providers, False
+
+        def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+            calls.append(len(inputs[0]))
+            return canvas(*inputs)
+
+    counted: Any = {**networks, "mtcnn-pnet-canvas": Counted()}
+    config = Config(models=models, device="cpu", share_levels="on", threads=1)
+    thin = Raw(bytes(12 * 40_000 * 3), 12, 40_000)
+    async with open_pipeline(counted, config, Stats()) as pipeline:
+        found = await pipeline.detect(thin, DetectOptions(min_face_px=12), ByteBudget(0), Company(1))
+    assert not len(found.faces.boxes)
+    assert sum(calls) == canvases.count(12, 40_000)
+    assert max(calls) <= canvases.AT_ONCE

@@ -17,7 +17,7 @@ NO_MEMORY = "Failed to allocate memory for requested buffer of size 104857600"
 class Session:
     """Doubles what it is given, of which it remembers the lengths, with memory for so many rows."""
 
-    def __init__(self, memory_rows: int = 1_000_000) -> None:
+    def __init__(self, memory_rows: int) -> None:
         self.lengths: list[int] = []
         self._memory_rows = memory_rows
 
@@ -29,11 +29,13 @@ class Session:
         return [2 * rows for _ in outputs]
 
 
-def climbed(most_rows: int, **how: Any) -> tuple[Ladder, list[Session]]:
+def climbed(most_rows: int, memory_rows: int = 10**6, memory_sessions: int = 10**6) -> tuple[Ladder, list[Session]]:
     opened: list[Session] = []
 
     def open_one() -> Session:
-        opened.append(Session(**how))
+        if len(opened) == memory_sessions:
+            raise RuntimeError(NO_MEMORY)
+        opened.append(Session(memory_rows))
         return opened[-1]
 
     return ladder.climbed(most_rows, open_one, lambda session, rung: session.run(["a"], {"x": np.ones(rung)})), opened
@@ -68,9 +70,15 @@ def test_where_memory_ends_the_ladder_ends() -> None:
     np.testing.assert_array_equal(steps.run(["a"], {"x": np.arange(40)})[0], 2 * np.arange(40))
 
 
-def test_without_memory_for_a_single_row_it_is_an_error() -> None:
+def test_where_a_session_cannot_even_be_opened_it_ends_too() -> None:
+    steps, _ = climbed(64, memory_sessions=2)
+    assert steps.rungs == [1, 4]
+
+
+@pytest.mark.parametrize("memory", [{"memory_rows": 0}, {"memory_sessions": 0}])
+def test_without_memory_for_a_single_row_it_is_an_error(memory: dict[str, int]) -> None:
     with pytest.raises(RuntimeError, match="Failed to allocate"):
-        climbed(64, memory_rows=0)
+        climbed(64, **memory)
 
 
 class OnPaperOnCuda:
@@ -101,6 +109,17 @@ def on_paper(monkeypatch: pytest.MonkeyPatch) -> list[OnPaperOnCuda]:
 
     monkeypatch.setattr(sessions, "open_session", open_session)
     return opened
+
+
+def test_a_session_that_came_to_run_on_the_cpu_is_refused(
+    models: Path, on_paper: list[OnPaperOnCuda], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def providers(self: OnPaperOnCuda) -> list[str]:
+        return ["CUDAExecutionProvider"] if len(on_paper) == 1 else ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(OnPaperOnCuda, "get_providers", providers)
+    with pytest.raises(StartError, match="came to run on CPUExecutionProvider"):
+        open_models(models, Engine("cpu", 1, most_rows=MOST_ROWS))
 
 
 def test_a_start_without_memory_says_so(

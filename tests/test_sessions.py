@@ -204,6 +204,9 @@ def test_cuda_is_exact_and_unbounded_unless_asked_otherwise() -> None:
         [("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {})], "embedder", "fp16"
     )
     assert half == [("CUDAExecutionProvider", {"use_tf32": "0", "prefer_nhwc": "1"}), ("CPUExecutionProvider", {})]
+    assert for_one_shape([("CUDAExecutionProvider", {})], "pnet_canvas", "fp32") == [
+        ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "EXHAUSTIVE"})
+    ]
     asked = cuda_options(Engine("cuda", 1, gpu_mem_limit_mb=2000, tf32=True))
     assert asked["use_tf32"] == "1"
     assert asked["gpu_mem_limit"] == "2000000000"

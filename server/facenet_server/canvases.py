@@ -8,7 +8,6 @@ larger area only costs time.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,45 +18,59 @@ from facenet_server.mtcnn import STRIDE_PX, map_side
 
 SIDE_PX = 128
 ROWS_A_RUN = 64  # canvases: a million pixels
+AT_ONCE = 128  # canvases of one image between their making and P-Net's maps of them: 15 MB with these
 _CELLS = map_side(SIDE_PX)  # of P-Net's map, on each side of a canvas
 
 
-class Canvases(NamedTuple):
-    """Levels on canvases: (N, S, S, 3) uint8, how much of each counts, (N, 2) int32 height and width, and each level's
-    own size."""
-
-    pixels: Pixels
-    valid: NDArray[np.int32]
-    sizes: Sequence[tuple[int, int]]
+Canvases = tuple[Pixels, NDArray[np.int32]]
+"""(N, S, S, 3) uint8, and how much of each counts, (N, 2): height and width."""
 
 
-def lay(levels: Sequence[Pixels]) -> Canvases:
-    """Levels (h, w, 3) cut into canvases, one after the other, row by row."""
-    sizes = [(level.shape[0], level.shape[1]) for level in levels]
-    corners = [(level, *corner) for level, size in zip(levels, sizes, strict=True) for corner in _corners(*size)]
-    pixels = np.zeros((len(corners), SIDE_PX, SIDE_PX, 3), np.uint8)
-    valid = np.empty((len(corners), 2), np.int32)
-    for canvas, extent, (level, row, column) in zip(pixels, valid, corners, strict=True):
-        top, left = STRIDE_PX * row, STRIDE_PX * column
-        piece = level[top : top + SIDE_PX, left : left + SIDE_PX]
-        extent[:] = piece.shape[:2]
-        canvas[: len(piece), : piece.shape[1]] = piece
-    return Canvases(pixels, valid, sizes)
+class Mosaic:
+    """Levels (h, w, 3) on canvases, some at a time, and what P-Net makes of them: ``lay`` and ``put`` in turn, until
+    there are no more; then ``maps``."""
 
+    def __init__(self, levels: Sequence[Pixels]) -> None:
+        self._levels = levels
+        self._corners = [
+            (number, *corner) for number, level in enumerate(levels) for corner in _corners(*level.shape[:2])
+        ]
+        self._start = self._stop = 0  # of the corners whose canvases are on their way
+        self.maps: list[Outputs] = [_empty_maps(*level.shape[:2]) for level in levels]
 
-def maps(canvases: Canvases, outputs: Outputs) -> list[Outputs]:
-    """P-Net's maps of each level, (h', w') and (h', w', 4), from those of the canvases; h' = ⌈(h − 2) / 2⌉ − 4."""
-    found: list[Outputs] = []
-    rows = zip(*outputs, strict=True)
-    for height, width in canvases.sizes:
-        shape = map_side(height), map_side(width)
-        level = tuple(np.empty((*shape, *output.shape[3:]), np.float32) for output in outputs)
-        for (row, column), answers in zip(_corners(height, width), rows, strict=False):
-            for whole, part in zip(level, answers, strict=True):
+    def lay(self) -> Canvases | None:
+        """The next canvases; None after the last."""
+        self._start, self._stop = self._stop, min(self._stop + AT_ONCE, len(self._corners))
+        corners = self._corners[self._start : self._stop]
+        if not corners:
+            return None
+        pixels = np.zeros((len(corners), SIDE_PX, SIDE_PX, 3), np.uint8)
+        valid = np.empty((len(corners), 2), np.int32)
+        for canvas, extent, (number, row, column) in zip(pixels, valid, corners, strict=True):
+            top, left = STRIDE_PX * row, STRIDE_PX * column
+            piece = self._levels[number][top : top + SIDE_PX, left : left + SIDE_PX]
+            extent[:] = piece.shape[:2]
+            canvas[: len(piece), : piece.shape[1]] = piece
+        return pixels, valid
+
+    def put(self, outputs: Outputs) -> None:
+        """P-Net's outputs for the canvases that were laid last."""
+        corners = self._corners[self._start : self._stop]
+        for (number, row, column), *answers in zip(corners, *outputs, strict=True):
+            for whole, part in zip(self.maps[number], answers, strict=True):
                 place = whole[row : row + _CELLS, column : column + _CELLS]
                 place[:] = part[: place.shape[0], : place.shape[1]]
-        found.append(level)
-    return found
+
+
+def count(height: int, width: int) -> int:
+    """The canvases that a level takes."""
+    return sum(1 for _ in _corners(height, width))
+
+
+def _empty_maps(height: int, width: int) -> Outputs:
+    """Room for P-Net's maps of a level, (h', w') and (h', w', 4); h' = ⌈(h − 2) / 2⌉ − 4."""
+    shape = map_side(height), map_side(width)
+    return np.empty(shape, np.float32), np.empty((*shape, 4), np.float32)
 
 
 def _corners(height: int, width: int) -> Iterator[tuple[int, int]]:

@@ -47,8 +47,8 @@ class Config:
     )
     share_levels: str = _option(
         "auto",
-        "Let pyramid levels of many images share P-Net's batches, in a few fixed shapes. auto: on CUDA; the CPU takes "
-        "twice as long that way.",
+        "Let pyramid levels of many images share P-Net's batches, on canvases of one size. auto: on CUDA; the CPU "
+        "takes twice as long that way.",
         choices=("auto", "on", "off"),
     )
     max_wait_s: float = _option(

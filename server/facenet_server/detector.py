@@ -4,7 +4,7 @@ The pure stages are in ``mtcnn``; here is the waiting between them.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from facenet_server import canvases, mtcnn, resampling
 from facenet_server.batching import Batcher, Outputs, Rows
 from facenet_server.boxes import Boxes, Regressions, Scores, suppress
-from facenet_server.canvases import Canvases
+from facenet_server.canvases import Canvases, Mosaic
 from facenet_server.company import Company, companies
 from facenet_server.compute import Compute, Steps
 from facenet_server.errors import InvalidInput
@@ -23,7 +23,6 @@ from facenet_server.resampling import Source
 
 _RNET_PX, _ONET_PX = 24, 48
 _WINDOWS_AT_ONCE = 4096  # windows of one image between their cut and their network: 28 MB of R-Net's
-_LEVEL_PIXELS_AT_ONCE = 2_000_000  # of one image on canvases, but for a level that has more: 22 MB with P-Net's maps
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +96,13 @@ class Detector:
             boxes = step("merge", mtcnn.merge, levels, most)
             return source, boxes, step("cut", _cut, source, boxes, _RNET_PX)
 
-        if self._nets.canvases is not None:
-            source, levels = await self._propose_on_canvases(self._nets.canvases, image, scales, options, company)
-        elif self._free_threads() == 1:
+        if self._nets.canvases is None and self._free_threads() == 1:
             return await self._compute.job("columns", in_one_thread)
-        else:
-            source = await self._compute("columns", resampling.by_columns, image)
+        source = await self._compute("columns", resampling.by_columns, image)
+        if self._nets.canvases is None:
             levels = await self._propose_directly(source, scales, options)
+        else:
+            levels = await self._propose_on_canvases(self._nets.canvases, source, scales, options, company)
         return source, *await self._choose(source, levels)
 
     async def _choose(self, image: Source, levels: Sequence[mtcnn.Level]) -> tuple[Boxes, Rows]:
@@ -136,20 +135,37 @@ class Detector:
                 job.cancel()  # where one of them failed, the others need not go on
 
     async def _propose_on_canvases(
-        self, net: Batcher, image: Pixels, scales: Sequence[float], options: DetectOptions, company: Company
-    ) -> tuple[Source, Sequence[mtcnn.Level]]:
-        """Levels in runs of P-Net that they share with those of other images, as many at once as memory may hold."""
-        source = await self._compute("columns", resampling.by_columns, image)
-        areas = [round(image.shape[0] * image.shape[1] * scale**2) for scale in scales]
+        self, net: Batcher, image: Source, scales: Sequence[float], options: DetectOptions, company: Company
+    ) -> Sequence[mtcnn.Level]:
+        """Levels in runs of P-Net that they share with those of other images, in groups that memory may hold."""
+        height, width = image.pixels.shape[:2]
+        sizes = [mtcnn.level_size(height, width, scale) for scale in scales]
+        groups = companies([canvases.count(*size) for size in sizes], len(sizes), canvases.AT_ONCE)
         levels: list[mtcnn.Level] = []
-        for group in companies(areas, len(scales), _LEVEL_PIXELS_AT_ONCE):
-            some = scales[group]
-            laid = await self._compute("lay", _lay, source, some)
-            outputs = await net(laid.pixels, laid.valid, deadline=company.deadline)
-            levels += await self._compute(
-                "sift", _sift, laid, outputs, some, options.thresholds[0], self._limits.max_candidates
-            )
-        return source, levels
+        for group in groups if sizes else []:
+            maps = await self._maps_on_canvases(net, image, scales[group], company.deadline)
+            found = zip(maps, scales[group], strict=True)
+            levels += await self._compute("sift", _sift, found, options.thresholds[0], self._limits.max_candidates)
+        return levels
+
+    async def _maps_on_canvases(
+        self, net: Batcher, image: Source, scales: Sequence[float], deadline: float | None
+    ) -> Sequence[Outputs]:
+        """P-Net's maps of some levels."""
+
+        def begin(step: Steps) -> tuple[Mosaic, Canvases | None]:
+            mosaic = Mosaic([step("shrink", mtcnn.shrink, image, scale) for scale in step.wanted(scales)])
+            return mosaic, step("lay", mosaic.lay)
+
+        def go_on(step: Steps) -> Canvases | None:
+            step("lay", mosaic.put, outputs)
+            return step("lay", mosaic.lay)
+
+        mosaic, laid = await self._compute.job("shrink", begin)
+        while laid:
+            outputs = await net(*laid, deadline=deadline)
+            laid = await self._compute.job("lay", go_on)
+        return mosaic.maps
 
     async def _refine(
         self, image: Source, boxes: Boxes, probability: Scores, regression: Regressions, threshold: float
@@ -205,16 +221,8 @@ def _cut(image: Source, boxes: Boxes, side_px: int) -> Rows:
     return resampling.cut(image, boxes[:_WINDOWS_AT_ONCE].astype(np.int64), side_px)
 
 
-def _lay(image: Source, scales: Sequence[float]) -> Canvases:
-    """Levels of the pyramid on canvases."""
-    return canvases.lay([mtcnn.shrink(image, scale) for scale in scales])
-
-
-def _sift(
-    laid: Canvases, outputs: Outputs, scales: Sequence[float], threshold: float, max_windows: int
-) -> list[mtcnn.Level]:
-    """What P-Net found on them."""
+def _sift(maps: Iterable[tuple[Outputs, float]], threshold: float, max_windows: int) -> list[mtcnn.Level]:
+    """What P-Net found in levels, given by its maps and their scales."""
     return [
-        mtcnn.sift(probability, regression, scale, threshold, max_windows)
-        for (probability, regression), scale in zip(canvases.maps(laid, outputs), scales, strict=True)
+        mtcnn.sift(probability, regression, scale, threshold, max_windows) for (probability, regression), scale in maps
     ]

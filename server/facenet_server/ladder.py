@@ -1,14 +1,13 @@
 """Row counts of runs on a GPU: a few, and each in a session of its own, which never meets another shape.
 
 cuDNN plans a convolution for one shape, and ONNX Runtime keeps no plan but the last: a batch of another size than the
-one before costs R-Net 8 ms, O-Net 14 and FaceNet in half precision 600 (one H200), where the run itself takes less than
-4. So rows are padded with zeros up to the next rung of a ladder.
+one before costs R-Net and O-Net 7 to 14 ms and FaceNet in half precision 600 (one H200), where the run itself takes
+less than 4. So rows are padded with zeros up to the next rung of a ladder.
 """
 
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -51,28 +50,24 @@ class Ladder:
 
 
 def climbed(most_rows: int, open_one: Callable[[], Any], warm_up: Callable[[Any, int], object]) -> Ladder:
-    """A ladder up to so many rows: each rung's session opened, and run once on as many, side by side. Where the device
-    has no memory for the highest rungs, it ends below them. Raises what else ``open_one`` or ``warm_up`` raise."""
+    """A ladder up to so many rows: each rung's session opened, and run once on as many, from the lowest on. Where the
+    device has no memory for one, the ladder ends below it. Raises what ``open_one`` or ``warm_up`` raise else, and
+    what they raise for the lowest."""
     rungs = [most_rows]
     while rungs[0] > 1:
         rungs.insert(0, -(-rungs[0] // _STEP))
-
-    def open_rung(rung: int) -> Any:
-        session = open_one()
+    sessions: dict[int, Any] = {}
+    for rung in rungs:
         try:
+            session = open_one()
             warm_up(session, rung)
         except Exception as error:
-            if rung == rungs[0] or not is_no_memory(error):
+            if not sessions or not is_no_memory(error):
                 raise
-            return None
-        return session
-
-    with ThreadPoolExecutor(len(rungs)) as threads:
-        sessions = dict(zip(rungs, threads.map(open_rung, rungs), strict=True))
-    missing = [rung for rung in rungs if sessions[rung] is None]
-    if missing:
-        _log.warning("no memory on the device for runs of %d rows", missing[0])
-    return Ladder({rung: sessions[rung] for rung in rungs if not missing or rung < missing[0]})
+            _log.warning("no memory on the device for runs of %d rows: %d are the most", rung, max(sessions))
+            break
+        sessions[rung] = session
+    return Ladder(sessions)
 
 
 def _padded(rows: Rows, count: int) -> Rows:

@@ -80,9 +80,7 @@ def scales(height: int, width: int, min_face_px: float, factor: float) -> list[f
 
 def pyramid_pixels(height: int, width: int, min_face_px: float, factor: float) -> int:
     """The pixels of the whole pyramid, by which the work of P-Net grows."""
-    return sum(
-        math.ceil(height * scale) * math.ceil(width * scale) for scale in scales(height, width, min_face_px, factor)
-    )
+    return sum(math.prod(level_size(height, width, scale)) for scale in scales(height, width, min_face_px, factor))
 
 
 def propose(image: Source, pnet: Net, scales: Iterable[float], threshold: float, max_windows: int) -> list[Level]:
@@ -103,7 +101,12 @@ def propose(image: Source, pnet: Net, scales: Iterable[float], threshold: float,
 def shrink(image: Source, scale: float) -> Pixels:
     """A level of the pyramid: by area, its sides rounded up."""
     height, width = image.pixels.shape[:2]
-    return resampling.shrink(image, math.ceil(height * scale), math.ceil(width * scale))
+    return resampling.shrink(image, *level_size(height, width, scale))
+
+
+def level_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """The sides of a level of an image."""
+    return math.ceil(height * scale), math.ceil(width * scale)
 
 
 def map_side(side_px: int) -> int:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from facenet_server import calibration
 from facenet_server.calibration import Calibration
 from facenet_server.canvases import SIDE_PX
-from facenet_server.engine import Engine, execution_providers, for_one_shape, open_session
+from facenet_server.engine import Engine, execution_providers, for_one_shape, hush_plans, open_session
 from facenet_server.errors import StartError
 from facenet_server.faults import is_no_memory
 from facenet_server.ladder import climbed
@@ -181,7 +181,8 @@ def _open(path: Path, sha256: str, providers: list[Any], engine: Engine) -> Netw
         raise StartError(f"{path}: {error}; {again}") from error
     except Exception as error:  # ONNX Runtime's own errors have no common base
         if is_no_memory(error):
-            raise StartError(f"{path}: the device has no memory for it (--gpu-mem-limit-mb): {error}") from error
+            limit = f" within --gpu-mem-limit-mb {engine.gpu_mem_limit_mb}" if engine.gpu_mem_limit_mb else ""
+            raise StartError(f"{path}: the device has no memory for it{limit}: {error}") from error
         raise StartError(f"{path}: ONNX Runtime cannot load it: {error}; {again}") from error
 
 
@@ -197,15 +198,20 @@ def _opened(data: bytes, sha256: str, providers: list[Any], engine: Engine) -> N
         network = Network(info, session, _WINDOWS_A_RUN if info.kind in ("rnet", "onet") else None)
         prove(network)
         return network
+    hush_plans()
     prove(Network(info, session))
     if info.kind not in engine.most_rows:
         return Network(info, session)
-    one_shape = partial(open_session, data, for_one_shape(providers, info.kind, info.precision), engine.threads)
+    one_shape = for_one_shape(providers, info.kind, info.precision)
+    threads = 1 if info.kind in PORTS else engine.threads
 
     def warm_up(rung: Any, count: int) -> None:
-        prove(Network(info, rung), count=count, side_px=SIDE_PX)
+        network = Network(info, rung)
+        if not network.on_cuda:  # ONNX Runtime's own way out of some errors
+            raise RuntimeError(f"a session for {count} rows came to run on {network.providers[0]}")
+        prove(network, count=count, side_px=SIDE_PX)
 
-    return Network(info, climbed(engine.most_rows[info.kind], one_shape, warm_up))
+    return Network(info, climbed(engine.most_rows[info.kind], partial(open_session, data, one_shape, threads), warm_up))
 
 
 def _prove(network: Network, golden: str, *, tf32: bool, count: int = 1, side_px: int = _FREE_SIDE) -> None:
