@@ -45,8 +45,10 @@ def describe(device: str, versions: Mapping[str, str]) -> Machine:
 def _gpu() -> str:
     """The first GPU and its driver, as NVIDIA's tool names them."""
     asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    lines = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
-    return lines[0] if lines else "cuda"
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "cuda"
 
 
 def has_vnni() -> bool:

@@ -28,6 +28,7 @@ OVER_IN_PROCESS, BATCHING, OPEN_LOOP, LAG_MS = 0.85, 1.35, 4.0, 20.0
 FEW = f"photos, {CALLERS} callers, one a message"
 MANY = f"photos, one caller, messages of {BATCH}"
 READY = f"ready crops, int8, messages of {BATCH}"
+TWO_PIPELINES = "over one pipeline on all cores; as many of them in process would gain as well"
 NO_INT8 = f"no facenet-{INT8}.onnx among the models"
 
 
@@ -39,8 +40,7 @@ def measure(plan: Plan) -> Section:
         plan.say("starting servers")
         server = stack.enter_context(Server(plan))
         in_process = stack.enter_context(InProcess(Config(models=plan.models, device=plan.device)))
-        # On CUDA processes would share the device, each with its own memory.
-        a_core = stack.enter_context(_a_server_a_core(plan)) if plan.on_cpu else None
+        a_core = stack.enter_context(Server(plan, "--threads", "1", processes=usable_cores()))
         _against_in_process(section, plan, server, a_core, in_process, photos)
         if INT8 in in_process.embedders:
             single = stack.enter_context(Server(plan, "--max-batch-rows", "1"))
@@ -56,25 +56,20 @@ def measure(plan: Plan) -> Section:
     return section
 
 
-def _a_server_a_core(plan: Plan) -> Server:
-    return Server(plan, "--threads", "1", processes=usable_cores())
-
-
 def _against_in_process(
     section: Section,
     plan: Plan,
     server: Server,
-    a_core: Server | None,
+    a_core: Server,
     in_process: InProcess,
     photos: Sequence[bytes],
 ) -> None:
     few = workload("detect", photos)
     contenders: dict[str, Contender] = {
         f"{FEW}: server": server.contender(few, callers=CALLERS),
+        f"{FEW}: a server a core": a_core.contender(few, callers=CALLERS),
         f"{MANY}: server": server.contender(workload("detect", photos, batch=BATCH), window=2),
     }
-    if a_core is not None:
-        contenders[f"{FEW}: a server a core"] = a_core.contender(few, callers=CALLERS)
     for at_once in IN_PROCESS_AT_ONCE:
         contenders[f"photos: in process, {at_once} at once"] = repeated_call(
             partial(in_process.detect_encoded, photos, at_once), len(photos)
@@ -89,6 +84,8 @@ def _against_in_process(
     section.tables.append(table)
     best = laps[fastest(laps, [name for name in laps if name.startswith("photos: in process")])]
     section.figures.extend(_ratio(name, best, laps) for name in (FEW, MANY))
+    value = speed(laps[f"{FEW}: a server a core"], best)
+    section.figures.append(Figure(f"{FEW}: a server a core over in process", value, "×", note=TWO_PIPELINES))
     section.figures.append(_ratio(READY, laps.get(f"{READY}: in process"), laps))
 
 

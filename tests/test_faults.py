@@ -15,6 +15,7 @@ NO_ROOM = (  # of ONNX Runtime 1.31 on an H200, with a memory limit
     "Message: bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*) "
     "Available memory of 11868160 is smaller than requested bytes of 39321600"
 )
+CUDNN_9 = "CUDNN failure 4002: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ; GPU=0 ; hostname=h"
 LOST = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=h ; expr=cudaStreamSynchronize"
 
 
@@ -44,7 +45,7 @@ def nobody() -> None:
     raise AssertionError("the device is not lost")
 
 
-@pytest.mark.parametrize("text", [NO_MEMORY, NO_ROOM])
+@pytest.mark.parametrize("text", [NO_MEMORY, NO_ROOM, CUDNN_9])
 def test_without_memory_for_all_rows_they_run_in_parts(text: str) -> None:
     device = Device(room=5, text=text)
     (doubled,) = Enduring(device, nobody)(rows(16))

@@ -18,7 +18,7 @@ from facenet_server.mtcnn import STRIDE_PX, map_side
 
 SIDE_PX = 128
 ROWS_A_RUN = 64  # canvases: a million pixels
-AT_ONCE = 128  # canvases of one image between their making and P-Net's maps of them: 15 MB with these
+AT_ONCE = 128  # canvases of one image on their way to P-Net: 15 MB with its maps, and as much of those before
 _CELLS = map_side(SIDE_PX)  # of P-Net's map, on each side of a canvas
 
 

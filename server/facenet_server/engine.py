@@ -78,7 +78,8 @@ def open_session(data: bytes, providers: list[Any], threads: int) -> Any:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if _products_overflow():  # then slower ones that cannot; elsewhere they would cost int8 its speed for nothing
         options.add_session_config_entry("session.x64quantprecision", "1")
-    return ort.InferenceSession(data, options, providers=providers)
+    # Its own fallback would hide a GPU's errors: at the start, and while it serves.
+    return ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
 
 
 def _products_overflow() -> bool:

@@ -15,6 +15,7 @@ _NO_MEMORY = (
     "is smaller than requested bytes",
     "out of memory",
     "cudnn_status_alloc_failed",
+    "allocation_failed",  # CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, of cuDNN 9
     "cublas_status_alloc_failed",
 )
 _LOST = (
