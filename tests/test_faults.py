@@ -1,10 +1,12 @@
 import threading
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from facenet_server.batching import Batcher
 from facenet_server.errors import DeviceLost, Overloaded
-from facenet_server.faults import Enduring
+from facenet_server.faults import Enduring, is_no_memory
+from onnx import TensorProto, helper
 
 NO_MEMORY = (
     "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Conv node. "
@@ -51,6 +53,43 @@ def test_without_memory_for_all_rows_they_run_in_parts(text: str) -> None:
     (doubled,) = Enduring(device, nobody)(rows(16))
     np.testing.assert_array_equal(doubled, rows(16) * 2)
     assert device.runs == [4] * 4
+
+
+def widest(side: int) -> bytes:
+    """A model that repeats each number (N, 1) so many times, and answers (N,) the largest of them."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Expand", ["x", "shape"], ["wide"]),
+            helper.make_node("ReduceMax", ["wide", "axes"], ["y"], keepdims=0),
+        ],
+        "widest",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None])],
+        [
+            helper.make_tensor("shape", TensorProto.INT64, [2], [1, side]),
+            helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def test_a_real_arena_that_is_full_is_told_by_its_words() -> None:
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(64 << 20, -1, -1, -1))
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.log_severity_level = 4
+    session = ort.InferenceSession(widest(1 << 20), options, providers=["CPUExecutionProvider"])
+
+    def net(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(session.run(["y"], {"x": rows}))
+
+    with pytest.raises(Exception, match="BFCArena") as error:
+        net(rows(32))  # 128 MB
+    assert is_no_memory(error.value)
+    (largest,) = Enduring(net, nobody)(rows(32))
+    np.testing.assert_array_equal(largest, rows(32)[:, 0])
 
 
 def test_after_that_runs_are_small_and_grow_again_once_they_go_well() -> None:
