@@ -112,3 +112,20 @@ async def test_who_is_woken_is_not_thrown_back_by_those_who_are_woken_after_it()
         large.asked_bytes = 1  # as where it has waited for long
         busy.answered(1, 160)
         await asyncio.wait_for(asyncio.gather(*tasks), 1)
+
+
+async def test_of_many_new_streams_only_so_many_are_read_at_once_whose_messages_may_be_large() -> None:
+    admission = door(n_bytes=64 << 20, streams=100)  # of which one caller may have a half
+    with ExitStack() as streams:
+        visits = [streams.enter_context(admission.enter("a")) for _ in range(20)]
+        reading = []
+        for visit in visits:
+            if visit.has_room():
+                visit.expect()
+                reading.append(visit)
+        assert len(reading) == 4
+        assert streams.enter_context(admission.enter("b")).has_room()
+        task = await waiting(visits[-1])
+        assert not task.done()
+        accept(reading[0], 1, 100)  # its message is a small one
+        await task

@@ -21,7 +21,7 @@ from facenet_server.crop_room import CropRoom, Crops
 _RATE_OVER_S = 1.0  # the answering rate is that of about the last second
 _MIN_RETRY_S, _MAX_RETRY_S = 0.02, 5.0
 _FIRST_RETRY_S = 1.0  # of a server that has answered nothing yet, and so cannot tell
-_FIRST_BYTES = 64 * 1024  # what a stream's first message is expected to have
+_FIRST_BYTES = 8 << 20  # what a stream's first message is expected to have: it may be as large as any
 _EXPECTED_S, _BYTES_PER_S = 0.2, 20e6  # a read that takes longer, beside the time for its bytes, is an idle stream's
 _PATIENCE_S = 3.0  # then a stream is read as soon as there is any room: its next message may well be smaller
 
