@@ -43,7 +43,7 @@ CHECKS = {
         {"seconds": 4, "protected": False},
         bites=("goodput",),
     ),
-    "T2": Check(retries.budgeted, 2, {"seconds": 8, "aside": 10}, {"seconds": 60}),
+    "T2": Check(retries.budgeted, 2, {"seconds": 8, "clients": 10}, {"seconds": 60, "clients": 50}),
     "T3": Check(overload.deadlines, 1, {"seconds": 4}, {"seconds": 60}),
     "T4": Check(
         readers.uploads,
@@ -84,7 +84,7 @@ CHECKS = {
         26,
         {"seconds": 10, "slope_mb_h": 600},
         {"seconds": 1200},
-        {"seconds": 10, "slope_mb_h": 600, "leak_bytes": 2000},
+        {"seconds": 10, "slope_mb_h": 600, "leak_bytes": 20_000},
         {"seconds": 300, "leak_bytes": 200},
         bites=("memory slope",),
     ),

@@ -15,8 +15,12 @@ class Clock:
 
 
 def door(**limits: int) -> Admission:
+    return door_with(Clock(), **limits)
+
+
+def door_with(clock: Clock, /, **limits: int) -> Admission:
     capacity = {"items_per_stream": 8, "items_per_caller": 16, "items": 32, "n_bytes": 1000, "streams": 40, **limits}
-    return Admission(Capacity(**capacity), Clock())
+    return Admission(Capacity(**capacity), clock)
 
 
 def accept(visit: Visit, n_items: int, n_bytes: int = 1) -> None:

@@ -2,7 +2,7 @@ import asyncio
 from contextlib import ExitStack
 
 import pytest
-from doors import Clock, accept, door, waiting
+from doors import Clock, accept, door, door_with, waiting
 from facenet_server.admission import Refused, Visit
 from facenet_server.streams import caller_of
 
@@ -132,15 +132,16 @@ async def test_a_waiting_stream_that_ends_passes_its_turn_on() -> None:
         await stays
 
 
-def test_a_refused_caller_is_told_about_when_there_will_be_room() -> None:
-    admission = door(items=32)
-    clock = admission._clock
-    assert isinstance(clock, Clock)
+@pytest.mark.parametrize("idle_s", [0, 60])
+def test_a_refused_caller_is_told_about_when_there_will_be_room(idle_s: float) -> None:
+    clock = Clock()
+    admission = door_with(clock, items=32)
     with admission.enter("a") as visit:
-        for _ in range(50):  # one every 100 ms
+        for _ in range(2):  # one every 100 ms
             accept(visit, 1, 1)
             clock.now_s += 0.1
             visit.answered(1, 1)
+        clock.now_s += idle_s
         for _ in range(8):
             accept(visit, 1, 1)
         assert admission.retry_after_s() == pytest.approx(0.8, rel=0.1)

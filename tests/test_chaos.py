@@ -49,16 +49,19 @@ def _noise(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", STAND_IN)
 def test_the_promise_holds(name: str) -> None:
-    assert not [str(figure) for figure in run(name).figures if not holds(figure)]
+    report = run(name)
+    assert not [str(figure) for figure in report.figures if not holds(figure)], report.note
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", REAL)
 def test_the_promise_holds_on_the_real_networks(name: str, models: Path) -> None:
-    assert not [str(figure) for figure in run(name, models).figures if not holds(figure)]
+    report = run(name, models)
+    assert not [str(figure) for figure in report.figures if not holds(figure)], report.note
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", [name for name in STAND_IN if CHECKS[name].control])
 def test_without_its_protection_the_check_fails(name: str) -> None:
-    assert run(name, control=True).breaks(CHECKS[name].bites)
+    report = run(name, control=True)
+    assert report.breaks(CHECKS[name].bites), [str(figure) for figure in report.figures]

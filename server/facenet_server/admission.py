@@ -8,7 +8,6 @@ callers. Pure counting on one event loop: no locks.
 """
 
 import asyncio
-import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
@@ -17,8 +16,8 @@ from typing import NamedTuple, Self
 
 from facenet_server.capacity import Capacity, Counts, Expected, Share, share
 from facenet_server.crop_room import CropRoom, Crops
+from facenet_server.pace import Pace
 
-_RATE_OVER_S = 1.0  # the answering rate is that of about the last second
 _MIN_RETRY_S, _MAX_RETRY_S = 0.02, 5.0
 _FIRST_RETRY_S = 1.0  # of a server that has answered nothing yet, and so cannot tell
 _FIRST_BYTES = 8 << 20  # what a stream's first message is expected to have: it may be as large as any
@@ -40,13 +39,12 @@ class Admission:
     def __init__(self, capacity: Capacity, clock: Callable[[], float] = time.monotonic) -> None:
         self.counts = Counts()
         self._capacity = capacity
-        self._clock = clock
         self._of_caller: defaultdict[str, Share] = defaultdict(Share)
         self._streams_of = Counter[str]()
         self._expected = Expected()
         self.crop_room = CropRoom(capacity.n_bytes)
         self._waiting: dict[str, deque[_Turn]] = {}  # callers in turn
-        self._rate_per_s, self._rate_at = 0.0, clock()
+        self._pace = Pace(clock)
 
     def enter(self, caller: str) -> "Visit":
         """A new stream of the caller's, to be entered as a context. Raises Refused where there is no room."""
@@ -58,7 +56,7 @@ class Admission:
 
     def retry_after_s(self) -> float:
         """About when what is in flight now will have been answered."""
-        rate = self._rate_now()
+        rate = self._pace.per_second()
         wait_s = self.counts.items_in_flight / rate if rate > 0 else _FIRST_RETRY_S
         return min(max(wait_s, _MIN_RETRY_S), _MAX_RETRY_S)
 
@@ -97,11 +95,12 @@ class Admission:
         expected = self._expected
         return self._has_bytes(visit.caller, visit.asked_bytes, expected.of_all, expected.of_caller[visit.caller])
 
-    def _change(self, visit: "Visit", n_items: int, n_bytes: int) -> None:
+    def _change(self, visit: "Visit", n_items: int, n_bytes: int, answered: int = 0) -> None:
         visit.items += n_items
         visit.n_bytes += n_bytes
         self.counts.items_in_flight += n_items
         self.counts.bytes_in_flight += n_bytes
+        self._pace.note(self.counts.items_in_flight, answered)
         caller = self._of_caller[visit.caller]
         caller.items += n_items
         caller.n_bytes += n_bytes
@@ -152,12 +151,6 @@ class Admission:
             queue.remove(turn)
             if not queue:
                 del self._waiting[turn.visit.caller]
-
-    def _rate_now(self) -> float:
-        now = self._clock()
-        self._rate_per_s *= math.exp((self._rate_at - now) / _RATE_OVER_S)
-        self._rate_at = now
-        return self._rate_per_s
 
 
 class Visit:
@@ -281,8 +274,7 @@ class Visit:
             crops.gone()
             self._crops.remove(crops)
         admission.counts.answered_items += n_items
-        admission._rate_per_s = admission._rate_now() + n_items / _RATE_OVER_S
-        admission._change(self, -n_items, -n_bytes)
+        admission._change(self, -n_items, -n_bytes, answered=n_items)
         admission._wake()
 
 
