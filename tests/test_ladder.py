@@ -9,7 +9,7 @@ from facenet_server.canvases import SIDE_PX
 from facenet_server.engine import Engine
 from facenet_server.errors import StartError
 from facenet_server.ladder import Ladder
-from facenet_server.sessions import open_models
+from facenet_server.sessions import ModelInfo, Network, open_models
 
 NO_MEMORY = "Failed to allocate memory for requested buffer of size 104857600"
 
@@ -20,6 +20,9 @@ class Session:
     def __init__(self, memory_rows: int) -> None:
         self.lengths: list[int] = []
         self._memory_rows = memory_rows
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider"]
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         (rows,) = inputs.values()
@@ -48,18 +51,21 @@ def test_rungs_are_four_times_apart_up_to_the_largest_batch(most_rows: int, rung
     assert climbed(most_rows)[0].rungs == rungs
 
 
+def network_on(steps: Ladder) -> Network:
+    return Network(ModelInfo("r", "rnet", "", "", "", "", 24, 0.0), steps, steps.rungs[-1])
+
+
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 63, 64, 65, 150])
 def test_every_number_of_rows_gets_its_own_answers(count: int) -> None:
-    steps, _ = climbed(64)
     rows = np.random.default_rng(0).random((count, 3))
-    for answer in steps.run(["a", "b"], {"x": rows}):
+    for answer in network_on(climbed(64)[0])(rows):
         np.testing.assert_array_equal(answer, 2 * rows)
 
 
 def test_no_session_meets_a_second_shape() -> None:
     steps, opened = climbed(64)
     for count in (1, 3, 64, 20, 200, 7):
-        steps.run(["a"], {"x": np.ones(count)})
+        network_on(steps)(np.ones(count))
     assert sorted(set(session.lengths).pop() for session in opened) == steps.rungs
     assert all(len(set(session.lengths)) == 1 for session in opened)
 
@@ -67,7 +73,7 @@ def test_no_session_meets_a_second_shape() -> None:
 def test_where_memory_ends_the_ladder_ends() -> None:
     steps, _ = climbed(64, memory_rows=20)
     assert steps.rungs == [1, 4, 16]
-    np.testing.assert_array_equal(steps.run(["a"], {"x": np.arange(40)})[0], 2 * np.arange(40))
+    np.testing.assert_array_equal(network_on(steps)(np.arange(40))[0], 2 * np.arange(40))
 
 
 def test_where_a_session_cannot_even_be_opened_it_ends_too() -> None:

@@ -4,14 +4,15 @@ The pure stages are in ``mtcnn``; here is the waiting between them.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from facenet_server import canvases, mtcnn, resampling
 from facenet_server.batching import Batcher, Outputs, Rows
-from facenet_server.boxes import Boxes, Regressions, Scores, suppress
+from facenet_server.boxes import Boxes, suppress
 from facenet_server.canvases import Canvases, Mosaic
 from facenet_server.company import Company, companies
 from facenet_server.compute import Compute, Steps
@@ -76,7 +77,8 @@ class Detector:
         if not len(boxes):
             return NO_FACES
         probability, regression = await self._judge(source, boxes, windows, self._nets.rnet, company)
-        boxes, windows = await self._refine(source, boxes, probability, regression, options.thresholds[1])
+        judged = boxes, probability, regression
+        boxes, windows = await self._boxes(source, _ONET_PX, "refine", mtcnn.refine, *judged, options.thresholds[1])
         if not len(boxes):
             return NO_FACES
         probability, regression, landmarks = await self._judge(source, boxes, windows, self._nets.onet, company)
@@ -103,18 +105,7 @@ class Detector:
             levels = await self._propose_directly(source, scales, options)
         else:
             levels = await self._propose_on_canvases(self._nets.canvases, source, scales, options, company)
-        return source, *await self._choose(source, levels)
-
-    async def _choose(self, image: Source, levels: Sequence[mtcnn.Level]) -> tuple[Boxes, Rows]:
-        """The boxes of all levels, and the first of their windows."""
-        most, in_one_thread = self._limits.max_candidates, self._free_threads() == 1
-
-        def choose(step: Steps) -> tuple[Boxes, Rows | None]:
-            boxes = step("merge", mtcnn.merge, levels, most)
-            return boxes, step("cut", _cut, image, boxes, _RNET_PX) if in_one_thread else None
-
-        boxes, windows = await self._compute.job("merge", choose)
-        return boxes, windows if windows is not None else await self._cut(image, boxes, _RNET_PX)
+        return source, *await self._boxes(source, _RNET_PX, "merge", mtcnn.merge, levels, most)
 
     async def _propose_directly(
         self, image: Source, scales: Sequence[float], options: DetectOptions
@@ -167,21 +158,18 @@ class Detector:
             laid = await self._compute.job("lay", go_on)
         return mosaic.maps
 
-    async def _refine(
-        self, image: Source, boxes: Boxes, probability: Scores, regression: Regressions, threshold: float
+    async def _boxes(
+        self, image: Source, side_px: int, stage: str, function: Callable[..., Boxes], *args: Any
     ) -> tuple[Boxes, Rows]:
-        """What R-Net's outputs leave of the boxes, and the first of their windows."""
+        """A stage's boxes, and the first of their windows: cut in the same job where one thread is free."""
         in_one_thread = self._free_threads() == 1
 
-        def refine(step: Steps) -> tuple[Boxes, Rows | None]:
-            refined = step("refine", mtcnn.refine, boxes, probability, regression, threshold)
-            windows = step("cut", _cut, image, refined, _ONET_PX) if in_one_thread else None
-            return refined, windows
+        def job(step: Steps) -> tuple[Boxes, Rows | None]:
+            boxes = step(stage, function, *args)
+            return boxes, step("cut", _cut, image, boxes, side_px) if in_one_thread else None
 
-        refined, windows = await self._compute.job("refine", refine)
-        if windows is None:
-            windows = await self._cut(image, refined, _ONET_PX)
-        return refined, windows
+        boxes, windows = await self._compute.job(stage, job)
+        return boxes, windows if windows is not None else await self._cut(image, boxes, side_px)
 
     async def _judge(self, image: Source, boxes: Boxes, windows: Rows, net: Batcher, company: Company) -> Outputs:
         """The network's outputs for the boxes, of which the first windows are there, and the others are cut here."""

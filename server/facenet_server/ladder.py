@@ -23,8 +23,7 @@ Rows = NDArray[Any]
 
 
 class Ladder:
-    """Sessions by the number of rows that each one runs; called as one ``onnxruntime.InferenceSession`` is. What is
-    longer than the highest rung runs in several parts."""
+    """Sessions by the number of rows that each one runs; called as one ``onnxruntime.InferenceSession`` is."""
 
     def __init__(self, sessions: Mapping[int, Any]) -> None:
         self._sessions = dict(sorted(sessions.items()))
@@ -36,13 +35,7 @@ class Ladder:
         return providers
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Rows]) -> list[Rows]:
-        """The named outputs (N, …) for inputs (N, …)."""
-        count, most = len(next(iter(inputs.values()))), self.rungs[-1]
-        parts = [slice(start, start + most) for start in range(0, count, most)]
-        runs = [self._run(outputs, {name: rows[part] for name, rows in inputs.items()}) for part in parts]
-        return runs[0] if len(runs) == 1 else list(map(np.concatenate, zip(*runs, strict=True)))
-
-    def _run(self, outputs: Sequence[str], inputs: Mapping[str, Rows]) -> list[Rows]:
+        """The named outputs (N, …) for inputs (N, …), with N up to the highest rung."""
         count = len(next(iter(inputs.values())))
         rung = self.rungs[bisect_left(self.rungs, count)]
         answers = self._sessions[rung].run(outputs, {name: _padded(rows, rung) for name, rows in inputs.items()})

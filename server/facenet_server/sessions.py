@@ -33,7 +33,7 @@ Shape = tuple[int | None, ...]
 
 _FREE_SIDE = 36  # of the golden answer's input, where an input's height and width are free
 _GOLDEN_ERROR = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 2e-2, "int8": 0.1}  # relative, over all outputs
-_WINDOWS_A_RUN = 16  # of R-Net or O-Net on the CPU
+_WINDOWS_A_RUN = 16  # of R-Net or O-Net on the CPU: their values stay in a core's own caches
 
 _DTYPES = {"tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(float)": np.float32}
 
@@ -90,7 +90,7 @@ class Network:
     """One model in ONNX Runtime: rows in, one array per output (in its kind's order) out.
 
     Thread-safe. ``providers`` are the execution providers really in use. Where ``slice_rows`` is given, a batch is run
-    in slices of that many rows, whose values stay in a core's own caches.
+    in slices of that many rows, the last of what is left.
     """
 
     def __init__(self, info: ModelInfo, session: Any, slice_rows: int | None = None) -> None:
@@ -207,11 +207,12 @@ def _opened(data: bytes, sha256: str, providers: list[Any], engine: Engine) -> N
 
     def warm_up(rung: Any, count: int) -> None:
         network = Network(info, rung)
-        if not network.on_cuda:  # ONNX Runtime's own way out of some errors
+        if not network.on_cuda:  # what ran there a moment ago may not be slow from now on, and nobody know why
             raise RuntimeError(f"a session for {count} rows came to run on {network.providers[0]}")
         prove(network, count=count, side_px=SIDE_PX)
 
-    return Network(info, climbed(engine.most_rows[info.kind], partial(open_session, data, one_shape, threads), warm_up))
+    ladder = climbed(engine.most_rows[info.kind], partial(open_session, data, one_shape, threads), warm_up)
+    return Network(info, ladder, ladder.rungs[-1])
 
 
 def _prove(network: Network, golden: str, *, tf32: bool, count: int = 1, side_px: int = _FREE_SIDE) -> None:
