@@ -11,7 +11,7 @@ from facenet_client import AnswerTimeout, AsyncClient
 from facenet_client._connections import Connections
 from facenet_client.errors import CallError, ServerUnavailable
 from facenet_proto.v1 import face_pb2 as pb
-from test_client_faults import Scripted, answer, assert_answers, images
+from scripted import Scripted, answer, assert_answers, images
 
 
 @pytest.fixture

@@ -4,46 +4,68 @@ from facenet_server.pace import Pace
 
 
 def answer(pace: Pace, clock: Clock, seconds_each: float, count: int) -> None:
+    """So many, one after the other, from so many in flight at first."""
     for left in range(count, 0, -1):
         pace.note(left)
         clock.now_s += seconds_each
-        pace.note(left - 1, answered=1)
+        pace.note(left - 1, gone=1)
 
 
-def test_nothing_is_known_before_the_first_answer() -> None:
-    assert Pace(Clock()).per_second() == 0
+def test_before_the_first_answer_it_says_a_second() -> None:
+    assert Pace(Clock()).seconds_for(500) == 1
 
 
 @pytest.mark.parametrize("count", [1, 3, 100])
-def test_the_first_answers_tell_the_rate_as_well_as_later_ones(count: int) -> None:
+def test_the_first_answers_tell_as_well_as_later_ones(count: int) -> None:
     clock = Clock()
     pace = Pace(clock)
     answer(pace, clock, 0.01, count)
-    assert pace.per_second() == pytest.approx(100, rel=0.01)
+    assert pace.seconds_for(count) == pytest.approx(0.01 * count, rel=0.01)
 
 
 def test_idle_time_changes_nothing() -> None:
     clock = Clock()
     pace = Pace(clock)
     answer(pace, clock, 0.01, 50)
-    before = pace.per_second()
+    before = pace.seconds_for(10)
     clock.now_s += 3600
-    assert pace.per_second() == before
+    assert pace.seconds_for(10) == before
 
 
-def test_while_nothing_is_answered_the_rate_falls() -> None:
+def test_a_pause_of_a_busy_server_is_not_taken_for_its_pace() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    answer(pace, clock, 0.01, 5000)
+    pace.note(20)
+    clock.now_s += 2.5
+    assert pace.seconds_for(20) < 0.3
+
+
+def test_where_nothing_is_answered_for_long_it_will_take_long() -> None:
     clock = Clock()
     pace = Pace(clock)
     answer(pace, clock, 0.01, 50)
-    pace.note(1)
-    before = pace.per_second()
-    clock.now_s += 3
-    assert pace.per_second() < before / 15
+    pace.note(20)
+    clock.now_s += 60
+    assert pace.seconds_for(20) > 5
 
 
-def test_it_is_that_of_the_last_second() -> None:
+def test_batches_at_long_intervals_are_a_steady_pace() -> None:
     clock = Clock()
     pace = Pace(clock)
-    answer(pace, clock, 0.1, 50)
-    answer(pace, clock, 0.01, 500)
-    assert pace.per_second() == pytest.approx(100, rel=0.02)
+    for _ in range(20):
+        pace.note(32)
+        clock.now_s += 2
+        before_one_s = pace.seconds_for(32)
+        pace.note(16, gone=16)
+    assert before_one_s == pytest.approx(4, rel=0.2)
+    assert pace.seconds_for(32) == pytest.approx(4, rel=0.2)
+
+
+def test_of_a_crowd_a_pace_that_was_learned_from_one_tells_little() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    for _ in range(500):
+        answer(pace, clock, 0.01, 1)
+    assert pace.seconds_for(4) == pytest.approx(0.04, rel=0.01)
+    assert pace.seconds_for(1000) == 1

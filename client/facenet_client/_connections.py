@@ -15,13 +15,14 @@ from facenet_proto.v1 import face_pb2 as pb
 from facenet_client import _wire
 from facenet_client._call import Link
 from facenet_client._patience import Budget, Rest, pause_s
-from facenet_client.errors import AnswerTimeout, CallError, RequestRefused, ServerUnavailable
+from facenet_client.errors import AnswerTimeout, CallError, RequestRefused, ServerOverloaded, ServerUnavailable
 
 T = TypeVar("T")
 
 _CHECK_S = 2.0  # a server that takes longer to say that it is ready is not
 _SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse, status SERVING
 
+_LONGEST_REST_S = 1.0  # of an address that has no room
 _INFO_ATTEMPTS = 12  # with their pauses about ten seconds: a restart
 
 _LISTS = ("ipv4:", "ipv6:")  # schemes whose one target has commas of its own
@@ -59,7 +60,7 @@ class Connections:
         self._info: pb.GetServerInfoResponse | None = None
         self.retry = retry
         self.budget = Budget()
-        self.trouble = "none was asked"  # the last
+        self._trouble: CallError | None = None  # the last
         self._checked: set[str] = set()
         self._checked_once = False
         self._asking: asyncio.Task[pb.GetServerInfoResponse] | None = None
@@ -171,7 +172,7 @@ class Connections:
     def lost(self, address: str, error: CallError) -> None:
         """The address did not serve: it rests for a while, and is checked before it is used again, by whoever comes
         first."""
-        self.trouble = str(error)
+        self._trouble = error
         self._checked.discard(address)
         now = asyncio.get_running_loop().time()
         rest = self._rests.get(address, Rest(0, now))
@@ -190,11 +191,21 @@ class Connections:
             with suppress(CallError):  # it rests again
                 await self.check(link)
 
-    def rest(self, address: str, seconds: float) -> None:
-        """The address has no room now: it is asked again later."""
+    def refused(self, address: str, error: ServerOverloaded) -> None:
+        """The address has no room now: new streams wait as long as it last said, though not very long: it guesses."""
+        if not self.retry or error.retry_after_s is None:
+            return
+        self._trouble = error
         now = asyncio.get_running_loop().time()
-        rest = self._rests.get(address, Rest(0, now))
-        self._rests[address] = Rest(rest.times, max(rest.until, now + seconds))
+        until, rest = now + min(error.retry_after_s, _LONGEST_REST_S), self._rests.get(address, Rest(0, now))
+        self._rests[address] = Rest(rest.times, max(rest.until, until) if rest.times else until)
+
+    def too_late(self) -> CallError:
+        """What is told of a message for which there was no server in its time."""
+        told = f"no server within the message's time: {self._trouble or 'none was asked'}"
+        if isinstance(self._trouble, ServerOverloaded):
+            return ServerOverloaded(told, retry_after_s=self._trouble.retry_after_s)
+        return ServerUnavailable(told)
 
     def known(self, link: Link) -> bool:
         """Whether the link's server can be used without a check."""

@@ -10,6 +10,8 @@ from facenet_client import _wire
 from facenet_client._call import Call, Link
 from facenet_client.errors import CallError, ServerFault, ServerUnavailable
 
+_STILL_FRESH = 0.95  # share of a message's time that is left
+
 
 class Message:
     """A chunk of a stream on its way: its answer to come, until when (on the loop's clock; None: whenever), and how
@@ -19,12 +21,18 @@ class Message:
         self.chunk = chunk
         self.deadline = deadline
         self.attempts = 0
+        self._given_s = self.left_s
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     @property
     def left_s(self) -> float | None:
         """Seconds that are left for its answer."""
         return None if self.deadline is None else max(0.0, self.deadline - asyncio.get_running_loop().time())
+
+    @property
+    def has_waited(self) -> bool:
+        """Whether so much of its time is gone that the server is to be told."""
+        return self._given_s is not None and (self.left_s or 0) < _STILL_FRESH * self._given_s
 
     def fail(self, error: CallError) -> None:
         """There will be no answer."""
@@ -51,7 +59,7 @@ class Lane:
         self,
         link: Link,
         exchange: _wire.Exchange[Any, Any],
-        on_answer: Callable[[Message, Any], None],
+        on_answer: Callable[["Lane", Message, Any], None],
         on_end: Callable[["Lane", list[Message], CallError | None], None],
     ) -> None:
         self.link = link
@@ -87,7 +95,7 @@ class Lane:
         message.attempts += 1
         self._unanswered.append(message)
         request = message.chunk.request
-        if message.attempts > 1 and message.left_s is not None:
+        if message.has_waited and message.left_s is not None:
             request = _wire.with_time_left(request, message.left_s)
         self._unsent.put_nowait(request)
 
@@ -121,7 +129,7 @@ class Lane:
         try:
             while (sent := await self._sent.get()) is None:
                 response = await self._next_response(self._left_s())
-                self._on_answer(self._unanswered.popleft(), response)
+                self._on_answer(self, self._unanswered.popleft(), response)
             return sent.error
         except CallError as error:
             return error

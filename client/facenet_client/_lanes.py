@@ -64,35 +64,39 @@ class Lanes:
     async def _send(self, message: Message) -> None:
         try:
             async with asyncio.timeout(message.left_s):
-                lane = await self._lane()
+                lane = await self._lane(message)
         except CallError as error:  # first: an AnswerTimeout, here of a check, is a TimeoutError too
             message.attempts += 1
-            self._again(message, error)
+            self._again([message], error)
         except TimeoutError:
-            message.fail(ServerUnavailable(f"no server within the message's time: {self._connections.trouble}"))
+            message.fail(self._connections.too_late())
         except Exception as error:  # nobody may wait for ever, whatever went wrong
             message.fail(CallError(f"a message could not be sent: {error!r}"))
         else:
             lane.send(message)
 
-    async def _lane(self) -> Lane:
-        """The lane with the fewest messages; a new one where all have some. Raises CallError."""
+    async def _lane(self, message: Message) -> Lane:
+        """The lane with the fewest messages; a new one where all have some. Raises CallError, or TimeoutError where
+        that comes too late for the message."""
         async with self._opening:
             lane = min(self._lanes, key=lambda lane: lane.under_way, default=None)
             if self._free and (lane is None or lane.under_way):
                 link = min(self._free, key=self._trouble)
                 if lane is None or self._connections.is_free(link.address):  # no message that has a lane waits for one
                     self._free.remove(link)
-                    lane = await self._open_lane(link)
+                    lane = await self._open_lane(link, message)
         assert lane is not None
         return lane
 
     def _trouble(self, link: Link) -> tuple[float, bool]:
         return self._connections.rest_s(link.address), not self._connections.known(link)
 
-    async def _open_lane(self, link: Link) -> Lane:
+    async def _open_lane(self, link: Link, message: Message) -> Lane:
         try:
-            await asyncio.sleep(self._connections.rest_s(link.address))
+            if rest_s := self._connections.rest_s(link.address):
+                if message.left_s is not None and message.left_s <= rest_s:
+                    raise TimeoutError
+                await asyncio.sleep(rest_s + random.uniform(0, pause_s(0)))  # not all at the same moment
             await self._connections.check(link)
             lane = await Lane(link, self._exchange, self._on_answer, self._on_end).__aenter__()
         except BaseException:
@@ -101,10 +105,11 @@ class Lanes:
         self._lanes.append(lane)
         return lane
 
-    def _on_answer(self, message: Message, response: Any) -> None:
+    def _on_answer(self, lane: Lane, message: Message, response: Any) -> None:
         if response.retry_after_ms:
             told = f"the server has no room now; again in {response.retry_after_ms} ms"
-            self._again(message, ServerOverloaded(told, retry_after_s=response.retry_after_ms / 1000))
+            error = ServerOverloaded(told, retry_after_s=response.retry_after_ms / 1000)
+            self._again([message], error, elsewhere=self._is_free_elsewhere(lane))
         elif not message.answer.done():
             self._connections.budget.refill()
             self._answered = True
@@ -115,35 +120,42 @@ class Lanes:
         self._free.append(lane.link)
         if isinstance(error, ServerUnavailable | AnswerTimeout):
             self._connections.lost(lane.link.address, error)
-        elif isinstance(error, ServerOverloaded) and error.retry_after_s is not None:
-            self._connections.rest(lane.link.address, error.retry_after_s)
+        elif isinstance(error, ServerOverloaded):
+            self._connections.refused(lane.link.address, error)
         told = error or ServerUnavailable(f"{lane.link.address}: the call ended without an answer")
-        elsewhere = any(map(self._connections.is_free, self._connections.addresses))
-        for message in unanswered:
-            self._again(message, told, elsewhere=elsewhere)
+        self._again(unanswered, told, elsewhere=self._is_free_elsewhere(lane))
 
-    def _again(self, message: Message, error: CallError, *, elsewhere: bool = False) -> None:
-        """Send a message again after a while, if that may help; where another address is free, to that one sooner."""
-        wait_s = self._wait_s(message, error, elsewhere=elsewhere)
-        left_s = message.left_s
-        if self._ended or wait_s is None or message.answer.done() or (left_s is not None and wait_s >= left_s):
-            message.fail(error)
-            return
-        wait = asyncio.create_task(self._send_after(wait_s, message))
-        self._waits.add(wait)
-        wait.add_done_callback(self._waits.discard)
+    def _is_free_elsewhere(self, lane: Lane) -> bool:
+        others = (address for address in self._connections.addresses if address != lane.link.address)
+        return any(map(self._connections.is_free, others))
+
+    def _again(self, messages: Sequence[Message], error: CallError, *, elsewhere: bool = False) -> None:
+        """Send what a server has not answered again after a while, if that may help; where another address is free,
+        to that one sooner."""
+        may_ask = self._connections.retry and self._may_ask(messages, error)
+        for message in messages:
+            wait_s = self._wait_s(message, error, elsewhere=elsewhere) if may_ask else None
+            left_s = message.left_s
+            if self._ended or wait_s is None or message.answer.done() or (left_s is not None and wait_s >= left_s):
+                message.fail(error)
+                continue
+            wait = asyncio.create_task(self._send_after(wait_s, message))
+            self._waits.add(wait)
+            wait.add_done_callback(self._waits.discard)
+
+    def _may_ask(self, messages: Sequence[Message], error: CallError) -> bool:
+        """Whether a busy server may be asked again: each time that it refuses costs a token, but for a stream that is
+        under way. That one is worth waiting for, and asks for little: what waits holds back what follows."""
+        if not messages or not isinstance(error, ServerOverloaded) or error.retry_after_s is None:
+            return True
+        return self._answered or self._connections.budget.take()
 
     def _wait_s(self, message: Message, error: CallError, *, elsewhere: bool) -> float | None:
         """How long to wait before the next attempt; None: it does not help."""
-        if not self._connections.retry:
-            return None
         longest = pause_s(message.attempts - 1)
         if message.deadline is None and message.attempts > _ATTEMPTS_WITHOUT_DEADLINE:
             return None
         if isinstance(error, ServerOverloaded) and error.retry_after_s is not None:
-            # A stream that is under way is worth waiting for, and asks for little: what waits holds back what follows.
-            if not self._answered and not self._connections.budget.take():
-                return None
             return (0 if elsewhere else error.retry_after_s) + random.uniform(0, longest)
         # An AnswerTimeout, where there is time left, was another message's.
         return random.uniform(0, longest) if isinstance(error, ServerUnavailable | AnswerTimeout) else None

@@ -83,7 +83,7 @@ def chunk(
 
 
 def with_time_left(request: bytes, left_s: float) -> bytes:
-    """A request that is sent again. Of a field that comes twice the last counts, and this one's number is the same in
+    """A request that is sent late. Of a field that comes twice the last counts, and this one's number is the same in
     all requests."""
     return request + pb.EmbedRequest(timeout_ms=_milliseconds(left_s)).SerializeToString()
 

@@ -19,7 +19,7 @@ from facenet_server.crop_room import CropRoom, Crops
 from facenet_server.pace import Pace
 
 _MIN_RETRY_S, _MAX_RETRY_S = 0.02, 5.0
-_FIRST_RETRY_S = 1.0  # of a server that has answered nothing yet, and so cannot tell
+_STREAM_RETRY_S = 1.0  # at least, where it is streams that are too many: they end whenever their callers like
 _FIRST_BYTES = 8 << 20  # what a stream's first message is expected to have: it may be as large as any
 _EXPECTED_S, _BYTES_PER_S = 0.2, 20e6  # a read that takes longer, beside the time for its bytes, is an idle stream's
 _PATIENCE_S = 3.0  # then a stream is read as soon as there is any room: its next message may well be smaller
@@ -48,17 +48,15 @@ class Admission:
 
     def enter(self, caller: str) -> "Visit":
         """A new stream of the caller's, to be entered as a context. Raises Refused where there is no room."""
-        visit = Visit(self, caller)
-        if not (self._has_stream(caller) and self._has_items(visit, 1) and self._has_bytes(caller, 1)):
+        visit, may_stay = Visit(self, caller), self._has_stream(caller)
+        if not (may_stay and self._has_items(visit, 1) and self._has_bytes(caller, 1)):
             self.counts.refused_streams += 1
-            raise Refused(self.retry_after_s())
+            raise Refused(self.retry_after_s() if may_stay else max(self.retry_after_s(), _STREAM_RETRY_S))
         return visit
 
     def retry_after_s(self) -> float:
         """About when what is in flight now will have been answered."""
-        rate = self._pace.per_second()
-        wait_s = self.counts.items_in_flight / rate if rate > 0 else _FIRST_RETRY_S
-        return min(max(wait_s, _MIN_RETRY_S), _MAX_RETRY_S)
+        return min(max(self._pace.seconds_for(self.counts.items_in_flight), _MIN_RETRY_S), _MAX_RETRY_S)
 
     def _fits(self, visit: "Visit", n_items: int) -> bool:
         # What is held has its bytes, however small its caller's share of them has become since.
@@ -95,12 +93,12 @@ class Admission:
         expected = self._expected
         return self._has_bytes(visit.caller, visit.asked_bytes, expected.of_all, expected.of_caller[visit.caller])
 
-    def _change(self, visit: "Visit", n_items: int, n_bytes: int, answered: int = 0) -> None:
+    def _change(self, visit: "Visit", n_items: int, n_bytes: int, gone: int = 0) -> None:
         visit.items += n_items
         visit.n_bytes += n_bytes
         self.counts.items_in_flight += n_items
         self.counts.bytes_in_flight += n_bytes
-        self._pace.note(self.counts.items_in_flight, answered)
+        self._pace.note(self.counts.items_in_flight, gone)
         caller = self._of_caller[visit.caller]
         caller.items += n_items
         caller.n_bytes += n_bytes
@@ -186,7 +184,7 @@ class Visit:
         self._expect(0)
         for crops in self._crops:
             crops.gone()
-        admission._change(self, -self.items, -self.n_bytes)
+        admission._change(self, -self.items, -self.n_bytes, gone=self.items)
         admission._wake()
 
     def has_room(self, n_items: int = 1) -> bool:
@@ -274,7 +272,7 @@ class Visit:
             crops.gone()
             self._crops.remove(crops)
         admission.counts.answered_items += n_items
-        admission._change(self, -n_items, -n_bytes, answered=n_items)
+        admission._change(self, -n_items, -n_bytes, gone=n_items)
         admission._wake()
 
 

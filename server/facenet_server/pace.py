@@ -1,40 +1,48 @@
-"""How fast a server answers while it has something to answer."""
+"""How fast a server answers while it has something to answer, and so how long what it has will take."""
 
 import math
 import time
 from collections.abc import Callable
 
-_OVER_S = 1.0  # it forgets what was longer ago, counted in time that was not idle
+_OVER_S = 10.0  # it forgets what was longer ago, counted in time that was not idle; a pause of seconds is no new pace
+_UNKNOWN_S = 1.0
+_FAR_MORE = 4.0  # than there was to answer when the pace was learned: batches were smaller then, and nothing full
 
 
 class Pace:
-    """Items answered a second, over about the last second in which there were any to answer: idle time neither lowers
-    nor ages it, and the first answers tell as much of it as later ones.
+    """The answering rate over about the last ten seconds in which there was something to answer: idle time neither
+    lowers nor ages it, and the first answers tell as much of it as later ones.
 
-    Two sums, both weighted by exp(−age / ``_OVER_S``): the answers, and the time itself.
+    Three sums, each weighted by exp(−age / ``_OVER_S``): what has gone, the time, and the items in flight over it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._at_s = clock()
-        self._answers = self._seconds = 0.0
-        self._busy = False
+        self._in_flight = 0
+        self._gone = self._seconds = self._item_seconds = 0.0
 
-    def note(self, in_flight: int, answered: int = 0) -> None:
-        """So many items are in flight from now on, and so many have just been answered."""
+    def note(self, in_flight: int, gone: int = 0) -> None:
+        """So many items are in flight from now on, and so many have just gone: with their answer, or
+        without."""
         self._advance()
-        self._answers += answered
-        self._busy = in_flight > 0
+        self._gone += gone
+        self._in_flight = in_flight
 
-    def per_second(self) -> float:
-        """The rate; 0.0 where nothing was answered yet."""
+    def seconds_for(self, n_items: int) -> float:
+        """About how long answering so many takes; where it cannot tell, a second."""
         self._advance()
-        return self._answers / self._seconds if self._seconds else 0.0
+        if not self._gone:
+            return _UNKNOWN_S
+        seconds = n_items * self._seconds / self._gone
+        return min(seconds, _UNKNOWN_S) if n_items * self._seconds > _FAR_MORE * self._item_seconds else seconds
 
     def _advance(self) -> None:
         now = self._clock()
-        if self._busy:
+        if self._in_flight:
             fades = math.exp((self._at_s - now) / _OVER_S)
-            self._answers *= fades
-            self._seconds = self._seconds * fades + _OVER_S * (1 - fades)
+            weight = _OVER_S * (1 - fades)
+            self._gone *= fades
+            self._seconds = self._seconds * fades + weight
+            self._item_seconds = self._item_seconds * fades + weight * self._in_flight
         self._at_s = now
