@@ -53,7 +53,7 @@ CHECKS = {
         {"seconds": 4, "streams": 40, "protected": False},
         bites=("peak memory",),
     ),
-    "T5": Check(readers.slow_readers, 2.5, {"seconds": 10}, {"seconds": 60, "stall_s": 15}),
+    "T5": Check(readers.slow_readers, 4, {"seconds": 10}, {"seconds": 90, "stall_s": 30}),
     "T6": Check(failures.killed_callers, 3, {"rounds": 2}, {"rounds": 63}),
     "T8": Check(
         failures.frozen_callers,
@@ -82,9 +82,9 @@ CHECKS = {
     "T27": Check(
         soak.soak,
         26,
-        {"seconds": 10, "slope_mb_h": 600},
+        {"seconds": 10, "slope_mb_h": 3000},
         {"seconds": 1200},
-        {"seconds": 10, "slope_mb_h": 600, "leak_bytes": 20_000},
+        {"seconds": 10, "slope_mb_h": 3000, "leak_bytes": 20_000},
         {"seconds": 300, "leak_bytes": 200},
         bites=("memory slope",),
     ),

@@ -22,6 +22,8 @@ OPTIONS = [
     ("grpc.max_receive_message_length", -1),
 ]
 
+PATIENT_S = 10.0  # of calls that all must be answered, though the machine may pause for seconds
+
 Send = Callable[[Any, Ledger, bytes, float], Awaitable[None]]
 
 

@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 
 from chaos.caller import Caller
-from chaos.drivers import channels, message_of, open_loop
+from chaos.drivers import PATIENT_S, channels, message_of, open_loop
 from chaos.ledger import Ledger
 from chaos.overload import at_rest
 from chaos.process import Server
@@ -22,12 +22,13 @@ async def failing_engine(*, seconds: float) -> Report:
     async with Server(Behaviour(dict(_EIGHT_ROWS), failing_share=0.2)) as server:
         async with channels(server.address, 8) as opened:
             failing = Ledger()
-            await open_loop(opened, failing, 100, seconds)  # rows run once more one by one: 150 are all it can do
+            # Rows run once more one by one: 150 a second are all it can do.
+            await open_loop(opened, failing, 100, seconds, PATIENT_S)
             counts = await server.quiet(5)
     async with Server(Behaviour(dict(_EIGHT_ROWS), memory_rows=4)) as server:
         async with channels(server.address, 8) as opened:
             short = Ledger()  # messages of eight rows: twice what there is memory for
-            await open_loop(opened, short, 20, seconds, send=message_of(8))
+            await open_loop(opened, short, 20, seconds, PATIENT_S, message_of(8))
         short_runs = sum(NO_MEMORY in line for line in server.log)
     item_errors = failing.outcomes["INTERNAL"]
     report.note = f"failing {dict(failing.outcomes)}; short of memory {dict(short.outcomes)}"
@@ -52,7 +53,7 @@ async def killed_callers(*, rounds: int, at_once: int = 8) -> Report:
 
             async def survive() -> None:
                 while not over.is_set():
-                    await open_loop(opened, survivor, 8, 1)
+                    await open_loop(opened, survivor, 4, 1)  # a pause of a second leaves it within its share
 
             surviving = asyncio.create_task(survive())
             for salt in range(rounds):

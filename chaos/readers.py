@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 from facenet_server.config import MIB
 
-from chaos.drivers import channels, open_loop, read, stream, written
+from chaos.drivers import PATIENT_S, channels, open_loop, read, stream, written
 from chaos.ledger import Ledger, Marked
 from chaos.overload import BUDGET_MB, CAPACITY, HEADROOM_MB, at_rest
 from chaos.process import Server
@@ -151,7 +151,7 @@ async def slow_readers(*, seconds: float, stopped: int = 200, slow: int = 50, st
                 stalled = [stream(bad[1])() for _ in range(stopped)]
                 start = time.monotonic()
                 writing = [asyncio.create_task(_write_all(call, crops, 10**6 + n)) for n, call in enumerate(stalled)]
-                goodly = asyncio.create_task(open_loop(good, beside, _GOOD_PER_S, seconds))
+                goodly = asyncio.create_task(open_loop(good, beside, _GOOD_PER_S, seconds, PATIENT_S))
                 ends_s = await _ends(server, start, stopped, slow, stall_s + 10)
                 await goodly
             over.set()
@@ -217,7 +217,7 @@ async def fairness(*, seconds: float) -> Report:
         hog, fair = Ledger(), [Ledger() for _ in range(9)]
         await asyncio.gather(
             open_loop(opened[9:], hog, 20 * share, seconds),
-            *(open_loop([c], each, share * 0.9, seconds) for c, each in zip(opened[:9], fair, strict=True)),
+            *(open_loop([c], each, share * 0.9, seconds, PATIENT_S) for c, each in zip(opened[:9], fair, strict=True)),
         )
     got = [each.outcomes["answered"] / max(1, each.offered) for each in fair]
     report.note = f"the hog {dict(hog.outcomes)}; fair ones got {min(got):.2f} to {max(got):.2f} of what they asked"

@@ -47,9 +47,9 @@ class Report:
         """Whether every bound does."""
         return not self.error and all(figure.holds for figure in self.figures)
 
-    def breaks(self, names: tuple[str, ...]) -> bool:
-        """Whether the bound of a figure whose name begins so does not hold."""
-        return any(figure.name.startswith(names) and not figure.holds for figure in self.figures)
+    def named(self, names: tuple[str, ...]) -> list[Figure]:
+        """The figures whose names begin so."""
+        return [figure for figure in self.figures if figure.name.startswith(names)]
 
     def show(self, title: str) -> None:
         """Print it."""

@@ -11,7 +11,7 @@ from facenet_proto.v1 import face_pb2 as pb
 from PIL import Image
 
 from chaos.caller import Caller
-from chaos.drivers import broken, channels, leave, open_loop
+from chaos.drivers import PATIENT_S, broken, channels, leave, open_loop
 from chaos.ledger import Ledger, Marked
 from chaos.overload import at_rest
 from chaos.process import Server
@@ -58,11 +58,11 @@ class _Calls:
         """Calls over new connections."""
         async with channels(address, 8) as opened:
             await asyncio.gather(
-                open_loop(opened[:4], self.patient, 0.91 * _RATE, seconds),
-                open_loop(opened[4:5], self.photos, 0.01 * _RATE, seconds),
+                open_loop(opened[:4], self.patient, 0.91 * _RATE, seconds, PATIENT_S),
+                open_loop(opened[4:5], self.photos, 0.01 * _RATE, seconds, PATIENT_S),
                 open_loop(opened[5:6], self.hasty, 0.02 * _RATE, seconds, timeout_s=0.02),
                 open_loop(opened[6:7], self.leaving, 0.05 * _RATE, seconds, timeout_s=0.05, send=leave),
-                open_loop(opened[7:], self.broken, 0.01 * _RATE, seconds, send=broken),
+                open_loop(opened[7:], self.broken, 0.01 * _RATE, seconds, PATIENT_S, broken),
             )
         for ledger in self.all:  # what only grows is not to slow the callers down
             ledger.seconds.clear()

@@ -13,6 +13,7 @@ import os
 import random
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,8 @@ async def _stop_hard(server: Any, *_: Any) -> None:
 def _switch(behaviour: Behaviour) -> None:
     """Set this process up, and switch off in it what is to be off."""
     if behaviour.core is not None and hasattr(os, "sched_setaffinity") and (cores := os.cpu_count() or 1) > 1:
-        os.sched_setaffinity(0, range(cores) if behaviour.core < 0 else {behaviour.core})
+        with suppress(OSError):  # a core that this process may not use
+            os.sched_setaffinity(0, range(cores) if behaviour.core < 0 else {behaviour.core})
     if behaviour.default_flow_control:
         _change_options(("grpc.http2.bdp_probe", "grpc.http2.lookahead_bytes"), [])
     if behaviour.keepalive_s:
