@@ -13,7 +13,6 @@ import os
 import random
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,8 +165,10 @@ async def _stop_hard(server: Any, *_: Any) -> None:
 def _switch(behaviour: Behaviour) -> None:
     """Set this process up, and switch off in it what is to be off."""
     if behaviour.core is not None and hasattr(os, "sched_setaffinity") and (cores := os.cpu_count() or 1) > 1:
-        with suppress(OSError):  # a core that this process may not use
+        try:
             os.sched_setaffinity(0, range(cores) if behaviour.core < 0 else {behaviour.core})
+        except OSError as error:
+            _log.warning("the server shares cores with its callers: %s", error)
     if behaviour.default_flow_control:
         _change_options(("grpc.http2.bdp_probe", "grpc.http2.lookahead_bytes"), [])
     if behaviour.keepalive_s:

@@ -62,9 +62,7 @@ class Scripted:
             await server.stop(0)
 
 
-async def answer_all(
-    context: Any, most: int | None = None, refused: range = range(0), retry_after_ms: int = 10
-) -> None:
+async def answer_all(context: Any, most: int | None = None, refused: range = range(0)) -> None:
     """Answer messages, those ``refused`` with a request to come back."""
     count = 0
     while (data := await context.read()) is not grpc.aio.EOF and (most is None or count < most):
@@ -75,7 +73,7 @@ async def answer_all(
             vector = embed(rows)[0][0].astype("<f4").tobytes()
             response.results.add().embedding.CopyFrom(pb.Embedding(vector=vector, dimension=4, model="colour"))
         if count in refused:
-            response = pb.EmbedResponse(id=request.id, retry_after_ms=retry_after_ms)
+            response = pb.EmbedResponse(id=request.id, retry_after_ms=10)
             response.results.add().error.CopyFrom(pb.ItemError(code=8, reason="OVERLOADED"))
         count += 1
         await context.write(response.SerializeToString())

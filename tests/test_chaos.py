@@ -17,6 +17,7 @@ TIMES = ("p99", "seconds until", "began after")
 WIDER = {
     "goodput": 0.5,
     "offered": 0.5,
+    "refused with a time to come back": 0.9,
     "share of the capacity": 0.5,
     "fair share": 0.5,
     "fair caller's share": 0.5,

@@ -60,7 +60,7 @@ class Connections:
         self._info: pb.GetServerInfoResponse | None = None
         self.retry = retry
         self.budget = Budget()
-        self._trouble: CallError | None = None  # the last
+        self.trouble = "none was asked"  # the last
         self._checked: set[str] = set()
         self._checked_once = False
         self._asking: asyncio.Task[pb.GetServerInfoResponse] | None = None
@@ -172,7 +172,7 @@ class Connections:
     def lost(self, address: str, error: CallError) -> None:
         """The address did not serve: it rests for a while, and is checked before it is used again, by whoever comes
         first."""
-        self._trouble = error
+        self.trouble = str(error)
         self._checked.discard(address)
         now = asyncio.get_running_loop().time()
         rest = self._rests.get(address, Rest(0, now))
@@ -195,17 +195,17 @@ class Connections:
         """The address has no room now: new streams wait as long as it last said, though not very long: it guesses."""
         if not self.retry or error.retry_after_s is None:
             return
-        self._trouble = error
         now = asyncio.get_running_loop().time()
         until, rest = now + min(error.retry_after_s, _LONGEST_REST_S), self._rests.get(address, Rest(0, now))
-        self._rests[address] = Rest(rest.times, max(rest.until, until) if rest.times else until)
+        if not rest.times:  # where it was lost since, it rests for that
+            self._rests[address] = Rest(0, until, error)
 
-    def too_late(self) -> CallError:
-        """What is told of a message for which there was no server in its time."""
-        told = f"no server within the message's time: {self._trouble or 'none was asked'}"
-        if isinstance(self._trouble, ServerOverloaded):
-            return ServerOverloaded(told, retry_after_s=self._trouble.retry_after_s)
-        return ServerUnavailable(told)
+    def refusal(self, address: str) -> ServerOverloaded | None:
+        """Why the address rests, where that is because it had no room, with what is left of the rest."""
+        rest, left_s = self._rests.get(address), self.rest_s(address)
+        if rest is None or rest.refusal is None or not left_s:
+            return None
+        return ServerOverloaded(str(rest.refusal), retry_after_s=left_s)
 
     def known(self, link: Link) -> bool:
         """Whether the link's server can be used without a check."""

@@ -59,7 +59,7 @@ class Lane:
         self,
         link: Link,
         exchange: _wire.Exchange[Any, Any],
-        on_answer: Callable[["Lane", Message, Any], None],
+        on_answer: Callable[[Message, Any], None],
         on_end: Callable[["Lane", list[Message], CallError | None], None],
     ) -> None:
         self.link = link
@@ -129,7 +129,7 @@ class Lane:
         try:
             while (sent := await self._sent.get()) is None:
                 response = await self._next_response(self._left_s())
-                self._on_answer(self, self._unanswered.popleft(), response)
+                self._on_answer(self._unanswered.popleft(), response)
             return sent.error
         except CallError as error:
             return error

@@ -69,15 +69,15 @@ class Lanes:
             message.attempts += 1
             self._again([message], error)
         except TimeoutError:
-            message.fail(self._connections.too_late())
+            message.fail(ServerUnavailable(f"no server within the message's time: {self._connections.trouble}"))
         except Exception as error:  # nobody may wait for ever, whatever went wrong
             message.fail(CallError(f"a message could not be sent: {error!r}"))
         else:
             lane.send(message)
 
     async def _lane(self, message: Message) -> Lane:
-        """The lane with the fewest messages; a new one where all have some. Raises CallError, or TimeoutError where
-        that comes too late for the message."""
+        """The lane with the fewest messages; a new one where all have some. Raises CallError, also where a server that
+        has no room rests for longer than the message has time."""
         async with self._opening:
             lane = min(self._lanes, key=lambda lane: lane.under_way, default=None)
             if self._free and (lane is None or lane.under_way):
@@ -93,10 +93,12 @@ class Lanes:
 
     async def _open_lane(self, link: Link, message: Message) -> Lane:
         try:
-            if rest_s := self._connections.rest_s(link.address):
-                if message.left_s is not None and message.left_s <= rest_s:
-                    raise TimeoutError
-                await asyncio.sleep(rest_s + random.uniform(0, pause_s(0)))  # not all at the same moment
+            if wait_s := self._connections.rest_s(link.address):
+                wait_s += random.uniform(0, pause_s(0))  # not all at the same moment
+                refusal = self._connections.refusal(link.address)
+                if refusal is not None and message.left_s is not None and message.left_s <= wait_s:
+                    raise refusal
+                await asyncio.sleep(wait_s)
             await self._connections.check(link)
             lane = await Lane(link, self._exchange, self._on_answer, self._on_end).__aenter__()
         except BaseException:
@@ -105,11 +107,10 @@ class Lanes:
         self._lanes.append(lane)
         return lane
 
-    def _on_answer(self, lane: Lane, message: Message, response: Any) -> None:
+    def _on_answer(self, message: Message, response: Any) -> None:
         if response.retry_after_ms:
             told = f"the server has no room now; again in {response.retry_after_ms} ms"
-            error = ServerOverloaded(told, retry_after_s=response.retry_after_ms / 1000)
-            self._again([message], error, elsewhere=self._is_free_elsewhere(lane))
+            self._again([message], ServerOverloaded(told, retry_after_s=response.retry_after_ms / 1000))
         elif not message.answer.done():
             self._connections.budget.refill()
             self._answered = True
@@ -123,42 +124,42 @@ class Lanes:
         elif isinstance(error, ServerOverloaded):
             self._connections.refused(lane.link.address, error)
         told = error or ServerUnavailable(f"{lane.link.address}: the call ended without an answer")
-        self._again(unanswered, told, elsewhere=self._is_free_elsewhere(lane))
-
-    def _is_free_elsewhere(self, lane: Lane) -> bool:
-        others = (address for address in self._connections.addresses if address != lane.link.address)
-        return any(map(self._connections.is_free, others))
+        elsewhere = any(map(self._connections.is_free, self._connections.addresses))
+        self._again(unanswered, told, elsewhere=elsewhere)
 
     def _again(self, messages: Sequence[Message], error: CallError, *, elsewhere: bool = False) -> None:
         """Send what a server has not answered again after a while, if that may help; where another address is free,
         to that one sooner."""
-        may_ask = self._connections.retry and self._may_ask(messages, error)
-        for message in messages:
-            wait_s = self._wait_s(message, error, elsewhere=elsewhere) if may_ask else None
-            left_s = message.left_s
-            if self._ended or wait_s is None or message.answer.done() or (left_s is not None and wait_s >= left_s):
+        waits_s = [self._wait_s(message, error, elsewhere=elsewhere) for message in messages]
+        may_ask = any(wait_s is not None for wait_s in waits_s) and self._may_ask(error)
+        for message, wait_s in zip(messages, waits_s, strict=True):
+            if wait_s is None or not may_ask:
                 message.fail(error)
                 continue
             wait = asyncio.create_task(self._send_after(wait_s, message))
             self._waits.add(wait)
             wait.add_done_callback(self._waits.discard)
 
-    def _may_ask(self, messages: Sequence[Message], error: CallError) -> bool:
+    def _may_ask(self, error: CallError) -> bool:
         """Whether a busy server may be asked again: each time that it refuses costs a token, but for a stream that is
         under way. That one is worth waiting for, and asks for little: what waits holds back what follows."""
-        if not messages or not isinstance(error, ServerOverloaded) or error.retry_after_s is None:
+        if not isinstance(error, ServerOverloaded) or error.retry_after_s is None:
             return True
         return self._answered or self._connections.budget.take()
 
     def _wait_s(self, message: Message, error: CallError, *, elsewhere: bool) -> float | None:
-        """How long to wait before the next attempt; None: it does not help."""
-        longest = pause_s(message.attempts - 1)
+        """How long to wait before the next attempt; None: it does not help, or comes too late."""
+        if self._ended or not self._connections.retry or message.answer.done():
+            return None
         if message.deadline is None and message.attempts > _ATTEMPTS_WITHOUT_DEADLINE:
             return None
+        wait_s = random.uniform(0, pause_s(message.attempts - 1))
         if isinstance(error, ServerOverloaded) and error.retry_after_s is not None:
-            return (0 if elsewhere else error.retry_after_s) + random.uniform(0, longest)
-        # An AnswerTimeout, where there is time left, was another message's.
-        return random.uniform(0, longest) if isinstance(error, ServerUnavailable | AnswerTimeout) else None
+            wait_s += 0 if elsewhere else error.retry_after_s
+        elif not isinstance(error, ServerUnavailable | AnswerTimeout):  # an AnswerTimeout may be another message's
+            return None
+        left_s = message.left_s
+        return wait_s if left_s is None or wait_s < left_s else None
 
     async def _send_after(self, wait_s: float, message: Message) -> None:
         await asyncio.sleep(wait_s)

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from facenet_client.errors import ServerOverloaded
+
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _MOST_DOUBLINGS = 0.05, 2.0, 16  # a float's power has an end
 
 
@@ -11,10 +13,11 @@ def pause_s(failures: int) -> float:
 
 
 class Rest(NamedTuple):
-    """How often an address was lost in a row, and until when it rests, on the loop's clock."""
+    """How often an address was lost in a row, until when it rests, on the loop's clock, and whether for a refusal."""
 
     times: int
     until: float
+    refusal: ServerOverloaded | None = None
 
 
 class Budget:
