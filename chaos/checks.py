@@ -50,7 +50,7 @@ CHECKS = {
         2,
         {"seconds": 5},
         {"seconds": 60, "streams": 500, "crops": (1, 13, 208), "budget_mib": 96},
-        {"seconds": 4, "streams": 40, "protected": False},
+        {"seconds": 6, "streams": 60, "protected": False},
         bites=("peak memory",),
     ),
     "T5": Check(readers.slow_readers, 4, {"seconds": 10}, {"seconds": 90, "stall_s": 30}),

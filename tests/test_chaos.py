@@ -74,5 +74,7 @@ def test_the_promise_holds_on_the_real_networks(name: str, models: Path) -> None
 @pytest.mark.parametrize("name", [name for name in STAND_IN if CHECKS[name].control])
 def test_without_its_protection_the_check_fails(name: str) -> None:
     report = run(name, control=True)
-    broken = [figure for figure in report.named(CHECKS[name].bites) if not holds(figure)]
+    # Noise alone may break a share, and so a control has to break the wider bound; it adds nothing to what is counted.
+    figures = report.named(CHECKS[name].bites)
+    broken = [figure for figure in figures if not (figure.holds if figure.at_least is None else holds(figure))]
     assert broken, [str(figure) for figure in report.figures]
