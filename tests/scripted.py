@@ -1,5 +1,6 @@
 """Servers of the contract that answer each call as they are told to."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -81,3 +82,14 @@ async def answer_all(context: Any, most: int | None = None, refused: range = ran
 
 async def answer(context: Any) -> None:
     await answer_all(context)
+
+
+def refusing(retry_after_s: float, after_s: float = 0.0) -> Any:
+    """A script that refuses its call, with a time to come back."""
+
+    async def refuse(context: Any) -> None:
+        await asyncio.sleep(after_s)
+        pushback = (("grpc-retry-pushback-ms", str(round(1000 * retry_after_s))),)
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room", pushback)
+
+    return refuse

@@ -19,16 +19,14 @@ from facenet_client import (
 )
 from facenet_proto.v1 import face_pb2 as pb
 from nets import HeldNet, embed, fake_server, fake_service
-from scripted import Scripted, answer, answer_all, assert_answers, images
+from scripted import Scripted, answer, answer_all, assert_answers, images, refusing
+
+refuse = refusing(0.01)
 
 
 async def taken(client: AsyncClient, sent: Sequence[np.ndarray], results: list[Embedding]) -> None:
     async for result in client.embed_crops_stream(sent):
         results.append(result)
-
-
-async def refuse(context: Any) -> None:
-    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room", (("grpc-retry-pushback-ms", "10"),))
 
 
 async def refuse_for_good(context: Any) -> None:

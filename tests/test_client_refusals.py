@@ -1,6 +1,5 @@
 """What the SDK makes of servers that have no room: who waits how long for whom, and what is tried again."""
 
-import asyncio
 from typing import Any
 
 import grpc
@@ -8,16 +7,7 @@ import pytest
 from facenet_client import AsyncClient, RequestRefused, ServerOverloaded, ServerUnavailable
 from facenet_client._connections import Connections
 from facenet_proto.v1 import face_pb2 as pb
-from scripted import Scripted, answer, assert_answers, images
-
-
-def refusing(retry_after_s: float, after_s: float = 0.0) -> Any:
-    async def refuse(context: Any) -> None:
-        await asyncio.sleep(after_s)
-        pushback = (("grpc-retry-pushback-ms", str(round(1000 * retry_after_s))),)
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room", pushback)
-
-    return refuse
+from scripted import Scripted, answer, assert_answers, images, refusing
 
 
 async def test_a_call_whose_time_ends_before_there_is_room_is_told_so_at_once() -> None:

@@ -11,7 +11,7 @@ from facenet_client import AnswerTimeout, AsyncClient
 from facenet_client._connections import Connections
 from facenet_client.errors import CallError, ServerUnavailable
 from facenet_proto.v1 import face_pb2 as pb
-from scripted import Scripted, answer, assert_answers, images
+from scripted import Scripted, answer, assert_answers, images, refusing
 
 
 @pytest.fixture
@@ -120,10 +120,7 @@ async def test_a_client_that_is_closed_while_it_asks_its_servers_says_so(silent:
 
 
 async def test_a_refusing_address_holds_up_no_stream_that_another_serves() -> None:
-    async def refuse(context: Any) -> None:
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room", (("grpc-retry-pushback-ms", "3000"),))
-
     sent = images(40)
-    async with Scripted(answer).serve() as first, Scripted(refuse).serve() as second:
+    async with Scripted(answer).serve() as first, Scripted(refusing(3)).serve() as second:
         async with AsyncClient([second, first], timeout_s=15) as client, asyncio.timeout(12):
             assert_answers(await client.embed_crops(sent), sent)

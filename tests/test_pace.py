@@ -3,6 +3,16 @@ from doors import Clock
 from facenet_server.pace import Pace
 
 
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def pace(clock: Clock) -> Pace:
+    return Pace(clock)
+
+
 def answer(pace: Pace, clock: Clock, seconds_each: float, count: int) -> None:
     """So many, one after the other, from so many in flight at first."""
     for left in range(count, 0, -1):
@@ -11,48 +21,38 @@ def answer(pace: Pace, clock: Clock, seconds_each: float, count: int) -> None:
         pace.note(left - 1, gone=1)
 
 
-def test_before_the_first_answer_it_says_a_second() -> None:
-    assert Pace(Clock()).seconds_for(500) == 1
+def test_before_the_first_answer_it_says_a_second(pace: Pace) -> None:
+    assert pace.seconds_for(500) == 1
 
 
 @pytest.mark.parametrize("count", [1, 3, 100])
-def test_the_first_answers_tell_as_well_as_later_ones(count: int) -> None:
-    clock = Clock()
-    pace = Pace(clock)
+def test_the_first_answers_tell_as_well_as_later_ones(pace: Pace, clock: Clock, count: int) -> None:
     answer(pace, clock, 0.01, count)
     assert pace.seconds_for(count) == pytest.approx(0.01 * count, rel=0.01)
 
 
-def test_idle_time_changes_nothing() -> None:
-    clock = Clock()
-    pace = Pace(clock)
+def test_idle_time_changes_nothing(pace: Pace, clock: Clock) -> None:
     answer(pace, clock, 0.01, 50)
     before = pace.seconds_for(10)
     clock.now_s += 3600
     assert pace.seconds_for(10) == before
 
 
-def test_a_pause_of_a_busy_server_is_not_taken_for_its_pace() -> None:
-    clock = Clock()
-    pace = Pace(clock)
+def test_a_pause_of_a_busy_server_is_not_taken_for_its_pace(pace: Pace, clock: Clock) -> None:
     answer(pace, clock, 0.01, 5000)
     pace.note(20)
     clock.now_s += 2.5
     assert pace.seconds_for(20) < 0.3
 
 
-def test_where_nothing_is_answered_for_long_it_will_take_long() -> None:
-    clock = Clock()
-    pace = Pace(clock)
+def test_where_nothing_is_answered_for_long_it_will_take_long(pace: Pace, clock: Clock) -> None:
     answer(pace, clock, 0.01, 50)
     pace.note(20)
     clock.now_s += 60
     assert pace.seconds_for(20) > 5
 
 
-def test_batches_at_long_intervals_are_a_steady_pace() -> None:
-    clock = Clock()
-    pace = Pace(clock)
+def test_batches_at_long_intervals_are_a_steady_pace(pace: Pace, clock: Clock) -> None:
     for _ in range(20):
         pace.note(32)
         clock.now_s += 2
@@ -62,9 +62,7 @@ def test_batches_at_long_intervals_are_a_steady_pace() -> None:
     assert pace.seconds_for(32) == pytest.approx(4, rel=0.2)
 
 
-def test_of_a_crowd_a_pace_that_was_learned_from_one_tells_little() -> None:
-    clock = Clock()
-    pace = Pace(clock)
+def test_of_a_crowd_a_pace_that_was_learned_from_one_tells_little(pace: Pace, clock: Clock) -> None:
     for _ in range(500):
         answer(pace, clock, 0.01, 1)
     assert pace.seconds_for(4) == pytest.approx(0.04, rel=0.01)

@@ -143,9 +143,7 @@ class Lanes:
     def _may_ask(self, error: CallError) -> bool:
         """Whether a busy server may be asked again: each time that it refuses costs a token, but for a stream that is
         under way. That one is worth waiting for, and asks for little: what waits holds back what follows."""
-        if not isinstance(error, ServerOverloaded) or error.retry_after_s is None:
-            return True
-        return self._answered or self._connections.budget.take()
+        return not isinstance(error, ServerOverloaded) or self._answered or self._connections.budget.take()
 
     def _wait_s(self, message: Message, error: CallError, *, elsewhere: bool) -> float | None:
         """How long to wait before the next attempt; None: it does not help, or comes too late."""
