@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import skimage.data
 from facenet_client import AsyncClient, Client
-from facenet_server.detector import warm_up
+from facenet_server.cascade import warm_up
 from hypothesis import settings
 from PIL import Image
 

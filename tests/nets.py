@@ -15,10 +15,11 @@ from facenet_server import messages
 from facenet_server.app import bind, decode_limits, work_limits
 from facenet_server.batching import Batcher
 from facenet_server.calibration import Calibration, OperatingPoint
+from facenet_server.cascade import Cascade
 from facenet_server.compute import Compute
 from facenet_server.config import Config
 from facenet_server.detector import Detector, Nets
-from facenet_server.pipeline import Embedder, Pipeline
+from facenet_server.pipeline import Embedder, Finder, Pipeline
 from facenet_server.service import FaceService
 from facenet_server.sessions import ModelInfo
 from facenet_server.stats import Stats
@@ -119,13 +120,16 @@ async def fake_service(
             return await stack.enter_async_context(Batcher(net, config.max_batch_rows, stage=stats.stage(name)))
 
         compute = stack.enter_context(Compute(2, stats))
-        nets = Nets(pnet, await share("rnet", rnet), await share("onet", onet))
         shared = {
             name: Embedder(await share(name, net), 4, calibration, twins.get(name, ()))
             for name, net in embedders.items()
         }
         default = next(iter(embedders))
-        detector = Detector(nets, work_limits(config), compute)
+        limits = work_limits(config)
+        detector: Finder = Cascade(pnet, rnet, onet, limits, compute)
+        if config.share_windows == "on":
+            shares = [await share(f"mtcnn-{name}", net) for name, net in (("rnet", rnet), ("onet", onet))]
+            detector = Detector(Nets(pnet, *shares), limits, compute)
         pipeline = Pipeline(detector, shared, default, decode_limits(config), compute)
         models = [
             ModelInfo(name, "embedder", "test", "0", "0", "fixed", 160, 0.0, 4, calibration) for name in embedders

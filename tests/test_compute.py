@@ -5,11 +5,16 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from facenet_server.app import work_limits
 from facenet_server.batching import Batcher
+from facenet_server.cascade import Cascade
 from facenet_server.company import Company
 from facenet_server.compute import Compute, Steps
-from facenet_server.detector import Detector, Nets, WorkLimits
+from facenet_server.config import Config
+from facenet_server.detector import Detector, Nets
+from facenet_server.images import Raw
 from facenet_server.options import DetectOptions
+from facenet_server.pipeline import Finder
 from facenet_server.stats import Stats
 from nets import onet, pnet, rnet
 
@@ -55,7 +60,7 @@ async def test_steps_that_were_taken_are_counted_though_a_later_one_fails() -> N
     assert {stage.name: (stage.runs, stage.under_way) for stage in stats} == {"add": (1, 0)}
 
 
-async def test_a_job_whose_caller_leaves_is_not_begun_or_takes_no_further_item() -> None:
+async def test_a_job_whose_caller_leaves_is_not_begun_or_takes_no_further_step() -> None:
     taken: list[str] = []
     entered, gate = threading.Event(), threading.Event()
 
@@ -65,7 +70,7 @@ async def test_a_job_whose_caller_leaves_is_not_begun_or_takes_no_further_item()
         gate.wait()
 
     with opened(gate, Compute(1, Stats())) as compute:
-        running = asyncio.create_task(compute.job("a", lambda step: list(map(take, step.wanted(["a1", "a2", "a3"])))))
+        running = asyncio.create_task(compute.job("a", lambda step: [step("a", take, name) for name in ("a1", "a2")]))
         waiting = asyncio.create_task(compute("b", take, "b1"))
         await asyncio.to_thread(entered.wait)
         running.cancel()
@@ -74,8 +79,78 @@ async def test_a_job_whose_caller_leaves_is_not_begun_or_takes_no_further_item()
     assert taken == ["a1"]
 
 
+async def test_the_items_of_a_step_are_taken_by_the_threads_that_are_free_and_come_in_their_order() -> None:
+    met, seen = threading.Barrier(2), set[str]()
+
+    def square(number: int) -> int:
+        met.wait(10)  # two at a time, or none
+        seen.add(threading.current_thread().name)
+        return number * number
+
+    with Compute(2, Stats()) as compute:
+        squares = await compute.job("square", lambda step: step.spread(square, range(8)))
+    assert squares == [number * number for number in range(8)]
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+async def test_an_item_that_fails_ends_its_step_whichever_thread_took_it(bad: int) -> None:
+    met, taken = threading.Barrier(2), list[int]()
+
+    def fail(number: int) -> None:
+        taken.append(number)
+        if number < 2:
+            met.wait(10)  # one in each thread
+        if number == bad:
+            raise ZeroDivisionError
+
+    with Compute(2, Stats()) as compute:
+        with pytest.raises(ZeroDivisionError):
+            await compute.job("fail", lambda step: step.spread(fail, range(4)))
+    assert taken[:2] in ([0, 1], [1, 0])
+
+
+async def test_a_step_takes_no_thread_that_another_job_waits_for() -> None:
+    gate, seen = threading.Event(), set[str]()
+
+    def take(_: int) -> None:
+        seen.add(threading.current_thread().name)
+
+    with opened(gate, Compute(2, Stats())) as compute:
+        other = asyncio.create_task(compute("wait", gate.wait))
+        await asyncio.sleep(0)
+        await compute.job("take", lambda step: step.spread(take, range(100)))
+        gate.set()
+        assert await other
+    assert len(seen) == 1
+
+
+async def test_ends_are_told_together_while_many_jobs_wait_and_none_is_held_for_long() -> None:
+    gate, told = threading.Event(), list[int]()
+
+    def enter(number: int) -> int:
+        if number == 4:
+            gate.wait(10)
+        return number
+
+    async def follow(number: int) -> None:
+        told.append(await compute("enter", enter, number))
+
+    with opened(gate, Compute(1, Stats())) as compute:
+        jobs = [asyncio.create_task(follow(number)) for number in range(20)]
+        while len(told) < 4:  # noqa: ASYNC110 (held back by fifteen others, but not for ever)
+            await asyncio.sleep(0.001)
+        assert told == [0, 1, 2, 3]
+        gate.set()
+        await asyncio.gather(*jobs)
+    assert told == list(range(20))
+
+
 @pytest.mark.parametrize("n_threads", [pytest.param(1, id="in one thread"), pytest.param(2, id="over two threads")])
-async def test_an_image_whose_caller_leaves_ends_its_pyramid_at_the_level_that_runs(n_threads: int) -> None:
+@pytest.mark.parametrize("shared", [pytest.param(False, id="by itself"), pytest.param(True, id="with shared batches")])
+async def test_an_image_whose_caller_leaves_ends_its_pyramid_at_the_level_that_runs(
+    n_threads: int, shared: bool
+) -> None:
     entered, gate, levels = threading.Event(), threading.Event(), []
 
     def held_pnet(level: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -84,11 +159,14 @@ async def test_an_image_whose_caller_leaves_ends_its_pyramid_at_the_level_that_r
         gate.wait()
         return pnet(level)
 
-    image = np.zeros((200, 200, 3), np.uint8)
+    image = Raw(bytes(200 * 200 * 3), 200, 200)
     async with Batcher(rnet, 8) as shared_rnet, Batcher(onet, 8) as shared_onet:
         with opened(gate, Compute(n_threads, Stats())) as compute:
-            detector = Detector(Nets(held_pnet, shared_rnet, shared_onet), WorkLimits(10**6, 1000), compute)
-            finding = asyncio.create_task(detector.find(image, DetectOptions(), Company(1)))
+            limits = work_limits(Config())
+            finder: Finder = Cascade(held_pnet, rnet, onet, limits, compute)
+            if shared:
+                finder = Detector(Nets(held_pnet, shared_rnet, shared_onet), limits, compute)
+            finding = asyncio.create_task(finder.find(image, DetectOptions(), Company(1)))
             await asyncio.to_thread(entered.wait)
             finding.cancel()
             await asyncio.gather(finding, return_exceptions=True)

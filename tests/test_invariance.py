@@ -1,12 +1,14 @@
 """An image's answer does not depend on its company: its batch, its message, its stream, or other callers."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from conftest import server_process
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_server.service import SERVICE
 from hypothesis import HealthCheck, given, settings
@@ -61,6 +63,16 @@ def alone(server: str, pool: list[pb.EmbedItem]) -> list[pb.EmbedResult]:
     return [asyncio.run(ask(server, [[[item]]]))[0][0] for item in pool]
 
 
+@pytest.fixture(scope="session", params=["images by themselves", "images that share batches"])
+def either(request: pytest.FixtureRequest, server: str, models: Path) -> Iterator[str]:
+    """The address of a server that works the one way or the other."""
+    if request.param == "images by themselves":
+        yield server
+        return
+    with server_process("--models", str(models), "--share-windows", "on") as (target, _):
+        yield target
+
+
 def messages_of(indices: st.SearchStrategy[int]) -> st.SearchStrategy[list[list[int]]]:
     return st.lists(st.lists(indices, min_size=1, max_size=8), min_size=1, max_size=3)
 
@@ -68,10 +80,10 @@ def messages_of(indices: st.SearchStrategy[int]) -> st.SearchStrategy[list[list[
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(streams=st.lists(messages_of(st.integers(0, 5)), min_size=1, max_size=4))
 def test_an_answer_does_not_depend_on_its_company(
-    streams: list[list[list[int]]], server: str, pool: list[pb.EmbedItem], alone: list[pb.EmbedResult]
+    streams: list[list[list[int]]], either: str, pool: list[pb.EmbedItem], alone: list[pb.EmbedResult]
 ) -> None:
     asked = [[[pool[index] for index in message] for message in messages] for messages in streams]
-    for messages, results in zip(streams, asyncio.run(ask(server, asked)), strict=True):
+    for messages, results in zip(streams, asyncio.run(ask(either, asked)), strict=True):
         indices = [index for message in messages for index in message]
         for index, result in zip(indices, results, strict=True):
             points, scores, vectors = numbers(result)

@@ -3,6 +3,7 @@ import time
 
 import grpc
 import numpy as np
+import pytest
 from facenet_client import AsyncClient
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
@@ -23,11 +24,12 @@ def test_the_process_holds_memory() -> None:
     assert resident_bytes() > 10_000_000
 
 
-async def test_the_server_tells_what_it_has_done() -> None:
+@pytest.mark.parametrize("share_windows", ["on", "off"])
+async def test_the_server_tells_what_it_has_done(share_windows: str) -> None:
     def raw(pixels: np.ndarray) -> pb.Image:
         return pb.Image(raw=pb.RawImage(rgb=pixels.tobytes(), height=pixels.shape[0], width=pixels.shape[1]))
 
-    async with fake_server() as target, grpc.aio.insecure_channel(target) as channel:
+    async with fake_server(share_windows=share_windows) as target, grpc.aio.insecure_channel(target) as channel:
         stub = FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
         call = stub.Embed()
         items = [pb.EmbedItem(image=raw(square())), pb.EmbedItem(crop=raw(crop(9, 9, 9)))]
@@ -38,7 +40,7 @@ async def test_the_server_tells_what_it_has_done() -> None:
     counted = {stage.name: stage for stage in stats.stages}
     assert counted["colour"].rows == 2
     assert counted["columns"].runs == counted["merge"].runs == 1
-    assert counted["rnet"].compute_ns > 0
+    assert counted["mtcnn-rnet"].compute_ns > 0
     assert stats.uptime_s > 0
     assert stats.resident_bytes > 0
 

@@ -20,15 +20,16 @@ from grpc_reflection.v1alpha import reflection
 from facenet_server import memory, messages
 from facenet_server.batching import Batcher
 from facenet_server.canvases import ROWS_A_RUN
+from facenet_server.cascade import Cascade, WorkLimits, warm_up
 from facenet_server.compute import Compute
 from facenet_server.config import MIB, Config
-from facenet_server.detector import Detector, Nets, WorkLimits, warm_up
+from facenet_server.detector import Detector, Nets
 from facenet_server.engine import Engine
 from facenet_server.errors import FatalError, StartError
 from facenet_server.faults import Enduring
 from facenet_server.health import Health
 from facenet_server.images import DecodeLimits
-from facenet_server.pipeline import Embedder, Pipeline
+from facenet_server.pipeline import Embedder, Finder, Pipeline
 from facenet_server.service import SERVICE, FaceService
 from facenet_server.sessions import Network, open_models
 from facenet_server.stats import Stats
@@ -100,10 +101,6 @@ async def open_pipeline(
             batcher = Batcher(Enduring(network, on_lost), max_rows, stage=stats.stage(network.info.name), **details)
             return await stack.enter_async_context(batcher)
 
-        # MTCNN's networks: a batch on each core, in the threads of the images, which do the rest of the work on them.
-        # An accelerator takes one at a time.
-        in_threads = {} if by_kind["rnet"].on_cuda else {"workers": threads, "threads": compute.threads}
-        windows = {kind: await share(by_kind[kind], config.max_window_rows, **in_threads) for kind in ("rnet", "onet")}
         embedders: dict[str, Embedder] = {}
         for network in (networks[name] for name in _embedders(networks)):
             info = network.info
@@ -115,19 +112,29 @@ async def open_pipeline(
                 max_queued_rows=config.max_queued_rows,
             )
             embedders[info.name] = Embedder(batcher, info.dimension, info.calibration, info.interchangeable_with)
-        shared = _shares_levels(by_kind, config)
-        canvases = await share(by_kind["pnet_canvas"], ROWS_A_RUN, **in_threads) if shared else None
-        nets = Nets(Enduring(by_kind["pnet"], on_lost), windows["rnet"], windows["onet"], canvases)
-        detector = Detector(nets, work_limits(config), compute)
+        mtcnn = {kind: Enduring(by_kind[kind], on_lost) for kind in ("pnet", "rnet", "onet")}
+        shares_levels, limits = _shares_levels(by_kind, config), work_limits(config)
+        detector: Finder
+        if shares_levels or _is_on(config.share_windows, by_kind["rnet"]):
+            # A batch on each core, in the threads of the images. An accelerator takes one at a time.
+            in_threads = {} if by_kind["rnet"].on_cuda else {"workers": threads, "threads": compute.threads}
+            rnet, onet = [await share(by_kind[kind], config.max_window_rows, **in_threads) for kind in ("rnet", "onet")]
+            canvases = await share(by_kind["pnet_canvas"], ROWS_A_RUN, **in_threads) if shares_levels else None
+            detector = Detector(Nets(mtcnn["pnet"], rnet, onet, canvases), limits, compute)
+        else:
+            detector = Cascade(**mtcnn, limits=limits, compute=compute)
         yield Pipeline(detector, embedders, default, decode_limits(config), compute)
 
 
 def _shares_levels(by_kind: Mapping[str, Network], config: Config) -> bool:
-    if config.share_levels == "auto":
-        return "pnet_canvas" in by_kind and by_kind["pnet_canvas"].on_cuda
-    if config.share_levels == "on" and "pnet_canvas" not in by_kind:
+    canvases = by_kind.get("pnet_canvas")
+    if config.share_levels == "on" and canvases is None:
         raise StartError(f"share_levels needs pnet-canvas.onnx: `facenet-convert mtcnn --out {config.models}`")
-    return config.share_levels == "on"
+    return canvases is not None and _is_on(config.share_levels, canvases)
+
+
+def _is_on(choice: str, network: Network) -> bool:
+    return network.on_cuda if choice == "auto" else choice == "on"
 
 
 async def _listen(
@@ -235,7 +242,7 @@ def _describe(networks: Mapping[str, Network], config: Config) -> pb.GetServerIn
 
 def work_limits(config: Config) -> WorkLimits:
     """What the configuration lets one image cost."""
-    return WorkLimits(config.max_pyramid_megapixels * 1_000_000, config.max_candidates)
+    return WorkLimits(decode_limits(config), config.max_pyramid_megapixels * 1_000_000, config.max_candidates)
 
 
 def decode_limits(config: Config) -> DecodeLimits:

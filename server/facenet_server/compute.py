@@ -1,46 +1,93 @@
-"""Threads for the arithmetic between the networks, off the event loop."""
+"""Threads for the arithmetic, off the event loop."""
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import takewhile
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
 from facenet_server.stats import Stats
 
+_MAX_HELD_S = 0.03  # an end that is told with others
+
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
+
+
+class _NotWanted(Exception):
+    """A job's caller has left: it goes no further, and nobody looks at how it ended."""
 
 
 class Steps:
     """The steps of one job, in its thread: called with a step's stage, function and arguments."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: Executor, n_free: Callable[[], int]) -> None:
         self.begun_ns = 0
-        self.taken: list[tuple[str, int]] = []  # each stage, and its nanoseconds
+        self.taken: list[tuple[str, int, int]] = []  # each stage, its rows and nanoseconds
         self.is_wanted = True  # until the job's caller leaves, on the event loop
+        self._threads = threads
+        self._n_free = n_free
 
     def __call__(self, stage: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Take a step, timed under its stage."""
-        start_ns = time.monotonic_ns()
-        result = function(*args, **kwargs)
-        self.taken.append((stage, time.monotonic_ns() - start_ns))
-        return result
+        return self._timed(stage, 1, lambda: function(*args, **kwargs))
 
-    def wanted(self, items: Iterable[T]) -> Iterator[T]:
-        """The items of a long step, up to where the job's caller leaves."""
-        return takewhile(lambda _: self.is_wanted, items)
+    def run(self, stage: str, net: Callable[[S], T], rows: S, count: int) -> T:
+        """A network's run: a step of so many rows."""
+        return self._timed(stage, count, lambda: net(rows))
+
+    @property
+    def n_threads(self) -> int:
+        """The threads that may share a step: this one, and those that no job is there for."""
+        return 1 + self._n_free()
+
+    def spread(self, function: Callable[[S], T], items: Sequence[S]) -> list[T]:
+        """The function of each item, in their order: this thread takes one after the other, as do those that are free.
+        Raises what the function raised on any of them."""
+        left = enumerate(items)
+        done: list[tuple[int, T]] = []
+
+        def take() -> None:
+            for number, item in left:
+                done.append((number, function(item)))
+
+        helpers = [self._threads.submit(take) for _ in range(min(self.n_threads, len(items)) - 1)]
+        try:
+            take()
+        finally:
+            deque(left, maxlen=0)  # where this thread failed, the others need not go on
+            begun = [helper for helper in helpers if not helper.cancel()]
+            wait(begun)
+        for helper in begun:
+            helper.result()
+        return [result for _, result in sorted(done, key=lambda pair: pair[0])]
+
+    def _timed(self, stage: str, rows: int, function: Callable[[], T]) -> T:
+        if not self.is_wanted:
+            raise _NotWanted
+        start_ns = time.monotonic_ns()
+        result = function()
+        self.taken.append((stage, rows, time.monotonic_ns() - start_ns))
+        return result
 
 
 class Compute:
-    """``n_threads`` threads; every step of a job is counted under the name of its stage."""
+    """``n_threads`` threads; every step of a job is counted under the name of its stage.
+
+    While many jobs wait, those that have ended are told to the event loop together: each time that it wakes it finds
+    the caches full of the networks' numbers, and Python's lock in the threads' hands.
+    """
 
     def __init__(self, n_threads: int, stats: Stats) -> None:
         self.n_threads = n_threads
         self.threads = ThreadPoolExecutor(n_threads, thread_name_prefix="compute")
         self._stats = stats
+        self._under_way = 0  # jobs whose end the event loop has not been told
+        self._ended: deque[Callable[[], None]] = deque()
+        self._telling: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -57,7 +104,7 @@ class Compute:
     async def job(self, stage: str, function: Callable[[Steps], T]) -> T:
         """Several steps one after the other in one of the threads, which costs less than a thread for each. Until it
         ends it is under way as ``stage``, its first."""
-        steps, since_ns, loop = Steps(), time.monotonic_ns(), asyncio.get_running_loop()
+        steps, since_ns, loop = Steps(self.threads, self._n_free), time.monotonic_ns(), asyncio.get_running_loop()
         ended = loop.create_future()
 
         def run() -> T:
@@ -66,15 +113,17 @@ class Compute:
 
         def end() -> None:
             self._stats.stage(stage).end()  # truly: a caller who leaves does not end a job that hangs
-            for number, (name, compute_ns) in enumerate(steps.taken):
+            for number, (name, rows, compute_ns) in enumerate(steps.taken):
                 queue_ns = 0 if number else steps.begun_ns - since_ns
-                self._stats.stage(name).add(rows=1, queue_ns=queue_ns, compute_ns=compute_ns)
+                self._stats.stage(name).add(rows=rows, queue_ns=queue_ns, compute_ns=compute_ns)
             if not ended.done():
                 ended.set_result(None)
 
         job = self.threads.submit(run)
         self._stats.stage(stage).begin()
-        job.add_done_callback(lambda _: loop.call_soon_threadsafe(end))
+        self._under_way += 1
+        self._tell_later(loop)
+        job.add_done_callback(lambda _: self._end(loop, end))
         try:
             await ended
             return job.result()
@@ -84,3 +133,33 @@ class Compute:
             raise
         finally:
             del job  # or its error would hold itself, by this frame
+
+    def _n_free(self) -> int:
+        """The threads that no job is there for."""
+        return max(0, self.n_threads - (self._under_way - len(self._ended)))
+
+    def _n_waiting(self) -> int:
+        """The jobs that no thread is there for yet, as seen from any thread: about so many."""
+        return self._under_way - len(self._ended) - self.n_threads
+
+    def _end(self, loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> None:
+        """In a job's thread: have its end told, at once unless more jobs wait than have ended."""
+        self._ended.append(end)
+        if len(self._ended) > self._n_waiting():
+            loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        while self._ended:
+            end = self._ended.popleft()
+            self._under_way -= 1
+            end()
+
+    def _tell_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See to it that no end is held for long."""
+        if self._telling is None and self._n_waiting() > 0:
+            self._telling = loop.call_later(_MAX_HELD_S, self._told, loop)
+
+    def _told(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._telling = None
+        self._tell()
+        self._tell_later(loop)

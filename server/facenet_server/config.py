@@ -38,7 +38,7 @@ class Config:
     )
     threads: int = _option(0, "Threads for computing, per network and for images. 0: one per usable core.")
     max_batch_rows: int = _option(64, "Crops of one run of an embedder.")
-    max_window_rows: int = _option(1024, "Windows of one batch of R-Net or O-Net.")
+    max_window_rows: int = _option(1024, "Windows of one batch of R-Net or O-Net, where images share them.")
     runs_per_embedder: int = _option(
         0,
         "Batches of one embedder that run at once, each on its share of the threads. 0: on the CPU one per thread, "
@@ -49,6 +49,11 @@ class Config:
         "auto",
         "Let pyramid levels of many images share P-Net's batches, on canvases of one size. auto: on CUDA; the CPU "
         "takes twice as long that way.",
+        choices=("auto", "on", "off"),
+    )
+    share_windows: str = _option(
+        "auto",
+        "Let windows of many images share R-Net's and O-Net's batches. auto: on CUDA; the CPU does less that way.",
         choices=("auto", "on", "off"),
     )
     max_wait_s: float = _option(

@@ -6,7 +6,7 @@ davidsandberg/facenet, ``align/detect_face.py``. Pure: networks are passed in, o
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,9 +36,8 @@ class Windows(NamedTuple):
 
 
 class Level(NamedTuple):
-    """One level of the pyramid: its scale, how many windows passed P-Net, and those that suppression left."""
+    """One level of the pyramid: how many windows passed P-Net, and those that suppression left."""
 
-    scale: float
     passed: int
     windows: Windows
 
@@ -83,19 +82,15 @@ def pyramid_pixels(height: int, width: int, min_face_px: float, factor: float) -
     return sum(math.prod(level_size(height, width, scale)) for scale in scales(height, width, min_face_px, factor))
 
 
-def propose(image: Source, pnet: Net, scales: Iterable[float], threshold: float, max_windows: int) -> list[Level]:
-    """Stage 1 of some levels, given by their scales: where P-Net sees faces in each. Several threads may take theirs
-    from one iterator.
+def propose(image: Source, pnet: Net, scale: float, threshold: float, max_windows: int) -> Level:
+    """Stage 1 of one level, given by its scale: where P-Net sees faces in it.
 
     Raises InvalidInput, reason TOO_MUCH_WORK, where more than ``max_windows`` windows pass the threshold.
     """
-    levels: list[Level] = []
-    for scale in scales:
-        # 1. Shrink the image, and let P-Net score every cell.
-        probability, regression = score(shrink(image, scale), pnet)
-        # 2. Keep the cells that pass, and suppress within the level.
-        levels.append(sift(probability, regression, scale, threshold, max_windows))
-    return levels
+    # 1. Shrink the image, and let P-Net score every cell.
+    probability, regression = score(shrink(image, scale), pnet)
+    # 2. Keep the cells that pass, and suppress within the level.
+    return sift(probability, regression, scale, threshold, max_windows)
 
 
 def shrink(image: Source, scale: float) -> Pixels:
@@ -135,15 +130,14 @@ def sift(probability: Array, regression: Array, scale: float, threshold: float, 
     """A level's windows, from P-Net's maps (h, w) and (h, w, 4). Raises InvalidInput as ``propose``."""
     windows = windows_of(probability, regression, scale, threshold)
     _check_count(len(windows.boxes), max_windows)
-    return Level(scale, len(windows.boxes), _pick(windows, 0.5))
+    return Level(len(windows.boxes), _pick(windows, 0.5))
 
 
-def merge(levels: Iterable[Level], max_windows: int) -> Boxes:
-    """Stage 1 of the whole pyramid: square, whole-pixel boxes (N, 4) where P-Net sees faces.
+def merge(levels: Sequence[Level], max_windows: int) -> Boxes:
+    """Stage 1 of the whole pyramid, the largest level first: square, whole-pixel boxes (N, 4) where P-Net sees faces.
 
     Raises InvalidInput as ``propose``.
     """
-    levels = sorted(levels, key=lambda level: level.scale, reverse=True)
     passed = sum(level.passed for level in levels)
     _check_count(passed, max_windows)
     if not passed:

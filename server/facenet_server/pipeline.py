@@ -8,7 +8,7 @@ off the event loop; only the waiting is here.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from facenet_server.batching import Batcher
 from facenet_server.calibration import BEST_ACCURACY, Calibration
 from facenet_server.company import Company
 from facenet_server.compute import Compute
-from facenet_server.detector import Detector
 from facenet_server.errors import InvalidInput, NoFace, UnknownModel, UnknownOperatingPoint
 from facenet_server.images import Decoded, Encoded, Pixels, Raw
 from facenet_server.mtcnn import Faces
@@ -52,6 +51,13 @@ class Detection(NamedTuple):
     crops: Sequence[Pixels | None] | None = None
     embeddings: NDArray[np.float32] | None = None
     model: str = ""
+
+
+class Finder(Protocol):
+    """How faces are found: by ``cascade`` or by ``detector``."""
+
+    async def find(self, image: Image, options: DetectOptions, company: Company) -> tuple[Decoded, Faces]:
+        """The image's pixels, and the faces in them, in their coordinates. Raises ItemError subclasses."""
 
 
 class Embedded(NamedTuple):
@@ -99,7 +105,7 @@ class Pipeline:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: Finder,
         embedders: Mapping[str, Embedder],
         default_embedder: str,
         limits: images.DecodeLimits,
@@ -128,18 +134,17 @@ class Pipeline:
 
     async def detect(self, image: Image, options: DetectOptions, budget: ByteBudget, company: Company) -> Detection:
         """Faces, and their crops if the options ask for them."""
-        decoded, options = await self._decode(image, options)
-        faces = (await self._detector.find(decoded.pixels, options, company)).take(slice(options.max_faces))
+        decoded, faces = await self._detector.find(image, options, company)
+        faces, options = faces.take(slice(options.max_faces)), options.reduced(decoded.reduction)
         crops = await self._crops(decoded.pixels, faces, options, budget)
         return _detection(decoded, faces, crops)
 
     async def embed(self, image: Image, options: EmbedOptions, budget: ByteBudget, company: Company) -> Detection:
         """The chosen faces of an image with their embeddings, and their crops if the options ask for them."""
         embedder = self._embedder(options.model)
-        decoded, detect = await self._decode(image, options.detect)
-        pixels = decoded.pixels
+        decoded, faces = await self._detector.find(image, options.detect, company)
+        pixels, detect = decoded.pixels, options.detect.reduced(decoded.reduction)
         height, width = pixels.shape[:2]
-        faces = await self._detector.find(pixels, detect, company)
         faces = faces.take(facenet.visible(faces.boxes, height, width, detect.margin_px))
         faces = facenet.select(faces, options.faces, height, width).take(slice(detect.max_faces))
         vectors = np.empty((0, embedder.dimension), np.float32)
@@ -154,7 +159,10 @@ class Pipeline:
     async def embed_crop(self, crop: Image, options: EmbedOptions, deadline: float | None = None) -> Embedded:
         """The embedding of one ready 160×160 crop."""
         embedder = self._embedder(options.model)
-        decoded = await self._pixels(crop, self._crop_limits)
+        if isinstance(crop, Raw):  # nothing to compute
+            decoded = images.decode(crop, self._crop_limits)
+        else:
+            decoded = await self._compute("decode", images.decode, crop, self._crop_limits)
         pixels = decoded.pixels
         if pixels.shape != (facenet.INPUT_SIZE_PX, facenet.INPUT_SIZE_PX, 3):
             height, width = pixels.shape[:2]
@@ -194,16 +202,6 @@ class Pipeline:
         if found.embeddings is None or not len(found.embeddings):
             raise NoFace(name)
         return found.embeddings[0], found
-
-    async def _decode(self, image: Image, options: DetectOptions) -> tuple[Decoded, DetectOptions]:
-        """The image, perhaps smaller than it is, and the options as they count for it."""
-        decoded = await self._pixels(image, self._limits, options.max_reduction)
-        return decoded, options.reduced(decoded.reduction)
-
-    async def _pixels(self, image: Image, limits: images.DecodeLimits, max_reduction: int = 1) -> Decoded:
-        if isinstance(image, Raw):  # nothing to compute
-            return images.decode(image, limits)
-        return await self._compute("decode", images.decode, image, limits, max_reduction)
 
     async def _crops(
         self, image: Pixels, faces: Faces, options: DetectOptions, budget: ByteBudget

@@ -1,0 +1,124 @@
+"""Finding faces where threads are what there is: MTCNN's cascade of one image in one of them.
+
+The pure stages are in ``mtcnn``; here is who takes them. ``detector`` is the other way, where images share the
+networks' batches.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facenet_server import images, mtcnn, resampling
+from facenet_server.boxes import Boxes, suppress
+from facenet_server.company import Company
+from facenet_server.compute import Compute, Steps
+from facenet_server.errors import InvalidInput
+from facenet_server.images import Decoded, DecodeLimits, Encoded, Pixels, Raw
+from facenet_server.mtcnn import NO_FACES, Faces, Net
+from facenet_server.options import DetectOptions
+from facenet_server.resampling import Source
+
+RNET_PX, ONET_PX = 24, 48
+WINDOWS_AT_ONCE = 4096  # windows of one image between their cut and their network: 28 MB of R-Net's
+
+Windows = NDArray[np.float32]  # (N, side, side, 3) in 0…255
+Outputs = tuple[NDArray[np.float32], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkLimits:
+    """What one image may be, and cost: pixels of its whole pyramid, windows that pass P-Net."""
+
+    decode: DecodeLimits
+    max_pyramid_pixels: int
+    max_candidates: int
+
+
+def warm_up() -> None:
+    """Have the compiled arithmetic ready: seconds the first time on a machine, then the time to read it."""
+    source = resampling.by_columns(np.zeros((30, 30, 3), np.uint8))
+    resampling.shrink(source, 20, 20)
+    resampling.cut(source, np.array([[1, 1, 30, 30]]), 24)
+    suppress(np.array([[1.0, 1.0, 30.0, 30.0]]), np.ones(1, np.float32), 0.5)
+
+
+class Cascade:
+    """The cascade, each image by itself: from its file to its faces it is one job, whose longer steps other threads
+    share while they have no image of their own."""
+
+    def __init__(self, pnet: Net, rnet: Net, onet: Net, limits: WorkLimits, compute: Compute) -> None:
+        self._pnet, self._rnet, self._onet = pnet, rnet, onet
+        self._limits = limits
+        self._compute = compute
+
+    async def find(self, image: Encoded | Raw, options: DetectOptions, company: Company) -> tuple[Decoded, Faces]:
+        """The image's pixels, and MTCNN's faces in them. Raises InvalidInput."""
+
+        def job(step: Steps) -> tuple[Decoded, Faces]:
+            decoded = step("decode", images.decode, image, self._limits.decode, options.max_reduction)
+            return decoded, self._faces(step, decoded.pixels, options.reduced(decoded.reduction))
+
+        return await self._compute.job("decode", job)
+
+    def _faces(self, step: Steps, image: Pixels, options: DetectOptions) -> Faces:
+        source, boxes = propose(step, image, self._pnet, options, self._limits)
+        if not len(boxes):
+            return NO_FACES
+        probability, regression = _judged(step, "mtcnn-rnet", self._rnet, source, boxes, RNET_PX)
+        boxes = step("refine", mtcnn.refine, boxes, probability, regression, options.thresholds[1])
+        if not len(boxes):
+            return NO_FACES
+        probability, regression, landmarks = _judged(step, "mtcnn-onet", self._onet, source, boxes, ONET_PX)
+        return step("finish", mtcnn.finish, boxes, probability, regression, landmarks, options.thresholds[2])
+
+
+def propose(step: Steps, image: Pixels, pnet: Net, options: DetectOptions, limits: WorkLimits) -> tuple[Source, Boxes]:
+    """P-Net over the pyramid, which is made as it goes: the boxes where it sees faces. Raises InvalidInput."""
+    check_work(image, options, limits)
+    height, width = image.shape[:2]
+    scales = mtcnn.scales(height, width, options.min_face_px, options.scale_factor)
+    threshold, most = options.thresholds[0], limits.max_candidates
+    source = step("columns", resampling.by_columns, image)
+
+    def level(scale: float) -> mtcnn.Level:
+        return step("propose", mtcnn.propose, source, pnet, scale, threshold, most)
+
+    levels = step.spread(level, scales)  # the largest first
+    return source, step("merge", mtcnn.merge, levels, most)
+
+
+def check_work(image: Pixels, options: DetectOptions, limits: WorkLimits) -> None:
+    """Raises InvalidInput, reason TOO_MUCH_WORK, where the image's pyramid would be too large."""
+    height, width = image.shape[:2]
+    work = mtcnn.pyramid_pixels(height, width, options.min_face_px, options.scale_factor)
+    if work > limits.max_pyramid_pixels:
+        raise InvalidInput(
+            "TOO_MUCH_WORK",
+            f"from min_face_px {options.min_face_px} the pyramid of {height}×{width} pixels has {work:,}; "
+            f"the limit is {limits.max_pyramid_pixels:,}: raise min_face_px or shrink the image",
+        )
+
+
+def cut(step: Steps, image: Source, boxes: Boxes, side_px: int) -> Windows:
+    """The windows of boxes (N, 4), N ≥ 1."""
+    return _together(step, lambda some: (step("cut", resampling.cut, image, some, side_px),), boxes)[0]
+
+
+def _judged(step: Steps, stage: str, net: Net, image: Source, boxes: Boxes, side_px: int) -> Outputs:
+    """The network's outputs for the windows of boxes (N, 4), N ≥ 1."""
+
+    def judge(some: Any) -> Outputs:
+        windows = step("cut", resampling.cut, image, some, side_px)
+        return step.run(stage, net, windows, len(windows))
+
+    return _together(step, judge, boxes)
+
+
+def _together(step: Steps, function: Callable[[Any], Outputs], boxes: Boxes) -> Outputs:
+    """The function's arrays for boxes, some of them in each thread that is free."""
+    n_parts = max(step.n_threads, -(-len(boxes) // WINDOWS_AT_ONCE))
+    parts = step.spread(function, np.array_split(boxes.astype(np.int64), min(n_parts, len(boxes))))
+    return parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
