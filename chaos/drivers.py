@@ -22,6 +22,7 @@ OPTIONS = [
     ("grpc.max_receive_message_length", -1),
 ]
 
+CALL_S = 3.0  # a call's time, where nothing else is said
 PATIENT_S = 10.0  # of calls that all must be answered, though the machine may pause for seconds
 
 Send = Callable[[Any, Ledger, bytes, float], Awaitable[None]]
@@ -147,7 +148,7 @@ async def open_loop(
     ledger: Ledger,
     rate_per_s: float,
     duration_s: float,
-    timeout_s: float = 3.0,
+    timeout_s: float = CALL_S,
     send: Send = one_shot,
 ) -> float:
     """Calls by the clock, over the channels in turn; the rate really offered."""

@@ -179,8 +179,8 @@ async def slow_readers(*, seconds: float, stopped: int = 200, slow: int = 50, st
 def _on_readers(readers: _Slow, due: float, ends_s: tuple[float, float], stall_s: float) -> Report:
     """What becomes of those who take nothing, and of those who take one of the ``due`` answers a second."""
     report = Report()
-    report.least("seconds until the first stalled stream is ended", ends_s[0], stall_s - 0.5)
-    report.most("seconds until the last stalled stream is ended", ends_s[1], stall_s + 3)
+    report.least("seconds until the first stalled stream's work is given up", ends_s[0], stall_s - 0.5)
+    report.most("seconds until the last stalled stream's work is given up", ends_s[1], stall_s + 3)
     report.least("slow streams' answers, share of one a second", readers.right / due, 0.5)
     report.most("slow streams that were ended", readers.ended, 0)
     report.most("slow streams' answers wrong or out of order", readers.wrong, 0)
@@ -188,13 +188,14 @@ def _on_readers(readers: _Slow, due: float, ends_s: tuple[float, float], stall_s
 
 
 async def _ends(server: Server, start: float, stopped: int, others: int, within_s: float) -> tuple[float, float]:
-    """Seconds until the first, and until the last, of the stopped streams gave its room back; looked at from when all
-    are open, but for those that were refused at the door. One more stream is the good caller's, now and then."""
+    """Seconds until the first, and until the last, of the stopped streams gave its work and its room up; looked at from
+    when all are open, but for those that were refused at the door. One more stream is the good caller's, now and
+    then."""
     most, first_s = 0, 0.0
     refused = (await server.stats()).admission.refused_streams
     while (now_s := time.monotonic() - start) < within_s:
         admission = (await server.stats()).admission
-        streams = admission.streams
+        streams = admission.streams - admission.stalled_streams
         most = max(most, streams)
         expected = stopped + others - (admission.refused_streams - refused)
         if not first_s and most >= expected and now_s > _FILLING_S and streams < expected:

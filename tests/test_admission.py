@@ -3,7 +3,8 @@ from contextlib import ExitStack
 
 import pytest
 from doors import Clock, accept, door, door_with, waiting
-from facenet_server.admission import Refused, Visit
+from facenet_server.admission import Visit
+from facenet_server.errors import Refused
 from facenet_server.streams import caller_of
 
 
@@ -187,3 +188,41 @@ async def test_a_message_that_is_held_does_not_wait_behind_a_stream_that_waits_f
         held.accept(1)
         held.answered(1, 400)
         await behind[0]
+
+
+def test_what_would_wait_for_most_of_its_time_is_refused_at_the_door() -> None:
+    clock = Clock()
+    admission = door_with(clock, items_per_stream=32, items_per_caller=32, items=100)
+    with admission.enter("a") as one, admission.enter("a") as other:
+        accept(one, 10)
+        clock.now_s += 1
+        one.answered(10, 1)
+        accept(one, 20)  # two seconds of work
+        assert not other.hold(1, 1, left_s=3.5)
+        assert other.hold(1, 1, left_s=5)
+        with pytest.raises(Refused):
+            admission.enter("a", left_s=3)
+        assert admission.counts.refused_items == admission.counts.refused_streams == 1
+
+
+def test_a_caller_waits_for_its_own_and_as_much_of_others() -> None:
+    clock = Clock()
+    admission = door_with(clock, items_per_stream=32, items_per_caller=32, items=100)
+    with admission.enter("a") as one, admission.enter("b", left_s=0.1) as other:
+        accept(one, 10)
+        clock.now_s += 1
+        one.answered(10, 1)
+        accept(one, 30)
+        assert other.hold(1, 1, left_s=0.3)  # its turn is next
+        other.accept(1)
+        assert not other.hold(1, 1, left_s=0.3)
+
+
+def test_where_nothing_is_in_flight_a_message_is_tried_however_little_time_it_has() -> None:
+    clock = Clock()
+    admission = door_with(clock)
+    with admission.enter("a") as visit:
+        accept(visit, 1)
+        clock.now_s += 10  # a first run may be slow
+        visit.answered(1, 1)
+        assert visit.hold(1, 1, left_s=1)

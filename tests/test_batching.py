@@ -3,6 +3,7 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,6 +193,19 @@ async def test_an_idle_worker_waits_no_longer_than_a_run_takes_or_than_allowed(
         await batcher(rows(7, 8, 9))
         (doubled, _) = await batcher(rows(1))
     np.testing.assert_array_equal(doubled, rows(2))
+
+
+async def test_a_worker_that_fails_outside_a_run_answers_those_who_wait_and_goes_on() -> None:
+    net = Recorder(takes_s=0.05)
+    no_time: Any = "soon"
+    async with Batcher(net, 8) as batcher:
+        await batcher(rows(0))
+        calls = [batcher(rows(1)), batcher(rows(2), deadline=no_time), batcher(rows(3))]
+        for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(outcome, TypeError)
+        assert batcher._queued_rows == 0
+        await batcher(rows(4))
+    assert net.batches == [[0], [4]]
 
 
 async def test_rows_whose_answer_would_come_too_late_are_not_run() -> None:

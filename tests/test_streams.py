@@ -222,7 +222,8 @@ async def test_a_caller_that_takes_no_answers_loses_its_stream_and_its_room() ->
             counts = service.admission.counts
             for _ in range(4):
                 await call.write(pb.DetectRequest(images=[image] * 8, options=large_answers))
-            await until(lambda: counts.accepted_items and not counts.streams)
+            await until(lambda: counts.stalled_streams == 1)
+            assert counts.streams == 1  # gRPC holds it, and what it has
             assert counts.abandoned_items == 32
             assert counts.items_in_flight == 0
             assert service.admission.crop_room.n_bytes == 8 * 512 * 512 * 3  # of the answer that still lies there
@@ -231,6 +232,33 @@ async def test_a_caller_that_takes_no_answers_loses_its_stream_and_its_room() ->
                 await call.read()
             assert ended.value.code() is grpc.StatusCode.CANCELLED
             assert service.admission.crop_room.n_bytes == 0
+            assert (counts.streams, counts.stalled_streams) == (0, 0)
+
+
+async def test_callers_that_take_no_answers_never_shut_out_others_or_the_health_checks() -> None:
+    options = pb.DetectOptions(return_crops=True, crop_size_px=512)
+    lies = pb.DetectRequest(images=[raw(square())] * 8, options=options).SerializeToString()
+    limits = {"max_write_stall_s": 0.05, "max_streams": 8, "max_connections": 4, "max_streams_per_connection": 1000}
+    async with fake_service(**limits) as (target, service):
+        own = [("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(target, options=own) as bad, grpc.aio.insecure_channel(target) as good:
+            detect: Any = bad.unary_stream("/facenet.v1.FaceService/Detect")
+            counts, calls = service.admission.counts, list[Any]()
+            for _ in range(300):  # gRPC itself takes 268 calls, of whatever kind
+                so_far = counts.stalled_streams
+                calls.append(call := detect(lies))
+                await until(lambda call=call, so_far=so_far: call.done() or counts.stalled_streams > so_far)
+            refused = [call for call in calls if call.done()]
+            assert len(refused) + counts.streams == 300
+            assert {await call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+            assert all(["grpc-retry-pushback-ms" in dict(await call.trailing_metadata()) for call in refused])
+            assert counts.stalled_streams == counts.streams <= 4  # the share of one caller
+            other: Any = FaceServiceStub(good)  # type: ignore[no-untyped-call]  # generated
+            assert (await other.GetServerStats(pb.GetServerStatsRequest())).admission.stalled_streams == counts.streams
+            seen = other.Detect()
+            await seen.write(pb.DetectRequest(images=[raw(square())]))
+            assert (await seen.read()).results[0].HasField("detection")
+            seen.cancel()
 
 
 async def test_a_caller_that_lets_crops_lie_is_refused_further_ones_and_nothing_else_until_it_takes_them() -> None:

@@ -2,6 +2,7 @@
 
 A message's bytes count from the moment it was read, its items from the moment they are accepted, both until the answer
 is written. A new stream is refused where there is no room for anything of it, or its caller has its share of streams. A
+message is refused, and so is a new stream, where answers of those before it would take most of the time that it has. A
 running one is not read while there is none, and for a while not while there is none for a message like its last; a
 message whose bytes do not fit is refused, one whose items do not waits, as its stream does, in turn with those of other
 callers. Pure counting on one event loop: no locks.
@@ -16,21 +17,15 @@ from typing import NamedTuple, Self
 
 from facenet_server.capacity import Capacity, Counts, Expected, Share, share
 from facenet_server.crop_room import CropRoom, Crops
+from facenet_server.errors import Refused
 from facenet_server.pace import Pace
 
 _MIN_RETRY_S, _MAX_RETRY_S = 0.02, 5.0
 _STREAM_RETRY_S = 1.0  # at least, where it is streams that are too many: they end whenever their callers like
 _FIRST_BYTES = 8 << 20  # what a stream's first message is expected to have: it may be as large as any
 _EXPECTED_S, _BYTES_PER_S = 0.2, 20e6  # a read that takes longer, beside the time for its bytes, is an idle stream's
+_OF_TIME = 0.5  # of what is left: how long a message may have to wait for its answer; the pace is but a guess
 _PATIENCE_S = 3.0  # then a stream is read as soon as there is any room: its next message may well be smaller
-
-
-class Refused(Exception):
-    """There is no room for a stream; there may be after ``retry_after_s``."""
-
-    def __init__(self, retry_after_s: float) -> None:
-        super().__init__("the server has no room now")
-        self.retry_after_s = retry_after_s
 
 
 class Admission:
@@ -46,10 +41,12 @@ class Admission:
         self._waiting: dict[str, deque[_Turn]] = {}  # callers in turn
         self._pace = Pace(clock)
 
-    def enter(self, caller: str) -> "Visit":
-        """A new stream of the caller's, to be entered as a context. Raises Refused where there is no room."""
+    def enter(self, caller: str, left_s: float | None = None) -> "Visit":
+        """A new stream of the caller's, to be entered as a context, with so much time left for all of it (None: no
+        end). Raises Refused where there is no room, or no time."""
         visit, may_stay = Visit(self, caller), self._has_stream(caller)
-        if not (may_stay and self._has_items(visit, 1) and self._has_bytes(caller, 1)):
+        has_room = self._has_items(visit, 1) and self._has_bytes(caller, 1) and self._has_time(caller, 1, left_s)
+        if not (may_stay and has_room):
             self.counts.refused_streams += 1
             raise Refused(self.retry_after_s() if may_stay else max(self.retry_after_s(), _STREAM_RETRY_S))
         return visit
@@ -85,6 +82,14 @@ class Admission:
         used = self.counts.bytes_in_flight + of_all
         mine = self._of_caller.get(caller, Share()).n_bytes + of_caller
         return (not used or used + n_bytes <= limit) and (not mine or mine + n_bytes <= share(limit, callers))
+
+    def _has_time(self, caller: str, n_items: int, left_s: float | None) -> bool:
+        """Whether so many items more of the caller's would be answered well within the time that is left, after those
+        that it has, and in turn with other callers'. Where nothing is in flight it is tried."""
+        in_flight, mine = self.counts.items_in_flight, self._of_caller.get(caller, Share()).items
+        callers = len(self._of_caller) + (caller not in self._of_caller)
+        wait_s = self._pace.known_seconds_for(min(in_flight, mine * callers) + n_items)
+        return left_s is None or not in_flight or wait_s is None or wait_s <= _OF_TIME * left_s
 
     def _may_read(self, visit: "Visit") -> bool:
         """Whether there is the room that a stream asks for beside what others are expected to bring."""
@@ -165,6 +170,7 @@ class Visit:
         self._expected_until: asyncio.TimerHandle | None = None
         self._crops = set[Crops]()  # of messages that were accepted and not answered
         self._undone = deque[Crops]()  # of those without an answer, and of those behind them
+        self._is_stalled = False
         self._admission = admission
 
     def __enter__(self) -> Self:
@@ -177,15 +183,32 @@ class Visit:
     ) -> None:
         admission = self._admission
         admission.counts.streams -= 1
+        admission.counts.stalled_streams -= self._is_stalled
         admission._streams_of[self.caller] -= 1
         if not admission._streams_of[self.caller]:
             del admission._streams_of[self.caller]
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """What is in flight counts no longer."""
+        admission = self._admission
         admission.counts.abandoned_items += self.items
         self._expect(0)
         for crops in self._crops:
             crops.gone()
+        self._crops.clear()
         admission._change(self, -self.items, -self.n_bytes, gone=self.items)
         admission._wake()
+
+    def stall(self, crops: Crops | None) -> None:
+        """Its caller takes no answers: what it had is given up, but for the crops of the answer that lies. The stream
+        itself counts until it is gone: gRPC holds it, and what came for it, until then."""
+        self._is_stalled = True
+        self._admission.counts.stalled_streams += 1
+        if crops is not None:
+            crops.leave_behind()
+            self._crops.remove(crops)
+        self._abandon()
 
     def has_room(self, n_items: int = 1) -> bool:
         """Whether there is room for so many items now."""
@@ -232,24 +255,20 @@ class Visit:
         self._admission._expected.add(self.caller, n_bytes - self._expected_bytes)
         self._expected_bytes = n_bytes
 
-    def hold(self, n_items: int, n_bytes: int) -> bool:
-        """Count the bytes of a message that was read; False where there is no room for them, and it is refused."""
+    def hold(self, n_items: int, n_bytes: int, left_s: float | None = None) -> bool:
+        """Count the bytes of a message that was read; False where there is no room for them, or no time for its items,
+        and it is refused."""
         admission = self._admission
         self._expect(0)
         self.last_bytes = self.asked_bytes = n_bytes
-        if fits := admission._has_bytes(self.caller, n_bytes):
+        fits = admission._has_bytes(self.caller, n_bytes) and admission._has_time(self.caller, n_items, left_s)
+        if fits:
             self.held_bytes = n_bytes
             admission._change(self, 0, n_bytes)
         else:
             admission.counts.refused_items += n_items
         admission._wake()  # more may have been expected
         return fits
-
-    def leave_behind(self, crops: Crops | None) -> None:
-        """They stay when the stream has ended, until they are gone."""
-        if crops is not None:
-            crops.leave_behind()
-            self._crops.remove(crops)
 
     def refuse(self, n_items: int) -> None:
         """Count the items of the message that is held as not begun; its bytes go with its answer."""

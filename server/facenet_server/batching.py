@@ -135,9 +135,14 @@ class Batcher:
     async def _work(self) -> None:
         while True:
             await self._arrived.wait()
-            if self._max_wait_s:
-                await self._fill()
-            batch = self._next_batch()
+            batch: list[_Part] = []
+            try:
+                if self._max_wait_s:
+                    await self._fill()
+                self._take(batch)
+            except Exception as error:  # whatever it is: the worker lives on, and nobody is left waiting
+                self._fail([*batch, *self._parts.values()], error)
+                continue
             if not batch:
                 continue
             self._idle -= 1
@@ -196,33 +201,38 @@ class Batcher:
                     async with asyncio.timeout(wait_s / 2):
                         await self._arrived.wait()
 
-    def _next_batch(self) -> list[_Part]:
+    def _fail(self, parts: list[_Part], error: Exception) -> None:
+        for part in parts:
+            self._drop(part)
+            if not part.outputs.done():
+                part.outputs.set_exception(error)
+
+    def _take(self, batch: list[_Part]) -> None:
+        """Put the next batch's parts into it."""
         here = self._queued_rows + self._running_rows
         self._usual_rows = max(here, self._usual_rows)
         share = self._share()
         if self._queued_rows < share:
             share = -(-self._queued_rows // self._idle)  # idle workers, this one among them
-        batch: list[_Part] = []
         rows = 0
         while self._parts and rows < share:
             part = next(iter(self._parts.values()))
             if rows + part.n_rows > self._max_rows:
                 break
+            is_gone = part.outputs.done()
+            is_late = not is_gone and self._comes_too_late(part)
             self._drop(part)
-            if part.outputs.done():
-                continue
-            if self._comes_too_late(part):
+            if is_late:
                 part.outputs.set_exception(TimedOut())
-                continue
-            batch.append(part)
-            rows += part.n_rows
+            elif not is_gone:
+                batch.append(part)
+                rows += part.n_rows
         if batch:
             self._usual_rows = max(here, _FADING * self._usual_rows)
         if self._parts:
             self._arrived.set()  # for the other workers
         else:
             self._arrived.clear()
-        return batch
 
     def _comes_too_late(self, part: _Part) -> bool:
         """Whether its deadline would have passed after the shortest run of late. What was once slow need not stay so:

@@ -20,6 +20,7 @@ class Counts:
     """What was let in and what came of it; at any time accepted = answered + abandoned + in flight."""
 
     streams: int = 0
+    stalled_streams: int = 0
     items_in_flight: int = 0
     bytes_in_flight: int = 0
     accepted_items: int = 0

@@ -6,13 +6,14 @@
           InvalidInput                        InvalidInput       InvalidInput    UnknownModel, NoFace,
                                                                                  UnknownOperatingPoint
 
+    before the first item: Refused
     anywhere on that way: TimedOut; where it waits for a network: Overloaded; in one: DeviceLost
 
     models folder ──sessions──▶ networks ──app──▶ a listening server ──app──▶ its end
                    StartError              StartError                  FatalError
 
-An ItemError spoils its own item and nothing else; ``service`` turns it into the wire's form. A ProtocolError
-ends its stream. A StartError or a FatalError ends the process with one line and exit code 1.
+An ItemError spoils its own item and nothing else; ``service`` turns it into the wire's form. A Refused or
+a ProtocolError ends its stream. A StartError or a FatalError ends the process with one line and exit code 1.
 """
 
 
@@ -53,6 +54,14 @@ class NoFace(ItemError):
 
     def __init__(self, side: str) -> None:
         super().__init__("NO_FACE", f"no face was found on side {side}")
+
+
+class Refused(Exception):
+    """There is no room for a stream, or no time; there may be after ``retry_after_s``."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__("the server has no room now")
+        self.retry_after_s = retry_after_s
 
 
 class Overloaded(ItemError):

@@ -30,12 +30,15 @@ class Pace:
         self._in_flight = in_flight
 
     def seconds_for(self, n_items: int) -> float:
-        """About how long answering so many takes; where it cannot tell, a second."""
-        self._advance()
-        if not self._gone:
+        """About how long answering so many takes, to be told to callers; where it cannot tell, a second."""
+        if (seconds := self.known_seconds_for(n_items)) is None:
             return _UNKNOWN_S
-        seconds = n_items * self._seconds / self._gone
         return min(seconds, _UNKNOWN_S) if n_items * self._seconds > _FAR_MORE * self._item_seconds else seconds
+
+    def known_seconds_for(self, n_items: int) -> float | None:
+        """The same by nothing but the rate: too much where batches were smaller so far. None before any answer."""
+        self._advance()
+        return n_items * self._seconds / self._gone if self._gone else None
 
     def _advance(self) -> None:
         now = self._clock()

@@ -17,9 +17,9 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from facenet_server import messages, wire
-from facenet_server.admission import Admission, Refused, Visit
+from facenet_server.admission import Admission, Visit
 from facenet_server.crop_room import Crops
-from facenet_server.errors import Overloaded, ProtocolError, TimedOut
+from facenet_server.errors import Overloaded, ProtocolError, Refused, TimedOut
 from facenet_server.seats import Seats
 
 if TYPE_CHECKING:
@@ -101,22 +101,20 @@ class Stream:
 
     async def serve(self, admission: Admission) -> End | None:
         """Write its answers, in request order, until it ends. Raises Refused where there is no room for it."""
-        with admission.enter(self._caller) as visit:
+        with admission.enter(self._caller, self._context.time_remaining()) as visit:
             try:
                 return await self._answer(visit, admission)
             except ExceptionGroup as failures:
                 if failures.subgroup(_Stalled) is None:
                     raise
-                visit.leave_behind(self._leaving)
-        assert self._unfinished is not None
-        # Its room is free again, but for that of the answer that its caller let lie; its end can be told once that is
-        # taken.
-        try:
-            await asyncio.wait({self._unfinished})
-        finally:
-            if self._leaving is not None:
-                self._leaving.gone()
-        return _STALLED
+                visit.stall(self._leaving)
+            assert self._unfinished is not None
+            try:
+                await asyncio.wait({self._unfinished})  # its end can be told once the answer that lies is taken
+            finally:
+                if self._leaving is not None:
+                    self._leaving.gone()
+            return _STALLED
 
     async def _answer(self, visit: Visit, admission: Admission) -> End | None:
         async with asyncio.TaskGroup() as tasks:
@@ -146,6 +144,7 @@ class Stream:
             writing.cancel()
             raise
         if not done:
+            writing.add_done_callback(_retrieve)
             self._unfinished = writing
             raise _Stalled
         writing.result()
@@ -199,7 +198,7 @@ class Stream:
                 raise ProtocolError(f"the message holds too many items; the limit is {most}")
             deadline = None if outline.timeout_ms is None else arrived + outline.timeout_ms / 1000
             refusal = partial(messages.refusal, method.response, outline.id, outline.n_items)
-            if not visit.hold(outline.n_items, len(data)):
+            if not visit.hold(outline.n_items, len(data), self._left_s(outline.timeout_ms)):
                 no_room = Overloaded("the server has no room for this message now")
                 return _Pending(lambda: refusal(no_room, round(1000 * admission.retry_after_s())))
             await _turn(visit, outline.n_items, draining, deadline)
@@ -215,6 +214,11 @@ class Stream:
         answer = tasks.create_task(method.answer(request, Place(self._caller, self._seats, deadline, crops)))
         answer.add_done_callback(lambda _: crops.done())
         return _Pending(answer, outline.n_items, len(data), crops)
+
+    def _left_s(self, timeout_ms: int | None) -> float | None:
+        """How long the answer to a message that has just come is of use: by its own time, and its stream's."""
+        of_message, of_stream = None if timeout_ms is None else timeout_ms / 1000, self._context.time_remaining()
+        return min((left_s for left_s in (of_message, of_stream) if left_s is not None), default=None)
 
 
 def handler(
@@ -281,7 +285,7 @@ async def _discard(read: asyncio.Future[Any], context: Context) -> None:
         await asyncio.wait({read})
 
 
-def _retrieve(read: asyncio.Future[Any]) -> None:
-    """Look at a read's error, which nobody waits for once its stream has ended."""
-    if not read.cancelled():
-        read.exception()
+def _retrieve(done: asyncio.Future[Any]) -> None:
+    """Look at the error of a read or a write that nobody waits for once its stream has ended."""
+    if not done.cancelled():
+        done.exception()

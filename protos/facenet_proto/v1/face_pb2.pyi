@@ -461,7 +461,7 @@ class GetServerStatsResponse(_message.Message):
     def __init__(self, uptime_s: _Optional[float] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., loop_lag: _Optional[_Union[LoopLag, _Mapping]] = ..., admission: _Optional[_Union[AdmissionStats, _Mapping]] = ...) -> None: ...
 
 class AdmissionStats(_message.Message):
-    __slots__ = ("streams", "items_in_flight", "bytes_in_flight", "accepted_items", "answered_items", "abandoned_items", "refused_items", "refused_streams")
+    __slots__ = ("streams", "items_in_flight", "bytes_in_flight", "accepted_items", "answered_items", "abandoned_items", "refused_items", "refused_streams", "stalled_streams")
     STREAMS_FIELD_NUMBER: _ClassVar[int]
     ITEMS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     BYTES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -470,6 +470,7 @@ class AdmissionStats(_message.Message):
     ABANDONED_ITEMS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_ITEMS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    STALLED_STREAMS_FIELD_NUMBER: _ClassVar[int]
     streams: int
     items_in_flight: int
     bytes_in_flight: int
@@ -478,7 +479,8 @@ class AdmissionStats(_message.Message):
     abandoned_items: int
     refused_items: int
     refused_streams: int
-    def __init__(self, streams: _Optional[int] = ..., items_in_flight: _Optional[int] = ..., bytes_in_flight: _Optional[int] = ..., accepted_items: _Optional[int] = ..., answered_items: _Optional[int] = ..., abandoned_items: _Optional[int] = ..., refused_items: _Optional[int] = ..., refused_streams: _Optional[int] = ...) -> None: ...
+    stalled_streams: int
+    def __init__(self, streams: _Optional[int] = ..., items_in_flight: _Optional[int] = ..., bytes_in_flight: _Optional[int] = ..., accepted_items: _Optional[int] = ..., answered_items: _Optional[int] = ..., abandoned_items: _Optional[int] = ..., refused_items: _Optional[int] = ..., refused_streams: _Optional[int] = ..., stalled_streams: _Optional[int] = ...) -> None: ...
 
 class StageStats(_message.Message):
     __slots__ = ("name", "runs", "rows", "queue_ns", "compute_ns")
