@@ -112,7 +112,7 @@ async def fake_service(
     is ``interchangeable_with``."""
     calibration = settings.pop("calibration", CALIBRATION)
     twins = settings.pop("interchangeable_with", {})
-    config = Config(**{"listen": "127.0.0.1:0", "image_formats": "JPEG,PNG,WEBP", **settings})
+    config = Config(**{"listen": "127.0.0.1:0", **settings}).with_streams_for(None)
     async with AsyncExitStack() as stack:
         stats = Stats()
 

@@ -1,14 +1,18 @@
 import asyncio
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
 from facenet_server import memory
+from facenet_server.config import Config
 
 BURST = """
 import asyncio
 from facenet_server import memory
+from facenet_server.config import Config
 from facenet_server.stats import resident_bytes
 
 async def main():
@@ -36,3 +40,27 @@ async def test_giving_back_ends_with_the_server() -> None:
     async with memory.given_back(60):
         assert len(asyncio.all_tasks() - before) == 1
     assert asyncio.all_tasks() == before
+
+
+def test_a_container_may_use_less_than_its_machine_has(tmp_path: Path) -> None:
+    own, none, unlimited = (tmp_path / name for name in ("own", "none", "unlimited"))
+    own.write_text("1000000\n")
+    unlimited.write_text("max\n")
+    assert memory.usable_bytes([none, own, unlimited]) == 1_000_000
+    assert (memory.usable_bytes([none, unlimited]) or 10**9) >= 10**9
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "settings", "streams"),
+    [
+        pytest.param(64, {}, 1024, id="a large machine"),
+        pytest.param(8, {}, 221, id="a small one"),
+        pytest.param(8, {"max_message_mib": 4}, 726, id="with smaller messages"),
+        pytest.param(8, {"max_streams": 2000}, 2000, id="as it was told"),
+        pytest.param(0.01, {}, 1, id="hardly any"),
+    ],
+)
+def test_so_many_streams_are_let_in_that_their_largest_messages_fit(
+    gigabytes: float, settings: dict[str, Any], streams: int
+) -> None:
+    assert Config(**settings).with_streams_for(int(gigabytes * 1e9)).max_streams == streams

@@ -276,6 +276,7 @@ async def test_a_caller_that_lets_crops_lie_is_refused_further_ones_and_nothing_
                 await other.write(request)
             refused, answered = await other.read(), await other.read()
             assert {result.error.reason for result in refused.results} == {"OVERLOADED"}
+            assert refused.retry_after_ms > 0
             assert len(answered.results[0].detection.faces) == 1
             assert len((await lies.read()).results) == 8
             await until(lambda: not service.admission.crop_room.n_bytes)

@@ -54,7 +54,7 @@ async def serve(config: Config, opener: OpenNetworks | None = None) -> None:
     ``opener`` gives the networks by name, instead of those in the models folder. Raises StartError where it
     cannot start, FatalError where its device is lost: then this process can do no more.
     """
-    _check(config)
+    _check(config := config.with_streams_for(memory.usable_bytes()))
     memory.limit_heaps(usable_cores())
     stats, lost, loop = Stats(), asyncio.Event(), asyncio.get_running_loop()
     networks = await asyncio.to_thread(opener or open_networks, config)

@@ -1,10 +1,12 @@
 """The server's one configuration: read once in ``__main__``, frozen, passed down by value."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 MIB = 1 << 20
+_MOST_STREAMS = 1024  # where memory allows
+_UNREAD_BYTES = 5 * MIB // 4  # of a stream beside its largest message, by HTTP/2
 
 
 def _option(default: Any, text: str, **details: Any) -> Any:
@@ -77,7 +79,11 @@ class Config:
     max_mib_in_flight: int = _option(
         256, "Request messages of all callers under way, MiB; as much again of the crops that they ask for."
     )
-    max_streams: int = _option(1024, "Streams open at once, over all callers.")
+    max_streams: int = _option(
+        0,
+        "Streams open at once, over all callers. 0: 1024, or as many as could each bring their largest message within "
+        "half of the memory that there is.",
+    )
     max_connections: int = _option(512, "Connections open at once.")
     max_write_stall_s: float = _option(30.0, "How long a caller may leave an answer unread before its stream is ended.")
     max_streams_per_connection: int = _option(100, "Streams that one connection may hold open.")
@@ -91,6 +97,13 @@ class Config:
     grace_s: float = _option(30.0, "Seconds that SIGTERM leaves for what is in flight.")
     stall_s: float = _option(30.0, "Health says NOT_SERVING where work is under way and none has ended for so long.")
     log_level: str = _option("info", "What is logged.", choices=("debug", "info", "warning", "error"))
+
+    def with_streams_for(self, memory_bytes: int | None) -> "Config":
+        """``max_streams`` as a number, on a machine of so much memory."""
+        if self.max_streams or memory_bytes is None:
+            return replace(self, max_streams=self.max_streams or _MOST_STREAMS)
+        a_stream = self.max_message_mib * MIB + _UNREAD_BYTES
+        return replace(self, max_streams=min(_MOST_STREAMS, max(1, memory_bytes // 2 // a_stream)))
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -16,6 +16,8 @@ An ItemError spoils its own item and nothing else; ``service`` turns it into the
 a ProtocolError ends its stream. A StartError or a FatalError ends the process with one line and exit code 1.
 """
 
+OVERLOADED = "OVERLOADED"
+
 
 class ItemError(Exception):
     """An item that has no answer. ``reason`` is for programs, the message for people."""
@@ -68,7 +70,7 @@ class Overloaded(ItemError):
     """There is no room for the item now; nothing was done for it, and it may be sent again, later."""
 
     def __init__(self, message: str) -> None:
-        super().__init__("OVERLOADED", message)
+        super().__init__(OVERLOADED, message)
 
 
 class TimedOut(ItemError):

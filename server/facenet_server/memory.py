@@ -3,12 +3,16 @@
 import asyncio
 import ctypes
 import gc
+import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 _M_ARENA_MAX = -8  # glibc, malloc.h
+_CGROUP = Path("/sys/fs/cgroup")
+_LIMITS = (_CGROUP / "memory.max", _CGROUP / "memory" / "memory.limit_in_bytes")  # of a container: version 2, 1
 
 
 def limit_heaps(count: int) -> None:
@@ -36,6 +40,18 @@ async def given_back(every_s: float) -> AsyncIterator[None]:
         giving.cancel()
         with suppress(asyncio.CancelledError):
             await giving
+
+
+def usable_bytes(limits: Iterable[Path] = _LIMITS) -> int | None:
+    """The memory that this process may use: the machine's, or its container's where that is less. None where the
+    system does not tell."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit in limits:
+        with suppress(OSError, ValueError):  # no such file; "max"
+            found.append(int(limit.read_text()))
+    return min(found)
 
 
 def settle() -> None:

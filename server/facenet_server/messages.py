@@ -156,10 +156,10 @@ def item_error(error: ItemError) -> pb.ItemError:
     return pb.ItemError(code=_CODES[type(error)], reason=error.reason, message=str(error))
 
 
-def refusal(response: type[Any], number: int, n_items: int, error: ItemError, retry_after_ms: int | None = None) -> Any:
+def refusal(response: type[Any], number: int, n_items: int, error: ItemError) -> Any:
     """The answer to a message of that id and so many items that was not begun."""
     told = item_error(error)
-    answer = response(id=number, retry_after_ms=retry_after_ms)
+    answer = response(id=number)
     for _ in range(n_items):
         answer.results.add().error.CopyFrom(told)
     return answer

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from facenet_server import messages, wire
 from facenet_server.admission import Admission, Visit
 from facenet_server.crop_room import Crops
-from facenet_server.errors import Overloaded, ProtocolError, Refused, TimedOut
+from facenet_server.errors import OVERLOADED, Overloaded, ProtocolError, Refused, TimedOut
 from facenet_server.seats import Seats
 
 if TYPE_CHECKING:
@@ -121,7 +121,9 @@ class Stream:
             reader = tasks.create_task(self._read(visit, admission, tasks))
             while isinstance(pending := await self._accepted.get(), _Pending):
                 answer = pending.answer
-                message = await answer if isinstance(answer, asyncio.Task) else answer()
+                message: Any = await answer if isinstance(answer, asyncio.Task) else answer()
+                if message.results and all(result.error.reason == OVERLOADED for result in message.results):
+                    message.retry_after_ms = round(1000 * admission.retry_after_s())  # as if refused at the door
                 self._leaving = pending.crops
                 await self._write(message)
                 self._leaving = None
@@ -200,7 +202,7 @@ class Stream:
             refusal = partial(messages.refusal, method.response, outline.id, outline.n_items)
             if not visit.hold(outline.n_items, len(data), self._left_s(outline.timeout_ms)):
                 no_room = Overloaded("the server has no room for this message now")
-                return _Pending(lambda: refusal(no_room, round(1000 * admission.retry_after_s())))
+                return _Pending(partial(refusal, no_room))
             await _turn(visit, outline.n_items, draining, deadline)
             if draining.done():
                 return None
