@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import grpc
 import numpy as np
 from facenet_proto.v1 import face_pb2 as pb
 
-from chaos.drivers import CALL_S, channels, hurried, message_of, open_loop
+from chaos.drivers import CALL_S, bidi, channels, hurried, message_of, open_loop
 from chaos.ledger import Ledger, Marked
 from chaos.process import Growth, Server
 from chaos.report import Report
@@ -41,12 +42,13 @@ class _Phases:
 
     def __init__(self, crops: Marked, crops_a_call: int) -> None:
         self._crops_a_call = crops_a_call
-        self.calm, self.over, self.after = (Ledger(crops=crops) for _ in range(3))
+        self.calm, self.over, self.after, self.streamed = (Ledger(crops=crops) for _ in range(4))
         self.grown = Growth()
         self.start = self.end = 0.0  # of the counted time
         self.capacity_per_s = self.asked_per_s = self.offered_per_s = self.lag_ms = self.max_lag_ms = 0.0
         self.health_ms: list[float] = []
         self.counts: pb.AdmissionStats = pb.AdmissionStats()
+        self.ends = Counter[str]()  # of long streams
 
     async def load(
         self, opened: Sequence[grpc.aio.Channel], ledger: Ledger, items_per_s: float, seconds: float
@@ -63,8 +65,9 @@ class _Phases:
         return found
 
     def goodput(self, seconds: float) -> float:
-        """What was answered within the counted time, as a share of the capacity."""
-        return self.over.within("answered", self.start, self.end) / seconds / self.capacity_per_s
+        """What was answered within the counted time, calls and streams, as a share of the capacity."""
+        answered = sum(ledger.within("answered", self.start, self.end) for ledger in (self.over, self.streamed))
+        return answered / seconds / self.capacity_per_s
 
 
 async def sustained(
@@ -76,24 +79,27 @@ async def sustained(
     models: str = "",
     crops: Marked | None = None,
     crops_a_call: int = 1,
+    streams: int = 4,
 ) -> Report:
     """T1 and T31: ten times the capacity, by the clock, and the server's health asked meanwhile; so many times. The
     networks' capacity is measured before and after each, since a machine's speed drifts. Narrow limits bound what is in
-    flight, or, with those that are ``shipped``, the calls' own time."""
+    flight, or, with those that are ``shipped``, the calls' own time. Long ``streams`` beside them send a message a
+    second each."""
     limits = ({} if shipped else LIMITS) if protected else NO_LIMITS
     one_row = {} if models else {"max_batch_rows": 1}
     overloads = [_Phases(crops or Marked(), crops_a_call) for _ in range(rounds)]
-    async with Server(Behaviour({**limits, **one_row}, models, batch_s=1 / _HALF)) as server:
+    behaviour = Behaviour({**limits, **one_row}, models, batch_s=1 / _HALF, lets_hopeless_in=not protected)
+    async with Server(behaviour) as server:
         after = await overloads[0].capacity(server) if models else float(_HALF)
         for phases in overloads:
             before = after
-            await _overload(server, phases, before, seconds)
+            await _overload(server, phases, before, seconds, streams)
             after = await phases.capacity(server) if models else before
             phases.capacity_per_s = (before + after) / 2
     return _judged(overloads, seconds, shipped=shipped)
 
 
-async def _overload(server: Server, phases: _Phases, capacity: float, seconds: float) -> None:
+async def _overload(server: Server, phases: _Phases, capacity: float, seconds: float, streams: int) -> None:
     async with channels(server.address, 8) as opened:
         await phases.load(opened, Ledger(crops=phases.calm.crops), capacity / 2, 1)
         await phases.load(opened, phases.calm, capacity / 2, 3)
@@ -102,11 +108,14 @@ async def _overload(server: Server, phases: _Phases, capacity: float, seconds: f
             phases.end = phases.start + seconds
             phases.asked_per_s = 10 * capacity
             overloading = asyncio.create_task(phases.load(opened, phases.over, 10 * capacity, _WARM_S + seconds))
+            over = asyncio.Event()
+            streaming = [asyncio.create_task(bidi(opened[n], phases.streamed, n, over, 1)) for n in range(streams)]
             await asyncio.sleep(_WARM_S + seconds)
+            over.set()
             lag = (await server.stats()).loop_lag
             phases.lag_ms, phases.max_lag_ms = 1e3 * lag.p99_s, 1e3 * lag.max_s
         await phases.load(opened, phases.after, capacity / 2, min(_RECOVERY_S + 2, seconds))
-        phases.offered_per_s = await overloading
+        phases.offered_per_s, phases.ends = await overloading, Counter(await asyncio.gather(*streaming))
         phases.counts = await server.quiet(5)
 
 
@@ -116,13 +125,15 @@ def _judged(overloads: Sequence[_Phases], seconds: float, *, shipped: bool) -> R
     calm = _sum([phases.calm for phases in overloads])
     over = _sum([phases.over for phases in overloads])
     after = _sum([phases.after for phases in overloads])
+    streamed = _sum([phases.streamed for phases in overloads])
     capacity = float(np.median([phases.capacity_per_s for phases in overloads]))
     goodputs = [phases.goodput(seconds) for phases in overloads]
     calm_s, health_ms = calm.p99_ms("answered") / 1e3, np.concatenate([phases.health_ms for phases in overloads])
     report.note = (
         f"{last.offered_per_s:.0f} crops/s offered, capacity {capacity:.1f}; goodput "
         f"{', '.join(f'{goodput:.2f}' for goodput in goodputs)}; {dict(over.outcomes)}; answered p99 "
-        f"{over.p99_ms('answered'):.0f} ms, before {1e3 * calm_s:.0f} ms; {len(health_ms)} health checks"
+        f"{over.p99_ms('answered'):.0f} ms, before {1e3 * calm_s:.0f} ms; {len(health_ms)} health checks; long "
+        f"streams {dict(streamed.outcomes)}, {dict(last.ends)}"
     )
     queue_s = CALL_S / 2 if shipped else LIMITS["max_items_in_flight"] / capacity
     most_mb = (SHIPPED_BUDGET_MB if shipped else BUDGET_MB) + HEADROOM_MB
@@ -139,9 +150,11 @@ def _judged(overloads: Sequence[_Phases], seconds: float, *, shipped: bool) -> R
     report.most("event-loop lag p99, ms", max(phases.lag_ms for phases in overloads), 20)
     report.most("event-loop lag p100, ms", max(phases.max_lag_ms for phases in overloads), 100)
     report.most("health checks p99, ms", float(np.percentile(health_ms, 99)), 50)
-    report.most("lost", over.lost + after.lost, 0)
-    report.most("doubled", over.doubled + after.doubled, 0)
-    report.most("wrong", over.outcomes["wrong"] + after.outcomes["wrong"], 0)
+    report.most("long streams that broke", sum(phases.ends.total() - phases.ends["stopped"] for phases in overloads), 0)
+    ledgers = (over, after, streamed)
+    report.most("lost", sum(ledger.lost for ledger in ledgers), 0)
+    report.most("doubled", sum(ledger.doubled for ledger in ledgers), 0)
+    report.most("wrong", sum(ledger.outcomes["wrong"] for ledger in ledgers), 0)
     at_rest(report, last.counts)
     return report
 

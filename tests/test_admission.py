@@ -226,3 +226,18 @@ def test_where_nothing_is_in_flight_a_message_is_tried_however_little_time_it_ha
         clock.now_s += 10  # a first run may be slow
         visit.answered(1, 1)
         assert visit.hold(1, 1, left_s=1)
+
+
+async def test_a_new_stream_is_refused_while_messages_of_its_caller_wait_for_room() -> None:
+    admission = door(items_per_caller=8, streams=10)
+    with admission.enter("a") as one, admission.enter("a") as other:
+        accept(one, 1)
+        assert other.hold(8, 1)
+        turn = asyncio.create_task(other.turn(8))
+        await asyncio.sleep(0)
+        with pytest.raises(Refused):
+            admission.enter("a")
+        with admission.enter("b"):
+            one.answered(1, 1)
+        await turn
+        admission.enter("a")

@@ -42,11 +42,12 @@ class Admission:
         self._pace = Pace(clock)
 
     def enter(self, caller: str, left_s: float | None = None) -> "Visit":
-        """A new stream of the caller's, to be entered as a context, with so much time left for all of it (None: no
-        end). Raises Refused where there is no room, or no time."""
+        """A new stream of the caller's, a context, with so much time for all of it. Raises Refused where there is no
+        room, or no time."""
         visit, may_stay = Visit(self, caller), self._has_stream(caller)
         has_room = self._has_items(visit, 1) and self._has_bytes(caller, 1) and self._has_time(caller, 1, left_s)
-        if not (may_stay and has_room):
+        # Its messages that are held come first: more of them would be a queue without a bound.
+        if not (may_stay and has_room) or any(turn.visit.held_bytes for turn in self._waiting.get(caller, ())):
             self.counts.refused_streams += 1
             raise Refused(self.retry_after_s() if may_stay else max(self.retry_after_s(), _STREAM_RETRY_S))
         return visit
@@ -126,15 +127,13 @@ class Admission:
         """The caller's stream that waits longest, if there is room for it; the caller's others go behind other
         callers'. How many items it has."""
         queue = self._waiting.pop(caller)
-        woken = 0
         if turn := self._first_that_fits(queue):
             queue.remove(turn)
             turn.comes.set_result(None)
             turn.visit._expect(turn.visit.likely_bytes)  # or streams that do not wait would come first, again and again
-            woken = turn.n_items
         if queue:
             self._waiting[caller] = queue
-        return woken
+        return turn.n_items if turn else 0
 
     def _first_that_fits(self, queue: "deque[_Turn]") -> "_Turn | None":
         """Who waits to be read may be passed: the bytes that it waits for may be those of messages held behind it."""
@@ -202,7 +201,7 @@ class Visit:
 
     def stall(self, crops: Crops | None) -> None:
         """Its caller takes no answers: what it had is given up, but for the crops of the answer that lies. The stream
-        itself counts until it is gone: gRPC holds it, and what came for it, until then."""
+        counts until it is gone, since gRPC holds it until then."""
         self._is_stalled = True
         self._admission.counts.stalled_streams += 1
         if crops is not None:
@@ -256,13 +255,12 @@ class Visit:
         self._expected_bytes = n_bytes
 
     def hold(self, n_items: int, n_bytes: int, left_s: float | None = None) -> bool:
-        """Count the bytes of a message that was read; False where there is no room for them, or no time for its items,
-        and it is refused."""
+        """Count the bytes of a message that was read; False where there is no room for them, or no time for its
+        items: it is refused."""
         admission = self._admission
         self._expect(0)
         self.last_bytes = self.asked_bytes = n_bytes
-        fits = admission._has_bytes(self.caller, n_bytes) and admission._has_time(self.caller, n_items, left_s)
-        if fits:
+        if fits := admission._has_bytes(self.caller, n_bytes) and admission._has_time(self.caller, n_items, left_s):
             self.held_bytes = n_bytes
             admission._change(self, 0, n_bytes)
         else:
