@@ -22,7 +22,7 @@ from nets import crop
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
-# A server whose embedder does what a crop's first pixel says: 7 loses the device, 9 hangs, others are answered.
+# A server whose embedder does what a crop's first pixel says: 7 loses the device, 8 waits for that, 9 hangs.
 SERVER = """
     import asyncio, sys, threading
     import nets, numpy as np
@@ -40,10 +40,15 @@ SERVER = """
         def __call__(self, *rows):
             return self.net(*rows)
 
+    lost = threading.Event()
     def embed(rows):
-        if (rows[:, 0, 0, 0] == 7).any():
+        shades = rows[:, 0, 0, 0]
+        if 7 in shades:
+            lost.set()
+        if 7 in shades or 8 in shades:
+            lost.wait()
             raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
-        if (rows[:, 0, 0, 0] == 9).any():
+        if 9 in shades:
             threading.Event().wait($hang_s)
         return nets.embed(rows)
 
@@ -53,7 +58,7 @@ SERVER = """
 
     app._LAST_S = $last_s
     try:
-        config = Config(listen="127.0.0.1:0", stall_s=0.5, grace_s=$grace_s, runs_per_embedder=1, max_batch_rows=1)
+        config = Config(listen="$listen", stall_s=0.5, grace_s=$grace_s, runs_per_embedder=3, max_batch_rows=4)
         import logging; logging.basicConfig(level="INFO", stream=sys.stderr)
         asyncio.run(serve(config, opener))
     except FatalError as error:
@@ -66,6 +71,7 @@ class Process:
 
     def __init__(self, process: asyncio.subprocess.Process, address: str, channel: grpc.aio.Channel) -> None:
         self.process = process
+        self.address = address
         self.face: Any = FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
         self.health: Any = health_pb2_grpc.HealthStub(channel)
 
@@ -76,6 +82,19 @@ class Process:
     async def until(self, service: str, status: int) -> None:
         while await self.status(service) != status:  # noqa: ASYNC110 (another process' state)
             await asyncio.sleep(0.02)
+
+    async def begun(self, shade: int) -> Any:
+        """An Embed stream of one crop, once that is under way."""
+        before = await self.items_in_flight()
+        call = self.face.Embed()
+        await call.write(request(shade))
+        while await self.items_in_flight() == before:  # noqa: ASYNC110 (another process' state)
+            await asyncio.sleep(0.02)
+        return call
+
+    async def items_in_flight(self) -> int:
+        stats = await self.face.GetServerStats(pb.GetServerStatsRequest())
+        return int(stats.admission.items_in_flight)
 
     async def embed(self, *shades: int) -> pb.EmbedResponse:
         call = self.face.Embed()
@@ -94,7 +113,7 @@ def request(*shades: int) -> pb.EmbedRequest:
 async def server(**changed: str) -> AsyncIterator[Process]:
     """``changed``: texts of the script that are others."""
     script = textwrap.dedent(SERVER)
-    for name, value in {"hang_s": "3", "grace_s": "10", "last_s": "5"}.items():
+    for name, value in {"listen": "127.0.0.1:0", "hang_s": "3", "grace_s": "10", "last_s": "5"}.items():
         script = script.replace(f"${name}", changed.get(name, value))
     command = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path}\n{script}"]
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
@@ -115,13 +134,31 @@ async def server(**changed: str) -> AsyncIterator[Process]:
         await process.wait()
 
 
-async def test_a_lost_device_is_told_and_ends_the_process_for_its_supervisor() -> None:
+@pytest.mark.timeout(40)
+async def test_a_lost_device_is_told_to_all_and_ends_the_process_and_the_next_one_on_its_port_serves() -> None:
     async with server() as one:
         assert await one.status("") == await one.status(LIVENESS) == SERVING
-        answer = await one.embed(7)
-        assert [(each.error.code, each.error.reason) for each in answer.results] == [(14, "DEVICE_LOST")]
-        async with asyncio.timeout(5):
-            assert await one.process.wait() == 1
+        watch = one.health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == SERVING
+        others = [await one.begun(8) for _ in range(2)]
+        for answer in [await one.embed(7), *[await call.read() for call in others]]:
+            assert [(each.error.code, each.error.reason) for each in answer.results] == [(14, "DEVICE_LOST")]
+        assert (await watch.read()).status == NOT_SERVING
+        assert [(await call.read()).draining for call in others] == [True] * 2
+        assert [await call.code() for call in others] == [grpc.StatusCode.UNAVAILABLE] * 2
+        assert await one.process.wait() == 1
+    async with server(listen=one.address) as next_one:
+        assert (await next_one.embed(5)).results[0].HasField("embedding")
+        next_one.process.terminate()
+
+
+@pytest.mark.timeout(40)
+async def test_a_lost_device_ends_the_process_though_a_run_hangs_for_ever() -> None:
+    async with server(hang_s="600") as one:
+        hanging = await one.begun(9)
+        await one.embed(7)
+        assert await hanging.code() is grpc.StatusCode.UNAVAILABLE
+        assert await one.process.wait() == 1
 
 
 @pytest.mark.timeout(40)
@@ -138,33 +175,29 @@ async def test_a_server_whose_work_hangs_is_not_ready_but_alive_and_ready_again_
 
 async def test_a_second_signal_ends_at_once_though_a_run_hangs() -> None:
     async with server() as one:
-        hanging = asyncio.create_task(one.embed(9))
-        await asyncio.sleep(0.2)
-        one.process.terminate()
-        await asyncio.sleep(0.2)
-        one.process.terminate()
+        watch, hanging = one.health.Watch(health_pb2.HealthCheckRequest()), await one.begun(9)
+        for status in (SERVING, NOT_SERVING):
+            assert (await watch.read()).status == status
+            one.process.terminate()
         async with asyncio.timeout(2):
             await one.process.wait()
         with pytest.raises(grpc.aio.AioRpcError):
-            await hanging
+            await hanging.read()
 
 
 async def test_one_signal_ends_in_time_though_a_run_hangs_for_ever() -> None:
     async with server(hang_s="600", grace_s="0.2", last_s="1") as one:
-        hanging = asyncio.create_task(one.embed(9))
-        await asyncio.sleep(0.2)
+        hanging = await one.begun(9)
         one.process.terminate()
         async with asyncio.timeout(5):
             assert await one.process.wait() == 1
         with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
-            await hanging
+            await hanging.read()
 
 
 async def test_draining_answers_what_was_accepted_says_so_and_ends_well() -> None:
     async with server() as one:
-        call = one.face.Embed()
-        await call.write(request(9))
-        await asyncio.sleep(0.2)
+        call = await one.begun(9)
         one.process.terminate()
         answered = await call.read()
         assert answered.results[0].HasField("embedding")

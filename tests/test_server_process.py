@@ -3,10 +3,13 @@
 import asyncio
 import io
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import pytest
 from conftest import ROOT, ServerProcess, server_process
 from facenet_client import AsyncClient, Client, ServerUnavailable
 from facenet_proto.v1 import face_pb2 as pb
+from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
 from facenet_server.config import Config
 from facenet_server.sessions import PORTS
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -27,43 +31,128 @@ from test_sessions import tiny_model, write
 
 pytestmark = pytest.mark.timeout(60)
 
+READS_ALL = getattr(os, "geteuid", lambda: 0)() == 0
 HAS_GPU = Path("/dev/nvidiactl").exists() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
+# What a start may say before its one line: its log, gRPC's own of a port, how to use the command.
+USUAL = re.compile(r"\d{4}-\d\d-\d\d \S+ INFO |E\d{4} .* add_port\.cc|Usage: |Try '|$")
+
+
 def run_server(*flags: str) -> "subprocess.CompletedProcess[str]":
-    path = os.pathsep.join(str(ROOT / room) for room in ("protos", "server"))
     command = [sys.executable, "-m", "facenet_server", *flags]
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ("protos", "server"))}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=20)
 
 
 def error_line(*flags: str) -> str:
-    """The last line of a server that refuses to start."""
+    """All that a server says of why it does not start."""
     ended = run_server(*flags)
-    assert ended.returncode == 1
-    assert "Traceback" not in ended.stderr
-    return ended.stderr.splitlines()[-1]
+    assert ended.returncode in (1, 2), ended.stderr
+    assert "listening on" not in ended.stderr
+    (line,) = (line for line in ended.stderr.splitlines() if not USUAL.match(line))
+    assert line.startswith("facenet-server: " if ended.returncode == 1 else "Error: ")
+    return line
 
 
-def test_missing_models_are_one_clear_line(tmp_path: Path) -> None:
-    assert "facenet-convert all" in error_line("--models", str(tmp_path))
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A folder of whole models, all of them tiny."""
+    (folder := tmp_path / "models").mkdir()
+    return write(folder, {f"{kind}.onnx": tiny_model(kind) for kind in (*PORTS, "embedder")})
 
 
-def test_a_second_server_on_the_port_is_refused(models: Path, server: str) -> None:
-    assert server in error_line("--models", str(models), "--listen", server)
-
-
-@pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
-def test_cuda_is_refused_where_it_cannot_be_had(models: Path) -> None:
-    assert "cuda" in error_line("--models", str(models), "--device", "cuda")
+def replace_by_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [("--image-formats", "JPEG,PSD"), ("--listen", "nowhere"), ("--max-batch-rows", "0"), ("--default-embedder", "x")],
-    ids=lambda flags: flags[0],
+    ("file", "damage"),
+    [
+        pytest.param("manifest.json", lambda file: shutil.rmtree(file.parent), id="no folder"),
+        pytest.param("manifest.json", Path.unlink, id="no manifest"),
+        pytest.param("manifest.json", lambda file: file.write_bytes(bytes(range(256))), id="garbage manifest"),
+        pytest.param("rnet.onnx", Path.unlink, id="no file"),
+        pytest.param("rnet.onnx", lambda file: os.truncate(file, 0), id="empty"),
+        pytest.param("rnet.onnx", lambda file: os.truncate(file, file.stat().st_size - 1), id="truncated"),
+        pytest.param("rnet.onnx", lambda file: file.write_bytes(tiny_model("onet")), id="another hash"),
+        pytest.param("rnet.onnx", replace_by_folder, id="folder"),
+        pytest.param(
+            "rnet.onnx",
+            lambda file: file.chmod(0),
+            id="unreadable",
+            marks=pytest.mark.skipif(READS_ALL, reason="this user may read everything"),
+        ),
+    ],
 )
-def test_a_setting_that_makes_no_sense_is_refused(models: Path, flags: tuple[str, str]) -> None:
-    assert "facenet-server:" in error_line("--models", str(models), *flags)
+def test_models_that_are_not_whole_are_one_line_that_names_the_file_and_says_how_to_make_it(
+    tiny: Path, file: str, damage: Callable[[Path], object]
+) -> None:
+    damage(tiny / file)
+    told = error_line("--models", str(tiny))
+    assert str(tiny / file) in told
+    assert "`facenet-convert all" in told
+
+
+def test_a_second_server_on_the_port_is_refused(tiny: Path) -> None:
+    with server_process("--models", str(tiny)) as (target, _):
+        assert target in error_line("--models", str(tiny), "--listen", target)
+
+
+@pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
+def test_cuda_is_refused_where_it_cannot_be_had(tiny: Path) -> None:
+    assert "device cuda cannot be had: " in error_line("--models", str(tiny), "--device", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "instead"),
+    [
+        ("--image-formats", "JPEG,PSD", "known are JPEG, PNG"),
+        ("--listen", "nowhere", "takes HOST:PORT"),
+        ("--max-batch-rows", "0", "at least 1"),
+        ("--default-embedder", "x", "there is tiny"),
+        ("--device", "tpu", "'auto', 'cuda', 'cpu'"),
+        ("--threads", "-1", "x>=0"),
+        ("--max-streams", "many", "integer"),
+        ("--max-message-mib", "2048", "at most 2047"),
+        ("--listen", "127.0.0.1:99999", "port up to 65535"),
+        ("--grace-s", "nan", "number of seconds"),
+        ("--models-folder", "models", "'--models'"),
+    ],
+    ids=lambda text: text,
+)
+def test_a_setting_that_makes_no_sense_is_refused_in_one_line_that_says_what_would(
+    tiny: Path, flag: str, value: str, instead: str
+) -> None:
+    assert instead in error_line("--models", str(tiny), flag, value)
+
+
+def connection(target: str) -> grpc.Channel:
+    """A channel whose connection is its own; where it is refused it is soon tried again."""
+    backoffs = ((f"grpc.{each}_reconnect_backoff_ms", 100) for each in ("initial", "min", "max"))
+    options = [("grpc.use_local_subchannel_pool", 1), *backoffs]
+    return grpc.insecure_channel(target, options)
+
+
+def asked(channel: grpc.Channel, **how: bool) -> Any:
+    """GetServerInfo, whose answer is to come."""
+    stub: Any = FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+    return stub.GetServerInfo.future(pb.GetServerInfoRequest(), **how)
+
+
+def test_a_connection_beyond_the_most_is_refused_until_another_one_closes(tiny: Path) -> None:
+    with server_process("--models", str(tiny), "--max-connections", "2") as (target, _), ExitStack() as connections:
+        first, second, third = (connections.enter_context(connection(target)) for _ in range(3))
+        assert [asked(each).result().limits.max_connections for each in (first, second)] == [2, 2]
+        with pytest.raises(grpc.RpcError) as refused:
+            asked(third).result()
+        waiting = asked(third, wait_for_ready=True)
+        assert [asked(each).code() for each in (first, second)] == [grpc.StatusCode.OK] * 2
+        assert not waiting.done()
+        first.close()
+        assert [call.code() for call in (waiting, asked(second))] == [grpc.StatusCode.OK] * 2
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_every_setting_is_a_documented_flag_and_environment_variable() -> None:

@@ -12,7 +12,7 @@ from facenet_convert import golden
 from facenet_server.engine import Engine, cuda_options, for_one_shape
 from facenet_server.errors import StartError
 from facenet_server.sessions import PORTS, open_models
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 METADATA = {
     "format": "4",
@@ -147,9 +147,30 @@ def test_a_model_that_does_not_give_its_golden_answer_is_refused(
     assert "embedder.onnx" in told
 
 
-def test_what_is_no_model_is_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
-    files["pnet.onnx"] = b"not a model"
-    assert "pnet.onnx" in refused(write(tmp_path, files))
+@pytest.mark.parametrize("kept", [slice(0), slice(100), slice(-1), slice(1, None)], ids=str)
+def test_what_is_no_whole_model_is_refused_though_the_manifest_lists_it(
+    tmp_path: Path, files: dict[str, bytes], kept: slice
+) -> None:
+    files["pnet.onnx"] = files["pnet.onnx"][kept]
+    told = refused(write(tmp_path, files))
+    assert "pnet.onnx" in told
+    assert "facenet-convert all --force" in told
+
+
+@pytest.mark.parametrize("name", ["weights", "w" * 200], ids=["short", "long"])
+def test_weights_in_another_file_are_refused_though_they_lie_where_they_would_be_found(
+    tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # 64 numbers: what is shorter, some of ONNX Runtime's optimizers would look at, and fail.
+    model = onnx.load_from_string(tiny_model("embedder", outputs={"embedding": [None, 64]}, dimension="64"))
+    model.graph.node[-1].output[0] = "zeros"
+    model.graph.node.append(helper.make_node("Add", ["zeros", "weights"], ["embedding"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(64, np.float32), "weights"))
+    path = tmp_path / "embedder.onnx"
+    onnx.save(model, path, save_as_external_data=True, location=name, size_threshold=0)
+    files["embedder.onnx"] = path.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    assert f"{path} has weights in another file" in refused(write(tmp_path, files))
 
 
 def test_two_detectors_are_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
@@ -157,10 +178,22 @@ def test_two_detectors_are_refused(tmp_path: Path, files: dict[str, bytes]) -> N
     assert "keep one" in refused(write(tmp_path, files))
 
 
-@pytest.mark.parametrize("text", ["{", '{"files": {"pnet.onnx": {}}}', '{"files": {"pnet.onnx": "whole"}}', "[]"])
-def test_a_broken_manifest_is_refused(tmp_path: Path, files: dict[str, bytes], text: str) -> None:
-    (write(tmp_path, files) / "manifest.json").write_text(text)
-    assert "manifest.json" in refused(tmp_path)
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(b"{", id="cut off"),
+        pytest.param(b"\x86" * 100, id="no text"),
+        pytest.param(b"[" * 100_000, id="too deep"),
+        pytest.param(b"[]", id="a list"),
+        pytest.param(b'{"files": {"pnet.onnx": {}}}', id="no hash"),
+        pytest.param(b'{"files": {"pnet.onnx": "whole"}}', id="a word"),
+    ],
+)
+def test_a_broken_manifest_is_refused(tmp_path: Path, files: dict[str, bytes], text: bytes) -> None:
+    (write(tmp_path, files) / "manifest.json").write_bytes(text)
+    told = refused(tmp_path)
+    assert "manifest.json" in told
+    assert "facenet-convert all --force" in told
 
 
 def test_a_model_that_says_no_precision_is_fp32(tmp_path: Path, files: dict[str, bytes]) -> None:

@@ -169,8 +169,7 @@ class Visit:
         self._expected_until: asyncio.TimerHandle | None = None
         self._crops = set[Crops]()  # of messages that were accepted and not answered
         self._undone = deque[Crops]()  # of those without an answer, and of those behind them
-        self._is_stalled = False
-        self._admission = admission
+        self._admission, self._is_stalled = admission, False
 
     def __enter__(self) -> Self:
         self._admission.counts.streams += 1

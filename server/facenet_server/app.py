@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
 
@@ -54,7 +53,8 @@ async def serve(config: Config, opener: OpenNetworks | None = None) -> None:
     ``opener`` gives the networks by name, instead of those in the models folder. Raises StartError where it
     cannot start, FatalError where its device is lost: then this process can do no more.
     """
-    _check(config := config.with_streams_for(memory.usable_bytes()))
+    config = config.with_streams_for(memory.usable_bytes())
+    config.check()
     memory.limit_heaps(usable_cores())
     stats, lost, loop = Stats(), asyncio.Event(), asyncio.get_running_loop()
     networks = await asyncio.to_thread(opener or open_networks, config)
@@ -208,7 +208,9 @@ def bind(service: FaceService, config: Config) -> tuple[grpc.aio.Server, int]:
     try:
         port = server.add_insecure_port(config.listen)
     except RuntimeError as error:
-        raise StartError(f"cannot listen on {config.listen}: is the port taken by another server?") from error
+        raise StartError(
+            f"cannot listen on {config.listen}: stop the server that has this port, or choose another with --listen"
+        ) from error
     return server, port
 
 
@@ -271,19 +273,6 @@ def _channel_options(config: Config) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
-
-
-def _check(config: Config) -> None:
-    known = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-    unknown = set(config.formats) - set(known)
-    if unknown:
-        raise StartError(f"unknown image formats {', '.join(sorted(unknown))}; known are {', '.join(known)}")
-    limits = [field for field in fields(config) if field.name.startswith("max_") and field.type is int]
-    zero = [field.name for field in limits if not getattr(config, field.name)]
-    if zero:
-        raise StartError(f"{zero[0]} must be at least 1")
-    if not config.listen.rpartition(":")[2].isdigit():
-        raise StartError(f"--listen takes HOST:PORT, not {config.listen!r}")
 
 
 def _signals() -> asyncio.Queue[int]:

@@ -1,10 +1,15 @@
 """The server's one configuration: read once in ``__main__``, frozen, passed down by value."""
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from facenet_server.errors import StartError
+
 MIB = 1 << 20
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_MOST, _MOST_MIB = 2**31 - 1, 2**11 - 1  # what gRPC can count
 _MOST_STREAMS = 1024  # where memory allows
 _UNREAD_BYTES = 5 * MIB // 4  # of a stream beside its largest message, by HTTP/2
 
@@ -104,6 +109,23 @@ class Config:
             return replace(self, max_streams=self.max_streams or _MOST_STREAMS)
         a_stream = self.max_message_mib * MIB + _UNREAD_BYTES
         return replace(self, max_streams=min(_MOST_STREAMS, max(1, memory_bytes // 2 // a_stream)))
+
+    def check(self) -> None:
+        """Raises StartError where a value is none that a server can run with."""
+        unknown = set(self.formats) - set(_FORMATS)
+        if unknown:
+            raise StartError(f"unknown image formats {', '.join(sorted(unknown))}; known are {', '.join(_FORMATS)}")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.type is float and not 0 <= value < math.inf:
+                raise StartError(f"{each.name} must be a number of seconds from 0, not {value}")
+            if each.type is int and each.name.startswith("max_"):
+                most = _MOST_MIB if each.name == "max_message_mib" else _MOST
+                if not 1 <= value <= most:
+                    raise StartError(f"{each.name} must be at least 1 and at most {most}")
+        port = self.listen.rpartition(":")[2]
+        if not (port.isdecimal() and int(port) <= 65_535):
+            raise StartError(f"--listen takes HOST:PORT, with a port up to 65535, not {self.listen!r}")
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ def execution_providers(engine: Engine) -> list[Any]:
     if missing is None:
         return [("CUDAExecutionProvider", cuda_options(engine)), cpu]
     if engine.device == "cuda":
-        raise StartError(f"device cuda cannot be had: {missing}")
+        raise StartError(f"device cuda cannot be had: {missing}; start with --device cpu, or auto")
     _log.info("no CUDA (%s): the networks run on the CPU", missing)
     return [cpu]
 

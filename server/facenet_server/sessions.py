@@ -7,6 +7,7 @@ with ``facenet-convert``.
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,12 +29,14 @@ from facenet_server.mtcnn import map_side
 FORMAT = "4"
 MANIFEST = "manifest.json"
 PRECISIONS = ("fp32", "fp16", "int8")
+_ANEW = "make it anew with `facenet-convert all --force --out {}`"
 
 Shape = tuple[int | None, ...]
 
 _FREE_SIDE = 36  # of the golden answer's input, where an input's height and width are free
 _GOLDEN_ERROR = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 2e-2, "int8": 0.1}  # relative, over all outputs
 _WINDOWS_A_RUN = 16  # of R-Net or O-Net on the CPU: their values stay in a core's own caches
+_ELSEWHERE = re.compile(rb"j[\x80-\xff]*.\n\x08location\x12", re.DOTALL)  # an entry of TensorProto.external_data
 
 _DTYPES = {"tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(float)": np.float32}
 
@@ -131,7 +134,9 @@ def open_models(folder: Path, engine: Engine) -> dict[str, Network]:
     networks = [_open(folder / file, sha256, providers, engine) for file, sha256 in _manifest(folder).items()]
     for network in networks:
         if engine.device == "cuda" and not network.on_cuda:
-            raise StartError(f"device cuda cannot be had: {network.info.name} runs on {network.providers[0]}")
+            raise StartError(
+                f"device cuda cannot be had: {network.info.name} runs on {network.providers[0]}; see its log"
+            )
     kinds = [network.info.kind for network in networks]
     for kind in (*PORTS, "embedder"):
         if kind not in (*kinds, "pnet_canvas"):  # which only some servers use
@@ -159,15 +164,13 @@ def _manifest(folder: Path) -> dict[str, str]:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         return {name: str(files[name]["sha256"]) for name in sorted(files)}
     except FileNotFoundError:
-        raise StartError(
-            f"no models in {folder} (no {MANIFEST}): make them with `facenet-convert all --out {folder}`"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StartError(f"cannot read {folder / MANIFEST}: {error}") from error
+        raise StartError(f"no {folder / MANIFEST}: make the models with `facenet-convert all --out {folder}`") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StartError(f"cannot read {folder / MANIFEST}: {error}; {_ANEW.format(folder)}") from error
 
 
 def _open(path: Path, sha256: str, providers: list[Any], engine: Engine) -> Network:
-    again = f"make it anew with `facenet-convert all --force --out {path.parent}`, or `quantize` where that made it"
+    again = f"{_ANEW.format(path.parent)}, or `quantize` where that made it"
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -175,6 +178,8 @@ def _open(path: Path, sha256: str, providers: list[Any], engine: Engine) -> Netw
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise StartError(f"{path} is not the file in {MANIFEST} (SHA-256 {found}, not {sha256}); {again}")
+    if _ELSEWHERE.search(data):
+        raise StartError(f"{path} has weights in another file, whose SHA-256 nobody checks: save it as one; {again}")
     try:
         return _opened(data, found, providers, engine)
     except StartError as error:
