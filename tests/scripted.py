@@ -23,36 +23,78 @@ def assert_answers(results: Sequence[Embedding], sent: Sequence[np.ndarray]) -> 
     np.testing.assert_allclose([np.asarray(result) for result in results], embed(np.stack(sent))[0], atol=1e-6)
 
 
+class Seen:
+    """A call as its script sees it, with the ids of the messages that were read and of those that were answered."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self.read_ids: list[int] = []
+        self.answered_ids: list[int] = []
+
+    async def read(self) -> Any:
+        data = await self._context.read()
+        if data is not grpc.aio.EOF:
+            self.read_ids.append(pb.EmbedRequest.FromString(data).id)
+        return data
+
+    async def write(self, data: bytes) -> None:
+        await self._context.write(data)
+        self.answered_ids.append(pb.EmbedResponse.FromString(data).id)
+
+    async def abort(self, *end: Any) -> None:
+        await self._context.abort(*end)
+
+
 class Scripted:
     """A server of the contract that answers each call as the next of its scripts says. ``ready`` is what its health
-    says, if it says any."""
+    says, if it says any; ``watch`` is how it answers a Watch, if it knows any."""
 
-    def __init__(self, *scripts: Any, ready: bool | None = None) -> None:
+    def __init__(self, *scripts: Any, ready: bool | None = None, watch: Any = None) -> None:
         self._scripts = list(scripts)
-        self.calls = 0
-        self.ready = ready
+        self._ready = ready
+        self._watch = watch
+        self.seen: list[Seen] = []  # a call each
+        self.changed = asyncio.Event()  # whether it is ready; a new one with each change
+        self.watches = self.watchers = 0  # all that came, and those that are there
+
+    @property
+    def calls(self) -> int:
+        return len(self.seen)
+
+    @property
+    def read_ids(self) -> list[int]:
+        """Of all calls."""
+        return [each for seen in self.seen for each in seen.read_ids]
+
+    @property
+    def ready(self) -> bool | None:
+        return self._ready
+
+    @ready.setter
+    def ready(self, ready: bool) -> None:
+        self._ready = ready
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    @property
+    def status(self) -> bytes:
+        """A HealthCheckResponse."""
+        return b"\x08\x01" if self.ready else b"\x08\x02"
 
     async def embed(self, _: Any, context: Any) -> None:
-        self.calls += 1
+        self.seen.append(Seen(context))
         script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
-        await script(context)
+        await script(self.seen[-1])
 
     @contextlib.asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
-        async def info(_: bytes, __: Any) -> bytes:
-            limits = pb.Limits(max_message_bytes=1 << 20, max_items_per_message=1, max_messages_in_flight=4)
-            return pb.GetServerInfoResponse(limits=limits).SerializeToString()
-
-        async def health(_: bytes, __: Any) -> bytes:
-            return b"\x08\x01" if self.ready else b"\x08\x02"
-
         server = grpc.aio.server()
         if self.ready is not None:
-            check: dict[str, Any] = {"Check": grpc.unary_unary_rpc_method_handler(health)}
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("grpc.health.v1.Health", check),))
+            handler = grpc.method_handlers_generic_handler("grpc.health.v1.Health", self._health())
+            server.add_generic_rpc_handlers((handler,))
         methods: dict[str, Any] = {
             "Embed": grpc.stream_stream_rpc_method_handler(self.embed),
-            "GetServerInfo": grpc.unary_unary_rpc_method_handler(info),
+            "GetServerInfo": grpc.unary_unary_rpc_method_handler(_info),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("facenet.v1.FaceService", methods),))
         port = server.add_insecure_port("127.0.0.1:0")
@@ -62,19 +104,55 @@ class Scripted:
         finally:
             await server.stop(0)
 
+    def _health(self) -> dict[str, Any]:
+        async def check(_: bytes, __: Any) -> bytes:
+            return self.status
+
+        async def watch(_: bytes, context: Any) -> None:
+            self.watches += 1
+            self.watchers += 1
+            try:
+                await self._watch(self, context)
+            finally:
+                self.watchers -= 1
+
+        methods: dict[str, Any] = {"Check": grpc.unary_unary_rpc_method_handler(check)}
+        if self._watch is not None:
+            methods["Watch"] = grpc.unary_stream_rpc_method_handler(watch)
+        return methods
+
+
+async def tell_changes(server: Scripted, context: Any) -> None:
+    """A Watch as it should be."""
+    while True:
+        changed = server.changed
+        await context.write(server.status)
+        await changed.wait()
+
+
+async def _info(_: bytes, __: Any) -> bytes:
+    limits = pb.Limits(max_message_bytes=1 << 20, max_items_per_message=1, max_messages_in_flight=4)
+    return pb.GetServerInfoResponse(limits=limits).SerializeToString()
+
+
+def answered(data: bytes) -> pb.EmbedResponse:
+    """The answer to a request."""
+    request = pb.EmbedRequest.FromString(data)
+    response = pb.EmbedResponse(id=request.id)
+    for item in request.items:
+        rows = np.frombuffer(item.crop.raw.rgb, np.uint8).reshape(1, 160, 160, 3)
+        vector = embed(rows)[0][0].astype("<f4").tobytes()
+        response.results.add().embedding.CopyFrom(pb.Embedding(vector=vector, dimension=4, model="colour"))
+    return response
+
 
 async def answer_all(context: Any, most: int | None = None, refused: range = range(0)) -> None:
     """Answer messages, those ``refused`` with a request to come back."""
     count = 0
     while (data := await context.read()) is not grpc.aio.EOF and (most is None or count < most):
-        request = pb.EmbedRequest.FromString(data)
-        response = pb.EmbedResponse(id=request.id)
-        for item in request.items:
-            rows = np.frombuffer(item.crop.raw.rgb, np.uint8).reshape(1, 160, 160, 3)
-            vector = embed(rows)[0][0].astype("<f4").tobytes()
-            response.results.add().embedding.CopyFrom(pb.Embedding(vector=vector, dimension=4, model="colour"))
+        response = answered(data)
         if count in refused:
-            response = pb.EmbedResponse(id=request.id, retry_after_ms=10)
+            response = pb.EmbedResponse(id=response.id, retry_after_ms=10)
             response.results.add().error.CopyFrom(pb.ItemError(code=8, reason="OVERLOADED"))
         count += 1
         await context.write(response.SerializeToString())

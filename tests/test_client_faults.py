@@ -1,6 +1,7 @@
 """What the SDK makes of servers that drain, die, refuse and come back: every answer once, in order."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from facenet_client import (
 )
 from facenet_proto.v1 import face_pb2 as pb
 from nets import HeldNet, embed, fake_server, fake_service
-from scripted import Scripted, answer, answer_all, assert_answers, images, refusing
+from scripted import Scripted, answer, answer_all, answered, assert_answers, images, refusing
 
 refuse = refusing(0.01)
 
@@ -79,6 +80,47 @@ async def test_what_was_not_answered_is_sent_again_and_answered_once(scripts: tu
     sent = images(30)
     async with Scripted(*scripts).serve() as target, AsyncClient(target, timeout_s=10) as client:
         assert_answers(await client.embed_crops(sent), sent)
+
+
+async def three_of_six(context: Any) -> None:
+    """Read what a window holds, so that no write meets the end, and answer half of it."""
+    messages = [await context.read() for _ in range(6)]
+    for data in messages[:3]:
+        await context.write(answered(data).SerializeToString())
+
+
+async def three_of_six_and_die(context: Any) -> None:
+    await three_of_six(context)
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+
+async def three_of_six_and_hang(context: Any) -> None:
+    await three_of_six(context)
+    await never(context)
+
+
+async def test_what_was_answered_before_a_call_was_lost_is_not_sent_again() -> None:
+    sent, server = images(6), Scripted(three_of_six_and_die, answer)
+    async with server.serve() as target, AsyncClient(target, timeout_s=10) as client:
+        assert_answers(await client.embed_crops(sent), sent)
+    assert (server.seen[0].read_ids, server.seen[0].answered_ids) == ([0, 1, 2, 3, 4, 5], [0, 1, 2])
+    assert sorted(server.read_ids) == [0, 1, 2, 3, 3, 4, 4, 5, 5]
+
+
+async def test_what_was_answered_before_a_connection_was_lost_is_not_sent_to_another_server() -> None:
+    sent, results = images(6), list[Embedding]()
+    lost, other = Scripted(three_of_six_and_hang), Scripted(answer, ready=False)
+    async with other.serve() as stays, contextlib.AsyncExitStack() as life:
+        async with AsyncClient([await life.enter_async_context(lost.serve()), stays], timeout_s=10) as client:
+            running = asyncio.create_task(taken(client, sent, results))
+            while len(results) < 3:  # noqa: ASYNC110 (results come as they come)
+                await asyncio.sleep(0.001)
+            other.ready = True
+            await life.aclose()
+            await running
+    assert_answers(results, sent)
+    assert (lost.seen[0].read_ids, lost.seen[0].answered_ids) == ([0, 1, 2, 3, 4, 5], [0, 1, 2])
+    assert sorted(other.read_ids) == [3, 4, 5]
 
 
 async def test_the_synchronous_client_does_so_too() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, NamedTuple, TypeVar
 
 import grpc
@@ -18,12 +18,15 @@ T = TypeVar("T")
 class Call:
     """A stream of messages to one server, bytes in both directions. What fails raises a CallError.
 
-    One task may write and one may read. A read that is cancelled, or not in time, ends the call.
+    One task may write and one may read. Each write and each read is a task of its own, since grpc.aio loses a message
+    whose read is cancelled: only the end of the call cancels them. What is not in time ends the call.
     """
 
     def __init__(self, address: str, call: Any) -> None:
         self._address = address
         self._call = call
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._reading: asyncio.Task[Any] | None = None  # for the next message
         # The first that it had: where a write fails because of it, grpc.aio puts one of its own in its place.
         self._status: tuple[Any, ...] | None = None
         call.add_done_callback(self._ended)
@@ -34,36 +37,63 @@ class Call:
 
     async def write(self, data: bytes, timeout_s: float | None = None) -> None:
         """Send a message, once there is room for it on the way."""
-        await self._in_time(self._call.write(data), timeout_s)
+        await self._in_time(self._begun(self._call.write(data)), timeout_s)
 
     async def done_writing(self) -> None:
         """Tell the server that no message follows."""
-        await self._in_time(self._call.done_writing(), None)
+        await self._in_time(self._begun(self._call.done_writing()), None)
 
     async def read(self, timeout_s: float | None) -> bytes:
         """The next message; there must be one."""
-        data = await self._in_time(self._call.read(), timeout_s)
+        data = await self._in_time(self._next(), timeout_s)
+        self._reading = None
         if data is grpc.aio.EOF:
             raise await self._end()
         return bytes(data)
 
+    async def is_there(self, timeout_s: float) -> bool:
+        """Whether the next message, or the end of the call, comes in time: ``read`` gives it, now or later."""
+        done, _ = await asyncio.wait({self._next()}, timeout=timeout_s)
+        return bool(done)
+
     def cancel(self) -> None:
         """End the call, if it has not ended."""
         self._call.cancel()
+        for operation in self._under_way:
+            operation.cancel()
 
-    async def _in_time(self, operation: Awaitable[Any], timeout_s: float | None) -> Any:
-        task = asyncio.current_task()
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await operation
-        except TimeoutError:
-            raise AnswerTimeout(f"{self._address}: no answer within {timeout_s:.2g} s") from None
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            raise await self._end() from None
-        except asyncio.CancelledError:  # so grpc.aio says, too, that the server cancelled the call
-            if task is not None and task.cancelling():
-                raise
-            raise await self._end() from None
+    async def close(self) -> None:
+        """End the call, and all that is under way of it."""
+        self.cancel()
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+
+    def _next(self) -> asyncio.Task[Any]:
+        if self._reading is None:
+            self._reading = self._begun(self._call.read())
+        return self._reading
+
+    def _begun(self, operation: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(operation)
+        self._under_way.add(task)
+        task.add_done_callback(self._over)
+        return task
+
+    def _over(self, operation: asyncio.Task[Any]) -> None:
+        self._under_way.discard(operation)
+        if not operation.cancelled():
+            operation.exception()  # looked at: whoever waited for it may have left
+
+    async def _in_time(self, operation: asyncio.Task[T], timeout_s: float | None) -> T:
+        done, _ = await asyncio.wait({operation}, timeout=timeout_s)
+        if not done:
+            self.cancel()
+            raise AnswerTimeout(f"{self._address}: no answer within {timeout_s:.2g} s")
+        if operation.cancelled():  # so grpc.aio says, too, that the server cancelled the call
+            raise await self._end()
+        if isinstance(operation.exception(), grpc.aio.AioRpcError | asyncio.InvalidStateError):
+            raise await self._end()
+        return operation.result()
 
     async def _end(self) -> CallError:
         """The error of a call that ended though an answer was due."""

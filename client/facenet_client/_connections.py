@@ -14,13 +14,11 @@ from facenet_proto.v1 import face_pb2 as pb
 
 from facenet_client import _wire
 from facenet_client._call import Link
+from facenet_client._health import CHECK_S, Health
 from facenet_client._patience import Budget, Rest, pause_s
-from facenet_client.errors import AnswerTimeout, CallError, RequestRefused, ServerOverloaded, ServerUnavailable
+from facenet_client.errors import AnswerTimeout, CallError, ServerOverloaded, ServerUnavailable
 
 T = TypeVar("T")
-
-_CHECK_S = 2.0  # a server that takes longer to say that it is ready is not
-_SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse, status SERVING
 
 _LONGEST_REST_S = 1.0  # of an address that has no room
 _INFO_ATTEMPTS = 12  # with their pauses about ten seconds: a restart
@@ -43,8 +41,8 @@ class Connections:
 
     Messages are spread over them by the streams' lanes, not by gRPC's round_robin: a lane knows how many answers its
     server owes. Before an address gets its first lane, and again after it was lost, its server is asked whether it is
-    ready, and runs the same models. One that was lost rests, longer each time, and is then asked again until it is
-    back. ``retry``: streams send again what was not answered.
+    ready, and runs the same models. One that was lost, or says that it is not ready any more, rests, longer each time,
+    and is then asked again until it is back. ``retry``: streams send again what was not answered.
     """
 
     def __init__(
@@ -60,6 +58,7 @@ class Connections:
         self._info: pb.GetServerInfoResponse | None = None
         self.retry = retry
         self.budget = Budget()
+        self.health = Health(self.lost, self.check)
         self.trouble = "none was asked"  # the last
         self._checked: set[str] = set()
         self._checked_once = False
@@ -81,7 +80,7 @@ class Connections:
         tasks = [*self._awaited.values(), *([self._asking] if self._asking else [])]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(self.health.close(), *tasks, return_exceptions=True)
         await asyncio.gather(*(link.channel.close() for link in links))
 
     def links(self) -> list[Link]:
@@ -144,8 +143,6 @@ class Connections:
         for link, trouble in zip(new, await _soon(*(self._check_ready(link) for link in new)), strict=True):
             if isinstance(trouble, CallError):
                 self.lost(link.address, trouble)
-            else:
-                self._admit(link.address)
         return infos[0]
 
     async def check(self, link: Link) -> None:
@@ -156,16 +153,20 @@ class Connections:
         if self.known(link):
             return
         try:
-            await self._check_ready(link)
+            turns = await self.health.ask(link)
             answer = await self._ask_info(link)
             if self._info is not None:
                 _check_alike([self.addresses[0], link.address], [self._info, answer])
+            self._admit(link.address, turns)
         except CallError as error:
             self.lost(link.address, error)
             raise
-        self._admit(link.address)
 
-    def _admit(self, address: str) -> None:
+    async def _check_ready(self, link: Link) -> None:
+        self._admit(link.address, await self.health.ask(link))
+
+    def _admit(self, address: str, turns: int) -> None:
+        self.health.admit(address, turns)
         self._checked.add(address)
         self._rests.pop(address, None)
 
@@ -220,14 +221,6 @@ class Connections:
         rest = self._rests.get(address)
         return 0.0 if rest is None else max(0.0, rest.until - asyncio.get_running_loop().time())
 
-    async def _check_ready(self, link: Link) -> None:
-        try:
-            answer = await link.ask("/grpc.health.v1.Health/Check", b"", _CHECK_S)
-        except RequestRefused:  # it knows no health service, as a proxy, perhaps: its calls will tell
-            return
-        if answer != _SERVING:
-            raise ServerUnavailable(f"{link.address}: the server is not ready")
-
     async def _ask_info(self, link: Link) -> Any:
         return await self._ask(link, "GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse)
 
@@ -263,7 +256,7 @@ async def _soon(*operations: Coroutine[Any, Any, T]) -> list[T | CallError]:
             if not done:
                 break
             if any(task.exception() is None for task in done):
-                timeout_s = _CHECK_S
+                timeout_s = CHECK_S
         return [_outcome(task) for task in tasks]
     finally:
         for task in pending:

@@ -83,6 +83,7 @@ class Lane:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._call.close()
 
     @property
     def under_way(self) -> int:

@@ -22,7 +22,8 @@ _ATTEMPTS_WITHOUT_DEADLINE = 30  # about a minute
 
 
 class Lanes:
-    """At most one lane on each link, opened where all others are busy.
+    """At most one lane on each link, opened where all others are busy. One whose server says that it is not ready gets
+    no messages until it is.
 
     ``send`` never fails: what goes wrong with a message sits on its answer.
     """
@@ -79,32 +80,37 @@ class Lanes:
         """The lane with the fewest messages; a new one where all have some. Raises CallError, also where a server that
         has no room rests for longer than the message has time."""
         async with self._opening:
-            lane = min(self._lanes, key=lambda lane: lane.under_way, default=None)
-            if self._free and (lane is None or lane.under_way):
-                link = min(self._free, key=self._trouble)
+            ready = [lane for lane in self._lanes if self._connections.health.is_ready(lane.link.address)]
+            lane = min(ready, key=lambda lane: lane.under_way, default=None)
+            links = self._free if ready else [*self._free, *(lane.link for lane in self._lanes)]
+            if links and (lane is None or lane.under_way):
+                link = min(links, key=self._trouble)
                 if lane is None or self._connections.is_free(link.address):  # no message that has a lane waits for one
-                    self._free.remove(link)
-                    lane = await self._open_lane(link, message)
+                    lane = await self._lane_on(link, message)
         assert lane is not None
+        self._connections.health.follow(lane.link)
         return lane
 
     def _trouble(self, link: Link) -> tuple[float, bool]:
         return self._connections.rest_s(link.address), not self._connections.known(link)
 
-    async def _open_lane(self, link: Link, message: Message) -> Lane:
-        try:
-            if wait_s := self._connections.rest_s(link.address):
-                wait_s += random.uniform(0, pause_s(0))  # not all at the same moment
-                refusal = self._connections.refusal(link.address)
-                if refusal is not None and message.left_s is not None and message.left_s <= wait_s:
-                    raise refusal
-                await asyncio.sleep(wait_s)
-            await self._connections.check(link)
-            lane = await Lane(link, self._exchange, self._on_answer, self._on_end).__aenter__()
-        except BaseException:
+    async def _lane_on(self, link: Link, message: Message) -> Lane:
+        """The link's lane, once its server can be used; a new one where it has none."""
+        if link in self._free:  # if it is in vain, the others come first
+            self._free.remove(link)
             self._free.append(link)
-            raise
-        self._lanes.append(lane)
+        if wait_s := self._connections.rest_s(link.address):
+            wait_s += random.uniform(0, pause_s(0))  # not all at the same moment
+            refusal = self._connections.refusal(link.address)
+            if refusal is not None and message.left_s is not None and message.left_s <= wait_s:
+                raise refusal
+            await asyncio.sleep(wait_s)
+        await self._connections.check(link)
+        lane = next((lane for lane in self._lanes if lane.link is link), None)
+        if lane is None:
+            lane = await Lane(link, self._exchange, self._on_answer, self._on_end).__aenter__()
+            self._free.remove(link)
+            self._lanes.append(lane)
         return lane
 
     def _on_answer(self, message: Message, response: Any) -> None:

@@ -143,7 +143,7 @@ class Stream(Generic[InputT, ResultT]):
                 if self._closed:
                     return
                 self._hand_over(prepared, loop)
-        except BaseException as error:  # as above
+        except BaseException as error:  # not passed on: the caller's own, handed back as above
             end = error
         if not loop.is_closed():
             self._hand_over(_End(end), loop)

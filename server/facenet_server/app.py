@@ -277,7 +277,7 @@ def _channel_options(config: Config) -> list[tuple[str, int]]:
 
 def _signals() -> asyncio.Queue[int]:
     """SIGTERM and SIGINT as they come."""
-    received: asyncio.Queue[int] = asyncio.Queue()
+    received: asyncio.Queue[int] = asyncio.Queue()  # bounded by how often somebody signals
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         try:

@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -47,8 +46,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
     ) -> None:
         if self._progress is not None:
             self._progress.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._progress
+            await asyncio.wait({self._progress})
 
     def end(self) -> None:
         """Nothing is served any more, whatever comes. Who watches is told so, and let go."""

@@ -38,8 +38,7 @@ async def given_back(every_s: float) -> AsyncIterator[None]:
         yield
     finally:
         giving.cancel()
-        with suppress(asyncio.CancelledError):
-            await giving
+        await asyncio.wait({giving})
 
 
 def usable_bytes(limits: Iterable[Path] = _LIMITS) -> int | None:

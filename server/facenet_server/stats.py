@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -78,8 +78,7 @@ class LoopLag:
     ) -> None:
         if self._sampler is not None:
             self._sampler.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._sampler
+            await asyncio.wait({self._sampler})
 
     def now(self) -> Lag:
         """The percentiles; zeros before the first sample."""

@@ -1,0 +1,82 @@
+"""One call of the SDK: its reads and writes, and what becomes of those that nobody waits for any more."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from facenet_client import AnswerTimeout
+from facenet_client._call import Call, Link
+from scripted import Scripted
+
+EMBED = "/facenet.v1.FaceService/Embed"
+
+
+@asynccontextmanager
+async def called(script: Callable[[Any], Any]) -> AsyncIterator[Call]:
+    """A call that the script answers."""
+    async with Scripted(script).serve() as target, grpc.aio.insecure_channel(target) as channel:
+        call = Link(target, channel).call(EMBED)
+        try:
+            yield call
+        finally:
+            call.cancel()
+
+
+class Slow:
+    """It answers with two messages, the first of them once it is let, and waits."""
+
+    def __init__(self) -> None:
+        self.let, self.has_ended = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, context: Any) -> None:
+        try:
+            await self.let.wait()
+            for data in (b"\x08\x01", b"\x08\x02"):
+                await context.write(data)
+            await asyncio.Event().wait()
+        finally:
+            self.has_ended.set()
+
+
+async def test_a_message_whose_reader_left_is_the_next_readers() -> None:
+    script = Slow()
+    async with called(script) as call:
+        reading = asyncio.create_task(call.read(5))
+        await asyncio.sleep(0.05)
+        reading.cancel()
+        await asyncio.wait({reading})
+        script.let.set()
+        assert [await call.read(5), await call.read(5)] == [b"\x08\x01", b"\x08\x02"]
+
+
+async def test_a_message_that_was_waited_for_in_vain_is_read_later() -> None:
+    script = Slow()
+    async with called(script) as call:
+        assert not await call.is_there(0.02)
+        assert not await call.is_there(0.02)
+        script.let.set()
+        assert await call.is_there(5)
+        assert [await call.read(5), await call.read(5)] == [b"\x08\x01", b"\x08\x02"]
+
+
+async def test_a_read_that_is_not_in_time_ends_its_call() -> None:
+    script = Slow()
+    async with called(script) as call:
+        with pytest.raises(AnswerTimeout, match=r"0\.05 s"):
+            await call.read(0.05)
+        await asyncio.wait_for(script.has_ended.wait(), 5)
+
+
+async def test_a_write_that_is_not_in_time_ends_its_call() -> None:
+    async def fill(call: Call) -> None:
+        while True:  # until nothing more fits in what lies unread
+            await call.write(bytes(1 << 20), 0.2)
+
+    script = Slow()
+    async with called(script) as call:
+        with pytest.raises(AnswerTimeout, match=r"0\.2 s"):
+            await fill(call)
+        await asyncio.wait_for(script.has_ended.wait(), 5)
