@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from facenet_server import app, facenet
-from facenet_server.admission import Admission
+from facenet_server.backlog import Backlog
 from facenet_server.config import Config
 from facenet_server.errors import FatalError
 from facenet_server.service import FaceService
@@ -28,7 +28,7 @@ from facenet_server.sessions import ModelInfo
 _APP: Any = app  # what is switched off is patched here, against their types
 _SERVICE: Any = FaceService
 _FACENET: Any = facenet
-_ADMISSION: Any = Admission
+_BACKLOG: Any = Backlog
 
 _log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def _switch(behaviour: Behaviour) -> None:
     if behaviour.keepalive_s:
         _change_options((), _keepalive(*behaviour.keepalive_s))
     if behaviour.lets_hopeless_in:
-        _ADMISSION._has_time = lambda *_: True
+        _BACKLOG.wait_s = lambda *_: 0.0
     if behaviour.hard_stop:
         _APP._stop = _stop_hard
         _SERVICE.drain = lambda self: None

@@ -1,5 +1,8 @@
 import asyncio
+import gc
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -93,21 +96,75 @@ async def test_the_items_of_a_step_are_taken_by_the_threads_that_are_free_and_co
     assert len(seen) == 2
 
 
-@pytest.mark.parametrize("bad", [0, 1])
-async def test_an_item_that_fails_ends_its_step_whichever_thread_took_it(bad: int) -> None:
-    met, taken = threading.Barrier(2), list[int]()
+@pytest.mark.parametrize("bad", ["the job's", "another"])
+async def test_an_item_that_fails_ends_its_step_whichever_thread_took_it(bad: str) -> None:
+    met, failed, taken, own = threading.Barrier(2), threading.Event(), list[int](), threading.local()
 
     def fail(number: int) -> None:
         taken.append(number)
-        if number < 2:
-            met.wait(10)  # one in each thread
-        if number == bad:
+        met.wait(10)  # one in each thread
+        if hasattr(own, "is_the_jobs") == (bad == "the job's"):
+            failed.set()
             raise ZeroDivisionError
+        failed.wait(10)
+        time.sleep(0.05)  # until what failed has said so
+
+    def job(step: Steps) -> list[None]:
+        own.is_the_jobs = True
+        return step.spread(fail, range(8))
 
     with Compute(2, Stats()) as compute:
         with pytest.raises(ZeroDivisionError):
-            await compute.job("fail", lambda step: step.spread(fail, range(4)))
-    assert taken[:2] in ([0, 1], [1, 0])
+            await compute.job("fail", job)
+    assert sorted(taken) == [0, 1]
+
+
+async def test_what_fails_in_a_spread_step_is_held_by_nothing() -> None:
+    class Image:
+        pass
+
+    async def fail(image: Image) -> None:
+        met = threading.Barrier(2)
+
+        def divide(number: int) -> None:
+            assert image
+            met.wait(10)
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await compute.job("fail", lambda step: step.spread(divide, range(2)))
+
+    gc.collect()
+    gc.disable()
+    try:
+        with Compute(2, Stats()) as compute:
+            image = Image()
+            seen = weakref.ref(image)
+            await fail(image)
+            del image
+            await compute("after", sum, [1])  # the thread that had it has another
+            assert seen() is None
+    finally:
+        gc.enable()
+
+
+async def test_a_thread_that_helps_leaves_for_a_job_that_waits() -> None:
+    begun, gate, order = threading.Event(), threading.Event(), list[str]()
+
+    def item(number: int) -> None:
+        begun.set()
+        gate.wait(10)
+        time.sleep(0.005)
+        order.append("item")
+
+    with opened(gate, Compute(2, Stats())) as compute:
+        long = asyncio.create_task(compute.job("long", lambda step: step.spread(item, range(20))))
+        await asyncio.to_thread(begun.wait)
+        other = asyncio.create_task(compute("other", order.append, "other"))
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(long, other)
+    assert order.index("other") < 15
 
 
 async def test_a_step_takes_no_thread_that_another_job_waits_for() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import time
 from typing import Any
 
 import grpc
@@ -190,3 +191,25 @@ async def test_an_image_for_whose_pixels_there_is_no_memory_now_waits() -> None:
             held.open()
             assert len((await first.read()).results[0].detection.faces) == 1
             assert [result.error.reason for result in (await second.read()).results] == ["", ""]
+
+
+async def test_a_message_that_would_wait_for_most_of_its_time_is_refused_and_another_kind_is_not() -> None:
+    def crops(count: int, timeout_ms: int | None = None) -> pb.EmbedRequest:
+        item = pb.EmbedItem(crop=raw(crop(9, 9, 9)))
+        return pb.EmbedRequest(items=[item] * count, timeout_ms=timeout_ms, options=pb.EmbedOptions(model="held"))
+
+    def slow(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        time.sleep(0.05 * len(rows))
+        return embed(rows)
+
+    async with fake_server({"colour": embed, "held": slow}, max_batch_rows=1) as target:
+        async with stream(target, "Embed", pb.EmbedResponse) as call:
+            await ask(call, crops(4))
+            await call.write(crops(40))  # two seconds of work
+            await call.write(crops(1, timeout_ms=2000))
+            await call.write(pb.EmbedRequest(items=[pb.EmbedItem(image=raw(square()))], timeout_ms=2000))
+            assert len((await call.read()).results) == 40
+            refused, found = await call.read(), await call.read()
+    assert [result.error.reason for result in refused.results] == ["OVERLOADED"]
+    assert 500 < refused.retry_after_ms < 2000
+    assert found.results[0].HasField("detection")

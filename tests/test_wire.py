@@ -20,7 +20,14 @@ def test_the_outline_is_the_message_s(
     request = pb.DetectRequest(id=number, images=[pb.Image(encoded=data) for data in images], timeout_ms=timeout_ms)
     if with_options:
         request.options.min_face_px = 40
-    assert wire.outline(request.SerializeToString(), FIELDS, 64) == (number, len(images), timeout_ms)
+    kind = 1 if images else 0
+    assert wire.outline(request.SerializeToString(), FIELDS, 64) == (number, len(images), kind, timeout_ms)
+
+
+def test_the_kind_is_the_first_item_s() -> None:
+    crop, photo = pb.EmbedItem(crop=pb.Image(encoded=b"a")), pb.EmbedItem(image=pb.Image(encoded=b"a"))
+    for items, kind in (([crop, photo], 2), ([photo, crop], 1), ([pb.EmbedItem(), photo], 0)):
+        assert wire.outline(pb.EmbedRequest(items=items).SerializeToString(), FIELDS, 64).kind == kind
 
 
 def test_counting_stops_at_one_more_than_is_allowed() -> None:

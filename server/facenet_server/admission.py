@@ -2,7 +2,6 @@
 
 A message's bytes count from the moment it was read, its items from the moment they are accepted, both until the answer
 is written. A new stream is refused where there is no room for anything of it, or its caller has its share of streams. A
-message is refused, and so is a new stream, where answers of those before it would take most of the time that it has. A
 running one is not read while there is none, and for a while not while there is none for a message like its last; a
 message whose bytes do not fit is refused, one whose items do not waits, as its stream does, in turn with those of other
 callers. Pure counting on one event loop: no locks.
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from facenet_server.backlog import Backlog
 from facenet_server.capacity import Capacity, Counts, Expected, Share, share
 from facenet_server.crop_room import CropRoom, Crops
 from facenet_server.errors import Refused
@@ -24,7 +24,6 @@ _MIN_RETRY_S, _MAX_RETRY_S = 0.02, 5.0
 _STREAM_RETRY_S = 1.0  # at least, where it is streams that are too many: they end whenever their callers like
 _FIRST_BYTES = 8 << 20  # what a stream's first message is expected to have: it may be as large as any
 _EXPECTED_S, _BYTES_PER_S = 0.2, 20e6  # a read that takes longer, beside the time for its bytes, is an idle stream's
-_OF_TIME = 0.5  # of what is left: how long a message may have to wait for its answer; the pace is but a guess
 _PATIENCE_S = 3.0  # then a stream is read as soon as there is any room: its next message may well be smaller
 
 
@@ -40,21 +39,23 @@ class Admission:
         self.crop_room = CropRoom(capacity.n_bytes)
         self._waiting: dict[str, deque[_Turn]] = {}  # callers in turn
         self._pace = Pace(clock)
+        self._backlogs = defaultdict[tuple[type, int], Backlog](lambda: Backlog(clock))
 
-    def enter(self, caller: str, left_s: float | None = None) -> "Visit":
-        """A new stream of the caller's, a context, with so much time for all of it. Raises Refused where there is no
-        room, or no time."""
+    def enter(self, caller: str) -> "Visit":
+        """A new stream of the caller's, to be entered as a context. Raises Refused where there is no room."""
         visit, may_stay = Visit(self, caller), self._has_stream(caller)
-        has_room = self._has_items(visit, 1) and self._has_bytes(caller, 1) and self._has_time(caller, 1, left_s)
-        # Its messages that are held come first: more of them would be a queue without a bound.
-        if not (may_stay and has_room) or any(turn.visit.held_bytes for turn in self._waiting.get(caller, ())):
+        if not (may_stay and self._has_items(visit, 1) and self._has_bytes(caller, 1)):
             self.counts.refused_streams += 1
             raise Refused(self.retry_after_s() if may_stay else max(self.retry_after_s(), _STREAM_RETRY_S))
         return visit
 
     def retry_after_s(self) -> float:
         """About when what is in flight now will have been answered."""
-        return min(max(self._pace.seconds_for(self.counts.items_in_flight), _MIN_RETRY_S), _MAX_RETRY_S)
+        return retry_s(self._pace.seconds_for(self.counts.items_in_flight))
+
+    def backlog(self, request: type, kind: int) -> Backlog:
+        """What is under way of the requests whose items begin with that field."""
+        return self._backlogs[request, kind]
 
     def _fits(self, visit: "Visit", n_items: int) -> bool:
         # What is held has its bytes, however small its caller's share of them has become since.
@@ -83,14 +84,6 @@ class Admission:
         used = self.counts.bytes_in_flight + of_all
         mine = self._of_caller.get(caller, Share()).n_bytes + of_caller
         return (not used or used + n_bytes <= limit) and (not mine or mine + n_bytes <= share(limit, callers))
-
-    def _has_time(self, caller: str, n_items: int, left_s: float | None) -> bool:
-        """Whether so many items more of the caller's would be answered well within the time that is left, after those
-        that it has, and in turn with other callers'. Where nothing is in flight it is tried."""
-        in_flight, mine = self.counts.items_in_flight, self._of_caller.get(caller, Share()).items
-        callers = len(self._of_caller) + (caller not in self._of_caller)
-        wait_s = self._pace.known_seconds_for(min(in_flight, mine * callers) + n_items)
-        return left_s is None or not in_flight or wait_s is None or wait_s <= _OF_TIME * left_s
 
     def _may_read(self, visit: "Visit") -> bool:
         """Whether there is the room that a stream asks for beside what others are expected to bring."""
@@ -155,6 +148,11 @@ class Admission:
                 del self._waiting[turn.visit.caller]
 
 
+def retry_s(seconds: float) -> float:
+    """A time as callers are told it."""
+    return min(max(seconds, _MIN_RETRY_S), _MAX_RETRY_S)
+
+
 class Visit:
     """One stream's part in it, from its first message to its end, whatever that is."""
 
@@ -169,7 +167,8 @@ class Visit:
         self._expected_until: asyncio.TimerHandle | None = None
         self._crops = set[Crops]()  # of messages that were accepted and not answered
         self._undone = deque[Crops]()  # of those without an answer, and of those behind them
-        self._admission, self._is_stalled = admission, False
+        self._is_stalled = False
+        self._admission = admission
 
     def __enter__(self) -> Self:
         self._admission.counts.streams += 1
@@ -253,13 +252,12 @@ class Visit:
         self._admission._expected.add(self.caller, n_bytes - self._expected_bytes)
         self._expected_bytes = n_bytes
 
-    def hold(self, n_items: int, n_bytes: int, left_s: float | None = None) -> bool:
-        """Count the bytes of a message that was read; False where there is no room for them, or no time for its
-        items: it is refused."""
+    def hold(self, n_items: int, n_bytes: int) -> bool:
+        """Count the bytes of a message that was read; False where there is no room for them, and it is refused."""
         admission = self._admission
         self._expect(0)
         self.last_bytes = self.asked_bytes = n_bytes
-        if fits := admission._has_bytes(self.caller, n_bytes) and admission._has_time(self.caller, n_items, left_s):
+        if fits := admission._has_bytes(self.caller, n_bytes):
             self.held_bytes = n_bytes
             admission._change(self, 0, n_bytes)
         else:
@@ -268,7 +266,7 @@ class Visit:
         return fits
 
     def refuse(self, n_items: int) -> None:
-        """Count the items of the message that is held as not begun; its bytes go with its answer."""
+        """Count the items of the message that was read as not begun; its bytes go with its answer."""
         self.held_bytes = 0
         self._admission.counts.refused_items += n_items
 

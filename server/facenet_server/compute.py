@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
@@ -24,12 +24,13 @@ class _NotWanted(Exception):
 class Steps:
     """The steps of one job, in its thread: called with a step's stage, function and arguments."""
 
-    def __init__(self, threads: Executor, n_free: Callable[[], int]) -> None:
+    def __init__(self, threads: Executor, n_threads: int, n_jobs: Callable[[], int]) -> None:
         self.begun_ns = 0
         self.taken: list[tuple[str, int, int]] = []  # each stage, its rows and nanoseconds
         self.is_wanted = True  # until the job's caller leaves, on the event loop
         self._threads = threads
-        self._n_free = n_free
+        self._n_threads = n_threads
+        self._n_jobs = n_jobs  # under way, this one among them
 
     def __call__(self, stage: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Take a step, timed under its stage."""
@@ -42,28 +43,37 @@ class Steps:
     @property
     def n_threads(self) -> int:
         """The threads that may share a step: this one, and those that no job is there for."""
-        return 1 + self._n_free()
+        return 1 + max(0, self._n_threads - self._n_jobs())
 
     def spread(self, function: Callable[[S], T], items: Sequence[S]) -> list[T]:
         """The function of each item, in their order: this thread takes one after the other, as do those that are free.
         Raises what the function raised on any of them."""
         left = enumerate(items)
         done: list[tuple[int, T]] = []
+        errors: list[BaseException] = []
 
-        def take() -> None:
-            for number, item in left:
-                done.append((number, function(item)))
+        def take(items: Iterable[tuple[int, S]]) -> None:
+            try:
+                for number, item in items:
+                    done.append((number, function(item)))
+            except BaseException as error:
+                errors.append(error)
+                deque(left, maxlen=0)  # the others need not go on
 
-        helpers = [self._threads.submit(take) for _ in range(min(self.n_threads, len(items)) - 1)]
-        try:
-            take()
-        finally:
-            deque(left, maxlen=0)  # where this thread failed, the others need not go on
-            begun = [helper for helper in helpers if not helper.cancel()]
-            wait(begun)
-        for helper in begun:
-            helper.result()
+        n_helpers = min(self.n_threads, len(items)) - 1
+        n_jobs = self._n_jobs()
+        helpers = [self._threads.submit(take, self._until_needed(left, n_jobs)) for _ in range(n_helpers)]
+        take(left)
+        wait([helper for helper in helpers if not helper.cancel()])
+        if errors:
+            del errors[1:]
+            raise errors.pop()  # no name may hold it, or it would hold itself, and the image
         return [result for _, result in sorted(done, key=lambda pair: pair[0])]
+
+    def _until_needed(self, items: Iterator[T], n_jobs: int) -> Iterator[T]:
+        """Those that a thread takes that helps: until there are more jobs than there were."""
+        while self._n_jobs() <= n_jobs and (item := next(items, None)) is not None:
+            yield item
 
     def _timed(self, stage: str, rows: int, function: Callable[[], T]) -> T:
         if not self.is_wanted:
@@ -104,7 +114,8 @@ class Compute:
     async def job(self, stage: str, function: Callable[[Steps], T]) -> T:
         """Several steps one after the other in one of the threads, which costs less than a thread for each. Until it
         ends it is under way as ``stage``, its first."""
-        steps, since_ns, loop = Steps(self.threads, self._n_free), time.monotonic_ns(), asyncio.get_running_loop()
+        loop, since_ns = asyncio.get_running_loop(), time.monotonic_ns()
+        steps = Steps(self.threads, self.n_threads, self._n_jobs)
         ended = loop.create_future()
 
         def run() -> T:
@@ -119,9 +130,9 @@ class Compute:
             if not ended.done():
                 ended.set_result(None)
 
+        self._under_way += 1  # before its thread looks
         job = self.threads.submit(run)
         self._stats.stage(stage).begin()
-        self._under_way += 1
         self._tell_later(loop)
         job.add_done_callback(lambda _: self._end(loop, end))
         try:
@@ -134,18 +145,14 @@ class Compute:
         finally:
             del job  # or its error would hold itself, by this frame
 
-    def _n_free(self) -> int:
-        """The threads that no job is there for."""
-        return max(0, self.n_threads - (self._under_way - len(self._ended)))
-
-    def _n_waiting(self) -> int:
-        """The jobs that no thread is there for yet, as seen from any thread: about so many."""
-        return self._under_way - len(self._ended) - self.n_threads
+    def _n_jobs(self) -> int:
+        """The jobs that have not ended, as seen from any thread: about so many."""
+        return self._under_way - len(self._ended)
 
     def _end(self, loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> None:
         """In a job's thread: have its end told, at once unless more jobs wait than have ended."""
         self._ended.append(end)
-        if len(self._ended) > self._n_waiting():
+        if len(self._ended) > self._n_jobs() - self.n_threads:
             loop.call_soon_threadsafe(self._tell)
 
     def _tell(self) -> None:
@@ -156,7 +163,7 @@ class Compute:
 
     def _tell_later(self, loop: asyncio.AbstractEventLoop) -> None:
         """See to it that no end is held for long."""
-        if self._telling is None and self._n_waiting() > 0:
+        if self._telling is None and self._n_jobs() > self.n_threads:
             self._telling = loop.call_later(_MAX_HELD_S, self._told, loop)
 
     def _told(self, loop: asyncio.AbstractEventLoop) -> None:

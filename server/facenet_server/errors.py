@@ -59,7 +59,7 @@ class NoFace(ItemError):
 
 
 class Refused(Exception):
-    """There is no room for a stream, or no time; there may be after ``retry_after_s``."""
+    """There is no room for a stream; there may be after ``retry_after_s``."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__("the server has no room now")

@@ -19,13 +19,15 @@ from facenet_server import messages
 from facenet_server.admission import Admission
 from facenet_server.capacity import Capacity
 from facenet_server.company import Company, companies
-from facenet_server.errors import ItemError, Overloaded, TimedOut
+from facenet_server.errors import ItemError, Overloaded, Refused, TimedOut
 from facenet_server.images import Encoded, Raw
+from facenet_server.methods import Method, Place, StreamLimits
 from facenet_server.pipeline import ByteBudget, Pipeline
 from facenet_server.seats import Seats
 from facenet_server.stats import Stats
-from facenet_server.streams import Method, Place, StreamLimits, handler
+from facenet_server.streams import End, Stream
 
+PUSHBACK = "grpc-retry-pushback-ms"  # gRFC A6's name for when to come back
 SERVICE = pb.DESCRIPTOR.services_by_name["FaceService"].full_name
 
 _log = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ class FaceService:
         )
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.stream_stream_rpc_method_handler(
-                handler(method, bounds, self.admission, self._draining, _log_incident), response_serializer=_serialize
+                _handler(method, bounds, self.admission, self._draining), response_serializer=_serialize
             )
             for name, method in self._methods().items()
         }
@@ -183,7 +185,7 @@ class FaceService:
         try:
             async with asyncio.timeout_at(place.deadline) as wait, self._seated(batch, len(items), work, pixels, place):
                 wait.reschedule(None)
-                return await _gathered([_answer(item, batch, company) for item in items])
+                return await _gathered([_answer(item, batch, company, place.answered) for item in items])
         except TimeoutError:
             return [batch.failed(messages.item_error(TimedOut())) for _ in items]
         except Overloaded as error:
@@ -227,6 +229,28 @@ class FaceService:
         return messages.server_stats(self._stats, self.admission.counts)
 
 
+def _handler(
+    method: Method,
+    limits: StreamLimits,
+    admission: Admission,
+    draining: asyncio.Event,
+) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
+    """A method as grpc.aio calls it."""
+
+    async def handle(_: Any, context: Context) -> None:
+        try:
+            end = await Stream(method, context, limits, draining).serve(admission)
+        except Refused as refused:
+            pushback = ((PUSHBACK, str(round(1000 * refused.retry_after_s))),)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused), pushback)
+        except Exception:
+            end = End(grpc.StatusCode.INTERNAL, f"internal error {_log_incident('a stream failed')}")
+        if end is not None:
+            await context.abort(end.code, end.details)
+
+    return handle
+
+
 def _size_alone(image: pb.Image) -> Encoded | Raw:
     """An image of which only the size matters: raw pixels are left where they are, to read them is to copy them."""
     return Raw(b"", image.raw.height, image.raw.width) if image.HasField("raw") else messages.read_image(image)
@@ -237,10 +261,12 @@ async def _gathered(answers: Sequence[Coroutine[Any, Any, Result]]) -> list[Resu
     return [await answers[0]] if len(answers) == 1 else list(await asyncio.gather(*answers))
 
 
-async def _answer(item: Item, batch: _Batch[Item, Result], company: Company) -> Result:
+async def _answer(item: Item, batch: _Batch[Item, Result], company: Company, answered: Callable[[], object]) -> Result:
     try:
         async with asyncio.timeout_at(company.deadline):
-            return await batch.one(item, company)
+            result = await batch.one(item, company)
+        answered()
+        return result
     except TimeoutError:
         return batch.failed(messages.item_error(TimedOut()))
     except ItemError as error:

@@ -9,7 +9,8 @@ grpc.aio would lose the message.
 from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,45 +18,18 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from facenet_server import messages, wire
-from facenet_server.admission import Admission, Visit
+from facenet_server.admission import Admission, Visit, retry_s
+from facenet_server.backlog import Work
 from facenet_server.crop_room import Crops
-from facenet_server.errors import OVERLOADED, Overloaded, ProtocolError, Refused, TimedOut
+from facenet_server.errors import OVERLOADED, ItemError, Overloaded, ProtocolError, TimedOut
+from facenet_server.methods import Method, Place, StreamLimits
 from facenet_server.seats import Seats
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, Message]
 
-PUSHBACK = "grpc-retry-pushback-ms"  # gRFC A6's name for when to come back
+_OF_TIME = 0.5  # of what a message has: how long it may have to wait for others
 _LINGER_S = 2.0  # how long a stream's end waits for its caller, who has been told, to close its side
-
-
-class Place(NamedTuple):
-    """Where a message's images are worked on: as whose, in which seats of its stream, until when (on the loop's
-    clock; None: for ever), with what room for their crops."""
-
-    caller: str
-    seats: Seats
-    deadline: float | None
-    crops: Crops
-
-
-class Method(NamedTuple):
-    """A streaming method: its request and response messages, the field that holds the batch, who answers."""
-
-    request: type[Any]
-    response: type[Any]
-    batch_field: str
-    answer: Callable[[Any, Place], Coroutine[Any, Any, Message]]
-
-
-class StreamLimits(NamedTuple):
-    """What bounds one stream: messages read and not answered, items of a message, images worked on at once, seconds
-    that its caller may let an answer lie."""
-
-    max_messages: int
-    max_items_per_message: int
-    max_images: int
-    max_write_stall_s: float
 
 
 class End(NamedTuple):
@@ -72,6 +46,7 @@ class _Pending(NamedTuple):
     n_items: int = 0
     n_bytes: int = 0
     crops: Crops | None = None
+    retry_after_s: float | None = None  # where its refusal knows
 
 
 class _Stalled(Exception):
@@ -101,7 +76,7 @@ class Stream:
 
     async def serve(self, admission: Admission) -> End | None:
         """Write its answers, in request order, until it ends. Raises Refused where there is no room for it."""
-        with admission.enter(self._caller, self._context.time_remaining()) as visit:
+        with admission.enter(self._caller) as visit:
             try:
                 return await self._answer(visit, admission)
             except ExceptionGroup as failures:
@@ -123,7 +98,8 @@ class Stream:
                 answer = pending.answer
                 message: Any = await answer if isinstance(answer, asyncio.Task) else answer()
                 if message.results and all(result.error.reason == OVERLOADED for result in message.results):
-                    message.retry_after_ms = round(1000 * admission.retry_after_s())  # as if refused at the door
+                    # As if it had been refused at the door.
+                    message.retry_after_ms = round(1000 * (pending.retry_after_s or admission.retry_after_s()))
                 self._leaving = pending.crops
                 await self._write(message)
                 self._leaving = None
@@ -192,58 +168,77 @@ class Stream:
     ) -> _Pending | None:
         """A message, begun once there is room for its items; or its refusal, for which it is not even parsed. None
         where the server drains instead. Raises ProtocolError."""
-        method, most = self._method, self._limits.max_items_per_message
-        arrived = asyncio.get_running_loop().time()
+        outline = self._outline(data)
+        left_s, refuse = self._left_s(outline.timeout_ms), partial(self._refusal, outline)
+        if not visit.hold(outline.n_items, len(data)):
+            return _Pending(partial(refuse, Overloaded("the server has no room for this message now")))
+        backlog = admission.backlog(self._method.request, outline.kind)
+        late_s = backlog.wait_s(self._caller, outline.n_items) - _OF_TIME * left_s
+        if late_s > 0:
+            visit.refuse(outline.n_items)
+            no_time = Overloaded("this message would wait for most of the time that it has")
+            return _Pending(partial(refuse, no_time), n_bytes=len(data), retry_after_s=retry_s(late_s))
+        work, pending = backlog.begin(self._caller, outline.n_items), None
         try:
-            outline = wire.outline(data, self._fields, most)
-            if outline.n_items > most:
-                raise ProtocolError(f"the message holds too many items; the limit is {most}")
-            deadline = None if outline.timeout_ms is None else arrived + outline.timeout_ms / 1000
-            refusal = partial(messages.refusal, method.response, outline.id, outline.n_items)
-            if not visit.hold(outline.n_items, len(data), self._left_s(outline.timeout_ms)):
-                no_room = Overloaded("the server has no room for this message now")
-                return _Pending(partial(refusal, no_room))
-            await _turn(visit, outline.n_items, draining, deadline)
-            if draining.done():
-                return None
-            if not visit.has_room(outline.n_items):
-                visit.refuse(outline.n_items)
-                return _Pending(partial(refusal, TimedOut()), n_bytes=len(data))
-            request = method.request.FromString(data)
-        except DecodeError:
-            raise ProtocolError(f"the bytes are no {method.request.DESCRIPTOR.name}") from None
+            pending = await self._begin(data, outline, visit, work, tasks, draining)
+        finally:
+            if pending is None or not isinstance(pending.answer, asyncio.Task):
+                work.over()
+        return pending
+
+    async def _begin(
+        self,
+        data: bytes,
+        outline: wire.Outline,
+        visit: Visit,
+        work: Work,
+        tasks: asyncio.TaskGroup,
+        draining: asyncio.Task[Any],
+    ) -> _Pending | None:
+        """The message that is held, once there is room for its items; its refusal where its time is up before."""
+        loop = asyncio.get_running_loop()
+        deadline = None if outline.timeout_ms is None else loop.time() + outline.timeout_ms / 1000
+        await _turn(visit, outline.n_items, draining, deadline)
+        if draining.done():
+            return None
+        if not visit.has_room(outline.n_items):
+            visit.refuse(outline.n_items)
+            return _Pending(partial(self._refusal, outline, TimedOut()), n_bytes=len(data))
+        request = self._parsed(data)
         crops = visit.accept(outline.n_items)
-        answer = tasks.create_task(method.answer(request, Place(self._caller, self._seats, deadline, crops)))
+        place = Place(self._caller, self._seats, deadline, crops, work.answered)
+        answer = tasks.create_task(self._method.answer(request, place))
+        answer.add_done_callback(lambda _: work.over())
         answer.add_done_callback(lambda _: crops.done())
         return _Pending(answer, outline.n_items, len(data), crops)
 
-    def _left_s(self, timeout_ms: int | None) -> float | None:
+    def _outline(self, data: bytes) -> wire.Outline:
+        """Raises ProtocolError where the bytes are no message, or one of too many items."""
+        most = self._limits.max_items_per_message
+        try:
+            outline = wire.outline(data, self._fields, most)
+        except DecodeError:
+            raise ProtocolError(f"the bytes are no {self._method.request.DESCRIPTOR.name}") from None
+        if outline.n_items > most:
+            raise ProtocolError(f"the message holds too many items; the limit is {most}")
+        return outline
+
+    def _parsed(self, data: bytes) -> Message:
+        """Raises ProtocolError."""
+        try:
+            request: Message = self._method.request.FromString(data)
+        except DecodeError:
+            raise ProtocolError(f"the bytes are no {self._method.request.DESCRIPTOR.name}") from None
+        return request
+
+    def _refusal(self, outline: wire.Outline, error: ItemError) -> Message:
+        answer: Message = messages.refusal(self._method.response, outline.id, outline.n_items, error)
+        return answer
+
+    def _left_s(self, timeout_ms: int | None) -> float:
         """How long the answer to a message that has just come is of use: by its own time, and its stream's."""
         of_message, of_stream = None if timeout_ms is None else timeout_ms / 1000, self._context.time_remaining()
-        return min((left_s for left_s in (of_message, of_stream) if left_s is not None), default=None)
-
-
-def handler(
-    method: Method,
-    limits: StreamLimits,
-    admission: Admission,
-    draining: asyncio.Event,
-    log_incident: Callable[[str], str],
-) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
-    """A method as grpc.aio calls it."""
-
-    async def handle(_: Any, context: Context) -> None:
-        try:
-            end = await Stream(method, context, limits, draining).serve(admission)
-        except Refused as refused:
-            pushback = ((PUSHBACK, str(round(1000 * refused.retry_after_s))),)
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused), pushback)
-        except Exception:
-            end = End(grpc.StatusCode.INTERNAL, f"internal error {log_incident('a stream failed')}")
-        if end is not None:
-            await context.abort(end.code, end.details)
-
-    return handle
+        return min(math.inf if left_s is None else left_s for left_s in (of_message, of_stream))
 
 
 def caller_of(peer: str) -> str:

@@ -22,10 +22,12 @@ class Fields(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """A request's id, how many items it holds, and how long its answer is of use."""
+    """A request's id, how many items it holds, which of its fields the first of them begins with (0: none), and how
+    long its answer is of use."""
 
     id: int
     n_items: int
+    kind: int
     timeout_ms: int | None
 
 
@@ -34,7 +36,7 @@ def outline(data: bytes, fields: Fields, most: int) -> Outline:
 
     Raises DecodeError where the bytes are no message, or one of far more fields than a request has.
     """
-    number = n_items = n_fields = at = 0
+    number = n_items = n_fields = item_kind = at = 0
     timeout_ms: int | None = None
     while at < len(data) and n_items <= most:
         n_fields += 1
@@ -48,15 +50,17 @@ def outline(data: bytes, fields: Fields, most: int) -> Outline:
             timeout_ms = value & 0xFFFF_FFFF if field == fields.timeout_ms else timeout_ms
         elif kind == _LENGTH:
             size, at = _varint(data, at)
+            if field == fields.items:
+                item_kind = data[at] >> 3 if not n_items and size and at < len(data) else item_kind
+                n_items += 1
             at += size
-            n_items += field == fields.items
         elif kind in (_FIXED64, _FIXED32):
             at += 8 if kind == _FIXED64 else 4
         else:
             raise DecodeError(f"wire type {kind}")
         if at > len(data):
             raise DecodeError("the last field is cut off")
-    return Outline(number, n_items, timeout_ms)
+    return Outline(number, n_items, item_kind, timeout_ms)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
