@@ -40,6 +40,14 @@ async def drain_after_two(context: Any) -> None:
     await context.abort(grpc.StatusCode.UNAVAILABLE, "shutting down")
 
 
+async def lose_the_device_after_two(context: Any) -> None:
+    await answer_all(context, 2)
+    response = answered(await context.read())
+    response.results[0].error.CopyFrom(pb.ItemError(code=14, reason="DEVICE_LOST"))
+    await context.write(response.SerializeToString())
+    await never(context)
+
+
 async def die_after_three(context: Any) -> None:
     await answer_all(context, 3)
     await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
@@ -73,6 +81,7 @@ async def answer_one_and_refuse(context: Any) -> None:
         pytest.param((refuse, refuse, answer), id="refused at the door"),
         pytest.param((refuse_two_messages,), id="messages refused"),
         pytest.param((drain_after_two, drain_after_two, answer), id="drained"),
+        pytest.param((lose_the_device_after_two, answer), id="device lost"),
         pytest.param((die_after_three, answer), id="died"),
     ],
 )

@@ -193,7 +193,7 @@ async def test_ends_are_told_together_while_many_jobs_wait_and_none_is_held_for_
     async def follow(number: int) -> None:
         told.append(await compute("enter", enter, number))
 
-    with opened(gate, Compute(1, Stats())) as compute:
+    with opened(gate, Compute(1, Stats(), max_held_s=0.05)) as compute:
         jobs = [asyncio.create_task(follow(number)) for number in range(20)]
         while len(told) < 4:  # noqa: ASYNC110 (held back by fifteen others, but not for ever)
             await asyncio.sleep(0.001)

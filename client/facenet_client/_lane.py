@@ -145,4 +145,6 @@ class Lane:
         response = self._response.FromString(await self._call.read(timeout_s))
         if response.draining:
             raise ServerUnavailable(f"{self.link.address}: the server is shutting down")
+        if any(result.error.reason == "DEVICE_LOST" for result in response.results):
+            raise ServerUnavailable(f"{self.link.address}: the server's device is lost")
         return response

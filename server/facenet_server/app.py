@@ -40,6 +40,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _CALLS_BESIDE = 256  # calls that are no streams of work: health, information, refusals on their way
 _TURN_AWAY_S = 0.3
 _GIVE_BACK_S = 10.0
+_MAX_HELD_S = 0.03  # the end of an image's work, where threads are busy with others
 _UNREAD_BYTES = 128 * 1024  # of a stream that is not read
 
 _log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ async def open_pipeline(
     by_kind = {network.info.kind: network for network in networks.values()}
     default = _default_embedder(networks, config)
     async with AsyncExitStack() as stack:
-        compute = stack.enter_context(Compute(threads, stats))
+        compute = stack.enter_context(Compute(threads, stats, 0.0 if by_kind["rnet"].on_cuda else _MAX_HELD_S))
 
         async def share(network: Network, max_rows: int, **details: Any) -> Batcher:
             batcher = Batcher(Enduring(network, on_lost), max_rows, stage=stats.stage(network.info.name), **details)

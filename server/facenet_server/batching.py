@@ -142,6 +142,7 @@ class Batcher:
                 self._take(batch)
             except Exception as error:  # whatever it is: the worker lives on, and nobody is left waiting
                 self._fail([*batch, *self._parts.values()], error)
+                self._arrived.clear()
                 continue
             if not batch:
                 continue

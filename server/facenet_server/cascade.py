@@ -119,6 +119,7 @@ def _judged(step: Steps, stage: str, net: Net, image: Source, boxes: Boxes, side
 
 def _together(step: Steps, function: Callable[[Any], Outputs], boxes: Boxes) -> Outputs:
     """The function's arrays for boxes, some of them in each thread that is free."""
-    n_parts = max(step.n_threads, -(-len(boxes) // WINDOWS_AT_ONCE))
+    n_threads = step.n_threads
+    n_parts = max(n_threads, -(-len(boxes) * n_threads // WINDOWS_AT_ONCE))
     parts = step.spread(function, np.array_split(boxes.astype(np.int64), min(n_parts, len(boxes))))
     return parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))

@@ -10,8 +10,6 @@ from typing import ParamSpec, Self, TypeVar
 
 from facenet_server.stats import Stats
 
-_MAX_HELD_S = 0.03  # an end that is told with others
-
 P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
@@ -56,7 +54,7 @@ class Steps:
             try:
                 for number, item in items:
                     done.append((number, function(item)))
-            except BaseException as error:
+            except BaseException as error:  # not passed on: the job itself raises it
                 errors.append(error)
                 deque(left, maxlen=0)  # the others need not go on
 
@@ -87,14 +85,15 @@ class Steps:
 class Compute:
     """``n_threads`` threads; every step of a job is counted under the name of its stage.
 
-    While many jobs wait, those that have ended are told to the event loop together: each time that it wakes it finds
-    the caches full of the networks' numbers, and Python's lock in the threads' hands.
+    While many jobs wait, those that have ended are told to the event loop together, each within ``max_held_s``: each
+    time that it wakes it finds the caches full of the networks' numbers, and Python's lock in the threads' hands.
     """
 
-    def __init__(self, n_threads: int, stats: Stats) -> None:
+    def __init__(self, n_threads: int, stats: Stats, max_held_s: float = 0.0) -> None:
         self.n_threads = n_threads
         self.threads = ThreadPoolExecutor(n_threads, thread_name_prefix="compute")
         self._stats = stats
+        self._max_held_s = max_held_s
         self._under_way = 0  # jobs whose end the event loop has not been told
         self._ended: deque[Callable[[], None]] = deque()
         self._telling: asyncio.TimerHandle | None = None
@@ -152,7 +151,7 @@ class Compute:
     def _end(self, loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> None:
         """In a job's thread: have its end told, at once unless more jobs wait than have ended."""
         self._ended.append(end)
-        if len(self._ended) > self._n_jobs() - self.n_threads:
+        if not self._max_held_s or len(self._ended) > self._n_jobs() - self.n_threads:
             loop.call_soon_threadsafe(self._tell)
 
     def _tell(self) -> None:
@@ -163,8 +162,8 @@ class Compute:
 
     def _tell_later(self, loop: asyncio.AbstractEventLoop) -> None:
         """See to it that no end is held for long."""
-        if self._telling is None and self._n_jobs() > self.n_threads:
-            self._telling = loop.call_later(_MAX_HELD_S, self._told, loop)
+        if self._max_held_s and self._telling is None and self._n_jobs() > self.n_threads:
+            self._telling = loop.call_later(self._max_held_s, self._told, loop)
 
     def _told(self, loop: asyncio.AbstractEventLoop) -> None:
         self._telling = None

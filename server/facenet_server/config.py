@@ -11,7 +11,7 @@ MIB = 1 << 20
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _MOST, _MOST_MIB = 2**31 - 1, 2**11 - 1  # what gRPC can count
 _MOST_STREAMS = 1024  # where memory allows
-_UNREAD_BYTES = 5 * MIB // 4  # of a stream beside its largest message, by HTTP/2
+_A_STREAM_BYTES = 5 * MIB // 4  # of a stream beside its largest message, by HTTP/2
 
 
 def _option(default: Any, text: str, **details: Any) -> Any:
@@ -60,7 +60,8 @@ class Config:
     )
     share_windows: str = _option(
         "auto",
-        "Let windows of many images share R-Net's and O-Net's batches. auto: on CUDA; the CPU does less that way.",
+        "Let windows of many images share R-Net's and O-Net's batches. auto: on CUDA; the CPU does less that way. "
+        "Where levels are shared, windows are, too.",
         choices=("auto", "on", "off"),
     )
     max_wait_s: float = _option(
@@ -107,7 +108,7 @@ class Config:
         """``max_streams`` as a number, on a machine of so much memory."""
         if self.max_streams or memory_bytes is None:
             return replace(self, max_streams=self.max_streams or _MOST_STREAMS)
-        a_stream = self.max_message_mib * MIB + _UNREAD_BYTES
+        a_stream = self.max_message_mib * MIB + _A_STREAM_BYTES
         return replace(self, max_streams=min(_MOST_STREAMS, max(1, memory_bytes // 2 // a_stream)))
 
     def check(self) -> None:
