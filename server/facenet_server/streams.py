@@ -28,7 +28,7 @@ from facenet_server.seats import Seats
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, Message]
 
-_OF_TIME = 0.5  # of what a message has: how long it may have to wait for others
+_OF_TIME = 0.4  # of what a message has: how long it may have to wait for others, as far as one can tell
 _LINGER_S = 2.0  # how long a stream's end waits for its caller, who has been told, to close its side
 
 
@@ -176,7 +176,7 @@ class Stream:
         late_s = backlog.wait_s(self._caller, outline.n_items) - _OF_TIME * left_s
         if late_s > 0:
             visit.refuse(outline.n_items)
-            no_time = Overloaded("this message would wait for most of the time that it has")
+            no_time = Overloaded("this message would wait for too much of the time that it has")
             return _Pending(partial(refuse, no_time), n_bytes=len(data), retry_after_s=retry_s(late_s))
         work, pending = backlog.begin(self._caller, outline.n_items), None
         try:
