@@ -80,7 +80,6 @@ async def sustained(
     crops: Marked | None = None,
     crops_a_call: int = 1,
     streams: int = 4,
-    callers: int = 8,
 ) -> Report:
     """T1 and T31: ten times the capacity, by the clock, and the server's health asked meanwhile; so many times. The
     networks' capacity is measured before and after each, since a machine's speed drifts. Narrow limits bound what is in
@@ -94,16 +93,14 @@ async def sustained(
         after = await overloads[0].capacity(server) if models else float(_HALF)
         for phases in overloads:
             before = after
-            await _overload(server, phases, before, seconds, streams, callers)
+            await _overload(server, phases, before, seconds, streams)
             after = await phases.capacity(server) if models else before
             phases.capacity_per_s = (before + after) / 2
     return _judged(overloads, seconds, shipped=shipped)
 
 
-async def _overload(
-    server: Server, phases: _Phases, capacity: float, seconds: float, streams: int, callers: int
-) -> None:
-    async with channels(server.address, callers) as opened:
+async def _overload(server: Server, phases: _Phases, capacity: float, seconds: float, streams: int) -> None:
+    async with channels(server.address, 8) as opened:
         await phases.load(opened, Ledger(crops=phases.calm.crops), capacity / 2, 1)
         await phases.load(opened, phases.calm, capacity / 2, 3)
         async with server.growth() as phases.grown, server.probed() as phases.health_ms:

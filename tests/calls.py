@@ -1,5 +1,6 @@
 """Raw gRPC callers: messages of pixels, an open stream, a question and its answer."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -36,3 +37,9 @@ async def stream(target: str, method: str, response: Any) -> AsyncIterator[Any]:
 async def ask(call: Any, request: Any) -> Any:
     await call.write(request)
     return await call.read()
+
+
+async def until(condition: Any) -> None:
+    """Wait for what must come; the test's own timeout bounds it."""
+    while not condition():  # noqa: ASYNC110 (the condition is the server's own count)
+        await asyncio.sleep(0.005)

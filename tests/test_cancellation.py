@@ -14,6 +14,7 @@ import grpc
 import nets
 import numpy as np
 import pytest
+from calls import until
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
 from facenet_server.capacity import Counts
@@ -79,12 +80,6 @@ def picture() -> bytes:
     pixels = square()
     image = pb.Image(raw=pb.RawImage(rgb=pixels.tobytes(), height=pixels.shape[0], width=pixels.shape[1]))
     return pb.EmbedRequest(items=[pb.EmbedItem(image=image)]).SerializeToString()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what must come; the test's own timeout bounds it."""
-    while not condition():  # noqa: ASYNC110 (the condition is the server's own count)
-        await asyncio.sleep(0.005)
 
 
 @asynccontextmanager

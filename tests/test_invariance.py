@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from calls import raw
 from conftest import server_process
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_server.service import SERVICE
@@ -27,10 +28,6 @@ def pool(astronaut: np.ndarray, hopper: np.ndarray) -> list[pb.EmbedItem]:
     two.paste(other.resize((150, 165)), (170, 0))
     images = [face, other.resize((150, 170)), two, face.resize((97, 101)), face.crop((0, 100, 220, 220)), two.rotate(8)]
     return [pb.EmbedItem(image=raw(np.asarray(image))) for image in images]
-
-
-def raw(pixels: np.ndarray) -> pb.Image:
-    return pb.Image(raw=pb.RawImage(rgb=pixels.tobytes(), height=pixels.shape[0], width=pixels.shape[1]))
 
 
 async def ask(target: str, streams: Sequence[Sequence[Sequence[Any]]]) -> list[list[pb.EmbedResult]]:

@@ -32,6 +32,7 @@ from test_sessions import tiny_model, write
 pytestmark = pytest.mark.timeout(60)
 
 READS_ALL = getattr(os, "geteuid", lambda: 0)() == 0
+NOT_BY_ALL = pytest.mark.skipif(READS_ALL, reason="this user may read everything")
 HAS_GPU = Path("/dev/nvidiactl").exists() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
@@ -78,12 +79,7 @@ def replace_by_folder(file: Path) -> None:
         pytest.param("rnet.onnx", lambda file: os.truncate(file, file.stat().st_size - 1), id="truncated"),
         pytest.param("rnet.onnx", lambda file: file.write_bytes(tiny_model("onet")), id="another hash"),
         pytest.param("rnet.onnx", replace_by_folder, id="folder"),
-        pytest.param(
-            "rnet.onnx",
-            lambda file: file.chmod(0),
-            id="unreadable",
-            marks=pytest.mark.skipif(READS_ALL, reason="this user may read everything"),
-        ),
+        pytest.param("rnet.onnx", lambda file: file.chmod(0), id="unreadable", marks=NOT_BY_ALL),
     ],
 )
 def test_models_that_are_not_whole_are_one_line_that_names_the_file_and_says_how_to_make_it(
@@ -130,9 +126,8 @@ def test_a_setting_that_makes_no_sense_is_refused_in_one_line_that_says_what_wou
 
 def connection(target: str) -> grpc.Channel:
     """A channel whose connection is its own; where it is refused it is soon tried again."""
-    backoffs = ((f"grpc.{each}_reconnect_backoff_ms", 100) for each in ("initial", "min", "max"))
-    options = [("grpc.use_local_subchannel_pool", 1), *backoffs]
-    return grpc.insecure_channel(target, options)
+    backoffs = [(f"grpc.{each}_reconnect_backoff_ms", 100) for each in ("initial", "min", "max")]
+    return grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1), *backoffs])
 
 
 def asked(channel: grpc.Channel, **how: bool) -> Any:

@@ -1,7 +1,8 @@
 """The whole way from bytes to answer.
 
-One image's steps run one after the other. The images of a company go side by side, and before each network wait for
-each other: their crops share its batches, as do those of other companies that come by. Arithmetic runs in threads,
+One image's steps run one after the other. The images of a company go side by side, and before each network that images
+share (on the CPU the embedders) wait for each other: their crops share its batches, as do those of other companies that
+come by. Arithmetic runs in threads,
 off the event loop; only the waiting is here.
 """
 

@@ -134,9 +134,7 @@ def open_models(folder: Path, engine: Engine) -> dict[str, Network]:
     networks = [_open(folder / file, sha256, providers, engine) for file, sha256 in _manifest(folder).items()]
     for network in networks:
         if engine.device == "cuda" and not network.on_cuda:
-            raise StartError(
-                f"device cuda cannot be had: {network.info.name} runs on {network.providers[0]}; see its log"
-            )
+            raise StartError(f"device cuda cannot be had: {network.info.name} runs on {network.providers[0]}")
     kinds = [network.info.kind for network in networks]
     for kind in (*PORTS, "embedder"):
         if kind not in (*kinds, "pnet_canvas"):  # which only some servers use

@@ -218,7 +218,7 @@ class Stream:
         try:
             outline = wire.outline(data, self._fields, most)
         except DecodeError:
-            raise ProtocolError(f"the bytes are no {self._method.request.DESCRIPTOR.name}") from None
+            raise self._no_message() from None
         if outline.n_items > most:
             raise ProtocolError(f"the message holds too many items; the limit is {most}")
         return outline
@@ -228,8 +228,11 @@ class Stream:
         try:
             request: Message = self._method.request.FromString(data)
         except DecodeError:
-            raise ProtocolError(f"the bytes are no {self._method.request.DESCRIPTOR.name}") from None
+            raise self._no_message() from None
         return request
+
+    def _no_message(self) -> ProtocolError:
+        return ProtocolError(f"the bytes are no {self._method.request.DESCRIPTOR.name}")
 
     def _refusal(self, outline: wire.Outline, error: ItemError) -> Message:
         answer: Message = messages.refusal(self._method.response, outline.id, outline.n_items, error)

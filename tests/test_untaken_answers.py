@@ -1,0 +1,114 @@
+"""Callers that take no answers: what they had is given up, and nobody else is shut out."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from calls import raw, until
+from facenet_proto.v1 import face_pb2 as pb
+from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
+from nets import fake_service, square
+
+
+async def test_a_caller_that_takes_no_answers_loses_its_stream_and_its_room() -> None:
+    image = raw(square())
+    large_answers = pb.DetectOptions(return_crops=True, crop_size_px=512)
+    async with fake_service(max_write_stall_s=0.3) as (target, service):
+        options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
+        async with grpc.aio.insecure_channel(target, options=options) as channel:
+            call: Any = FaceServiceStub(channel).Detect()  # type: ignore[no-untyped-call]  # generated
+            counts = service.admission.counts
+            for _ in range(4):
+                await call.write(pb.DetectRequest(images=[image] * 8, options=large_answers))
+            await until(lambda: counts.stalled_streams == 1)
+            assert counts.streams == 1  # gRPC holds it, and what it has
+            assert counts.abandoned_items == 32
+            assert counts.items_in_flight == 0
+            assert service.admission.crop_room.n_bytes == 8 * 512 * 512 * 3  # of the answer that still lies there
+            assert len((await call.read()).results) == 8
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await call.read()
+            assert ended.value.code() is grpc.StatusCode.CANCELLED
+            assert service.admission.crop_room.n_bytes == 0
+            assert (counts.streams, counts.stalled_streams) == (0, 0)
+
+
+async def test_callers_that_take_no_answers_never_shut_out_others_or_the_health_checks() -> None:
+    options = pb.DetectOptions(return_crops=True, crop_size_px=512)
+    lies = pb.DetectRequest(images=[raw(square())] * 8, options=options).SerializeToString()
+    limits = {"max_write_stall_s": 0.05, "max_streams": 8, "max_connections": 4, "max_streams_per_connection": 1000}
+    async with fake_service(**limits) as (target, service):
+        own = [("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(target, options=own) as bad, grpc.aio.insecure_channel(target) as good:
+            detect: Any = bad.unary_stream("/facenet.v1.FaceService/Detect")
+            counts, calls = service.admission.counts, list[Any]()
+            for _ in range(300):  # gRPC itself takes 268 calls, of whatever kind
+                so_far = counts.stalled_streams
+                calls.append(call := detect(lies))
+                await until(lambda call=call, so_far=so_far: call.done() or counts.stalled_streams > so_far)
+            refused = [call for call in calls if call.done()]
+            assert len(refused) + counts.streams == 300
+            assert {await call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+            assert all(["grpc-retry-pushback-ms" in dict(await call.trailing_metadata()) for call in refused])
+            assert counts.stalled_streams == counts.streams <= 4  # the share of one caller
+            other: Any = FaceServiceStub(good)  # type: ignore[no-untyped-call]  # generated
+            assert (await other.GetServerStats(pb.GetServerStatsRequest())).admission.stalled_streams == counts.streams
+            seen = other.Detect()
+            await seen.write(pb.DetectRequest(images=[raw(square())]))
+            assert (await seen.read()).results[0].HasField("detection")
+            seen.cancel()
+
+
+async def test_a_caller_that_lets_crops_lie_is_refused_further_ones_and_nothing_else_until_it_takes_them() -> None:
+    large_answers = pb.DetectOptions(return_crops=True, crop_size_px=512)
+    with_crops = pb.DetectRequest(images=[raw(square())] * 8, options=large_answers)
+    without = pb.DetectRequest(images=[raw(square())])
+    async with fake_service(max_write_stall_s=0.3, max_mib_in_flight=8) as (target, service):
+        options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
+        async with grpc.aio.insecure_channel(target, options=options) as channel:
+            stub: Any = FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+            lies, other = stub.Detect(), stub.Detect()
+            await lies.write(with_crops)
+            await until(lambda: service.admission.counts.abandoned_items == 8)
+            for request in (with_crops, without):
+                await other.write(request)
+            refused, answered = await other.read(), await other.read()
+            assert {result.error.reason for result in refused.results} == {"OVERLOADED"}
+            assert refused.retry_after_ms > 0
+            assert len(answered.results[0].detection.faces) == 1
+            assert len((await lies.read()).results) == 8
+            await until(lambda: not service.admission.crop_room.n_bytes)
+            await other.write(with_crops)
+            assert all(result.HasField("detection") for result in (await other.read()).results)
+            await other.done_writing()
+
+
+async def test_crops_that_nobody_takes_hold_up_those_to_come_and_all_arrive_once_they_are_taken() -> None:
+    request = pb.DetectRequest(
+        images=[raw(square())] * 2, options=pb.DetectOptions(return_crops=True, crop_size_px=512)
+    )
+    async with fake_service(max_mib_in_flight=4, max_images_in_flight=2) as (target, service):
+        options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
+        async with grpc.aio.insecure_channel(target, options=options) as channel:
+            stub: Any = FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+            calls = [stub.Detect() for _ in range(6)]
+            for call in calls:
+                await call.write(request)
+                await call.write(request)
+                await call.done_writing()
+            await until(lambda: service.admission.counts.accepted_items == 24)
+            most = 0
+            for _ in range(50):  # 24 crops of 0.75 MiB: a caller's share is 2 MiB
+                most = max(most, service.admission.crop_room.n_bytes)
+                await asyncio.sleep(0.01)
+            assert 2 << 20 < most < 6 << 20
+            answers = await asyncio.gather(*(_all(call) for call in calls))
+            assert [[len(answer.results) for answer in each] for each in answers] == [[2, 2]] * 6
+            assert all(result.detection.faces[0].crop.size_px == 512 for result in answers[0][0].results)
+        await until(lambda: not service.admission.counts.streams)
+        assert service.admission.crop_room.n_bytes == 0
+
+
+async def _all(call: Any) -> list[Any]:
+    return [answer async for answer in call]
