@@ -21,8 +21,8 @@ def crops(*pixels: np.ndarray, **options: Any) -> pb.EmbedRequest:
 
 @asynccontextmanager
 async def stream(target: str, method: str, response: Any) -> AsyncIterator[Any]:
-    """An open call that takes messages or bytes."""
-    async with grpc.aio.insecure_channel(target) as channel:
+    """An open call that takes messages or bytes, over a connection of its own: a caller of its own."""
+    async with grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         call = channel.stream_stream(
             f"/{SERVICE}/{method}",
             request_serializer=lambda message: message if isinstance(message, bytes) else message.SerializeToString(),

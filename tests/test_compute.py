@@ -1,13 +1,16 @@
 import asyncio
 import gc
+import random
 import threading
 import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
+from calls import until
 from facenet_server.app import work_limits
 from facenet_server.batching import Batcher
 from facenet_server.cascade import Cascade
@@ -261,3 +264,37 @@ def opened(gate: threading.Event, compute: Compute) -> Iterator[Compute]:
             yield compute
         finally:
             gate.set()
+
+
+@pytest.mark.parametrize(("n_threads", "max_held_s"), [(2, 0.03), (3, 5.0), (4, 0.0)])
+async def test_of_many_jobs_some_of_which_fail_or_are_left_each_ends_as_it_should_and_nothing_is_under_way(
+    n_threads: int, max_held_s: float
+) -> None:
+    chance, stats = random.Random(n_threads), Stats()
+
+    def job(step: Steps, number: int) -> int:
+        squares = step.spread(lambda n: step("square", pow, n, 2), range(number % 7))
+        return number // (number % 5) + sum(squares)  # every fifth fails
+
+    async def one(compute: Compute, number: int) -> None:
+        call = asyncio.create_task(compute.job("job", partial(job, number=number)))
+        if number % 11 == 3:
+            await asyncio.sleep(chance.random() / 500)
+            call.cancel()
+        (result,) = await asyncio.gather(call, return_exceptions=True)
+        if isinstance(result, asyncio.CancelledError):
+            assert number % 11 == 3
+        elif number % 5 == 0:
+            assert isinstance(result, ZeroDivisionError)
+        else:
+            assert result == number // (number % 5) + sum(n * n for n in range(number % 7))
+
+    async def caller(compute: Compute, first: int) -> None:
+        for number in range(first, 2000, 16):
+            await one(compute, number)
+
+    with Compute(n_threads, stats, max_held_s) as compute:
+        await asyncio.wait_for(asyncio.gather(*(caller(compute, first) for first in range(16))), 30)
+        await until(lambda: compute._n_jobs() == 0)
+        assert compute._under_way == 0
+    assert {stage.under_way for stage in stats} == {0}

@@ -1,7 +1,10 @@
+from collections.abc import Sequence
+from typing import cast
+
 import pytest
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_server import wire
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,14 +23,67 @@ def test_the_outline_is_the_message_s(
     request = pb.DetectRequest(id=number, images=[pb.Image(encoded=data) for data in images], timeout_ms=timeout_ms)
     if with_options:
         request.options.min_face_px = 40
-    kind = 1 if images else 0
-    assert wire.outline(request.SerializeToString(), FIELDS, 64) == (number, len(images), kind, timeout_ms)
+    assert wire.outline(request.SerializeToString(), FIELDS, 64) == (number, len(images), bool(images), timeout_ms)
 
 
-def test_the_kind_is_the_first_item_s() -> None:
+def has_images(to_images: Sequence[Sequence[int]], request: Message) -> bool:
+    fields = wire.Fields(id=1, items=2, timeout_ms=4, to_images=to_images)
+    return wire.outline(request.SerializeToString(), fields, 64).has_images
+
+
+def test_one_image_among_crops_is_seen_wherever_it_stands() -> None:
     crop, photo = pb.EmbedItem(crop=pb.Image(encoded=b"a")), pb.EmbedItem(image=pb.Image(encoded=b"a"))
-    for items, kind in (([crop, photo], 2), ([photo, crop], 1), ([pb.EmbedItem(), photo], 0)):
-        assert wire.outline(pb.EmbedRequest(items=items).SerializeToString(), FIELDS, 64).kind == kind
+    for items, expected in (
+        ([crop, photo], True),
+        ([photo, crop], True),
+        ([pb.EmbedItem(), photo], True),
+        ([crop, crop], False),
+        ([pb.EmbedItem()], False),
+        ([], False),
+    ):
+        assert has_images([[1]], pb.EmbedRequest(items=items)) is expected
+
+
+def test_an_image_on_either_side_of_a_pair_is_seen() -> None:
+    photo = pb.Side(image=pb.Image(encoded=b"a"))
+    known = pb.Side(embedding=pb.Embedding(vector=b"\x0a" * 2048, model="m"))
+    for a, b, expected in ((photo, known, True), (known, photo, True), (known, known, False), (None, photo, True)):
+        assert has_images([[1, 2], [1]], pb.CompareRequest(pairs=[pb.Pair(a=a, b=b)])) is expected
+
+
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=5))
+def test_items_of_any_bytes_are_looked_at_or_no_message(items: list[bytes]) -> None:
+    data = b"".join(b"\x12" + bytes([len(item)]) + item for item in items)
+    fields = wire.Fields(id=1, items=2, timeout_ms=4, to_images=[[1, 2], [1]])
+    try:
+        assert wire.outline(data, fields, 64).n_items == len(items)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            pb.CompareRequest.FromString(data)
+
+
+def test_an_item_of_a_million_fields_is_not_walked_over() -> None:
+    item = b"\x0a\x00" * 1_000_000
+    data = b"\x12" + bytes([len(item) & 0x7F | 0x80, len(item) >> 7 & 0x7F | 0x80, len(item) >> 14]) + item
+    seen = Seen(data)
+    fields = wire.Fields(id=1, items=2, timeout_ms=4, to_images=[[3]])
+    assert wire.outline(cast(bytes, seen), fields, 64).n_items == 1
+    assert seen.n_reads < 100
+
+
+class Seen:
+    """Bytes that count how often they are read."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.n_reads = 0
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, at: int) -> int:
+        self.n_reads += 1
+        return self._data[at]
 
 
 def test_counting_stops_at_one_more_than_is_allowed() -> None:

@@ -28,9 +28,9 @@ _PATIENCE_S = 3.0  # then a stream is read as soon as there is any room: its nex
 
 
 class Admission:
-    """The door of one server."""
+    """The door of one server, which works on ``n_at_once`` items side by side."""
 
-    def __init__(self, capacity: Capacity, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, capacity: Capacity, n_at_once: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         self.counts = Counts()
         self._capacity = capacity
         self._of_caller: defaultdict[str, Share] = defaultdict(Share)
@@ -39,7 +39,7 @@ class Admission:
         self.crop_room = CropRoom(capacity.n_bytes)
         self._waiting: dict[str, deque[_Turn]] = {}  # callers in turn
         self._pace = Pace(clock)
-        self._backlogs = defaultdict[tuple[type, int], Backlog](lambda: Backlog(clock))
+        self._backlogs = defaultdict[str, Backlog](lambda: Backlog(n_at_once, clock))
 
     def enter(self, caller: str) -> "Visit":
         """A new stream of the caller's, to be entered as a context. Raises Refused where there is no room."""
@@ -53,9 +53,9 @@ class Admission:
         """About when what is in flight now will have been answered."""
         return retry_s(self._pace.seconds_for(self.counts.items_in_flight))
 
-    def backlog(self, request: type, kind: int) -> Backlog:
-        """What is under way of the requests whose items begin with that field."""
-        return self._backlogs[request, kind]
+    def backlog(self, kind: str) -> Backlog:
+        """What is under way of that kind of work."""
+        return self._backlogs[kind]
 
     def _fits(self, visit: "Visit", n_items: int) -> bool:
         # What is held has its bytes, however small its caller's share of them has become since.

@@ -2,59 +2,82 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 from facenet_server.pace import Pace
 
+Key = TypeVar("Key")
+
 
 class Backlog:
-    """Items of one kind, ready crops say, or photos to be searched: how many each caller has here, and how fast they
-    have gone lately.
+    """Items of one kind, ready crops say, or images to be searched: how many each caller has here, how many of them are
+    worked on (in seats), and how fast seats have become free lately.
 
-    They count until their answer is made, whether or not its caller takes it; and only answers tell of the pace: not
-    items that failed, nor those whose caller left.
+    Items count until they leave their seat. Time counts while there is one in a seat, so that callers who are waited
+    for, to take their answers say, are no slowness; and whoever leaves a seat made it free, with an answer or without.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, n_at_once: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        self._n_at_once = n_at_once  # items that do not wait for each other
         self._pace = Pace(clock)
         self._of_caller = Counter[str]()
-        self._n_items = 0
+        self._of_stream = Counter[Hashable]()
+        self._seated = Counter[str]()  # of each caller
+        self._n_seated = 0
 
-    def wait_s(self, caller: str, n_items: int) -> float:
-        """About how long so many items more of the caller's would wait for others: for its own that came before them,
-        and, since callers get equal shares, for as many of each other caller's. 0 where nobody can tell."""
+    def wait_s(self, caller: str, stream: Hashable, n_items: int) -> float:
+        """About how long so many items more of a caller's stream would wait for others: for what the caller has in
+        other streams, and for those of other callers, whose shares are equal: for as many of each as the caller has
+        then, but at least for those in seats. 0 where nobody can tell."""
         mine = self._of_caller[caller]
-        others = len(self._of_caller) - (mine > 0)
-        before = min(self._n_items, mine + (mine + n_items) * others)
-        return self._pace.known_seconds_for(before) or 0.0
+        shares = sum(min(n, mine + n_items) for other, n in self._of_caller.items() if other != caller)
+        seated = self._n_seated - self._seated[caller]
+        before = mine - self._of_stream[stream] + max(shares, seated)
+        return self._pace.known_seconds_for(max(0, before - self._n_at_once + 1)) or 0.0
 
-    def begin(self, caller: str, n_items: int) -> "Work":
+    def begin(self, caller: str, stream: Hashable, n_items: int) -> "Work":
         """A message of so many items was read; its ``over`` must be called, however it ends."""
-        self._change(caller, n_items)
-        return Work(lambda n_done, answered: self._change(caller, -n_done, answered), n_items)
+        self._change(caller, stream, n_items)
+        return Work(self, caller, stream, n_items)
 
-    def _change(self, caller: str, n_items: int, answered: int = 0) -> None:
-        self._n_items += n_items
-        self._of_caller[caller] += n_items
-        if not self._of_caller[caller]:
-            del self._of_caller[caller]
-        self._pace.note(self._n_items, answered)
+    def _change(self, caller: str, stream: Hashable, n_items: int, seated: int = 0, gone: int = 0) -> None:
+        self._n_seated += seated
+        _add(self._of_caller, caller, n_items)
+        _add(self._of_stream, stream, n_items)
+        _add(self._seated, caller, seated)
+        self._pace.note(self._n_seated, gone)
 
 
 class Work:
     """A message's part in it."""
 
-    def __init__(self, done: Callable[[int, int], None], n_items: int) -> None:
-        self._done = done
+    def __init__(self, backlog: Backlog, caller: str, stream: Hashable, n_items: int) -> None:
+        self._backlog = backlog
+        self._of = caller, stream
         self._left = n_items
+        self._seated = 0
 
-    def answered(self) -> None:
-        """One of its items is."""
-        if self._left:
+    def seated(self, n_items: int) -> None:
+        """So many of its items have a seat now."""
+        self._seated += n_items
+        self._backlog._change(*self._of, 0, seated=n_items)
+
+    def done(self) -> None:
+        """One of them leaves it."""
+        if self._seated:
+            self._seated -= 1
             self._left -= 1
-            self._done(1, 1)
+            self._backlog._change(*self._of, -1, seated=-1, gone=1)
 
     def over(self) -> None:
         """It needs no more work: its answer is made, or nobody wants it."""
-        self._done(self._left, 0)
-        self._left = 0
+        self._backlog._change(*self._of, -self._left, seated=-self._seated, gone=self._seated)
+        self._left = self._seated = 0
+
+
+def _add(counts: Counter[Key], key: Key, change: int) -> None:
+    """Change a count; one of none is forgotten."""
+    counts[key] += change
+    if not counts[key]:
+        del counts[key]

@@ -22,7 +22,7 @@ from facenet_server.options import DetectOptions
 from facenet_server.resampling import Source
 
 RNET_PX, ONET_PX = 24, 48
-WINDOWS_AT_ONCE = 4096  # windows of one image between their cut and their network: 28 MB of R-Net's
+AT_ONCE_BYTES = 28 << 20  # of windows of one image between their cut and their network
 
 Windows = NDArray[np.float32]  # (N, side, side, 3) in 0…255
 Outputs = tuple[NDArray[np.float32], ...]
@@ -104,7 +104,7 @@ def check_work(image: Pixels, options: DetectOptions, limits: WorkLimits) -> Non
 
 def cut(step: Steps, image: Source, boxes: Boxes, side_px: int) -> Windows:
     """The windows of boxes (N, 4), N ≥ 1."""
-    return _together(step, lambda some: (step("cut", resampling.cut, image, some, side_px),), boxes)[0]
+    return _together(step, lambda some: (step("cut", resampling.cut, image, some, side_px),), boxes, side_px)[0]
 
 
 def _judged(step: Steps, stage: str, net: Net, image: Source, boxes: Boxes, side_px: int) -> Outputs:
@@ -114,12 +114,17 @@ def _judged(step: Steps, stage: str, net: Net, image: Source, boxes: Boxes, side
         windows = step("cut", resampling.cut, image, some, side_px)
         return step.run(stage, net, windows, len(windows))
 
-    return _together(step, judge, boxes)
+    return _together(step, judge, boxes, side_px)
 
 
-def _together(step: Steps, function: Callable[[Any], Outputs], boxes: Boxes) -> Outputs:
+def at_once(side_px: int) -> int:
+    """How many windows of one image are there at once, over all threads."""
+    return max(1, AT_ONCE_BYTES // (side_px**2 * 3 * np.dtype(np.float32).itemsize))
+
+
+def _together(step: Steps, function: Callable[[Any], Outputs], boxes: Boxes, side_px: int) -> Outputs:
     """The function's arrays for boxes, some of them in each thread that is free."""
     n_threads = step.n_threads
-    n_parts = max(n_threads, -(-len(boxes) * n_threads // WINDOWS_AT_ONCE))
+    n_parts = max(n_threads, -(-len(boxes) * n_threads // at_once(side_px)))
     parts = step.spread(function, np.array_split(boxes.astype(np.int64), min(n_parts, len(boxes))))
     return parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))

@@ -5,10 +5,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from threading import Barrier
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
 from facenet_server.stats import Stats
+
+_START_S = 10.0
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -92,6 +95,8 @@ class Compute:
     def __init__(self, n_threads: int, stats: Stats, max_held_s: float = 0.0) -> None:
         self.n_threads = n_threads
         self.threads = ThreadPoolExecutor(n_threads, thread_name_prefix="compute")
+        all_there = Barrier(n_threads, timeout=_START_S)  # or they would start one by one, some job each might fail
+        wait([self.threads.submit(all_there.wait) for _ in range(n_threads)])
         self._stats = stats
         self._max_held_s = max_held_s
         self._under_way = 0  # jobs whose end the event loop has not been told

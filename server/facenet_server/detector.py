@@ -14,7 +14,7 @@ from facenet_server import canvases, images, mtcnn, resampling
 from facenet_server.batching import Batcher, Outputs, Rows
 from facenet_server.boxes import Boxes
 from facenet_server.canvases import Canvases, Mosaic
-from facenet_server.cascade import ONET_PX, RNET_PX, WINDOWS_AT_ONCE, WorkLimits, check_work, cut, propose
+from facenet_server.cascade import ONET_PX, RNET_PX, WorkLimits, at_once, check_work, cut, propose
 from facenet_server.company import Company, companies
 from facenet_server.compute import Compute, Steps
 from facenet_server.images import Decoded, Encoded, Pixels, Raw
@@ -129,8 +129,9 @@ class Detector:
         """The network's outputs for the boxes, of which the first windows are there, and the others are cut here."""
         await company.meet()  # once a network, however many windows it has: all meet as often
         outputs = [await net(windows, deadline=company.deadline)]
-        for start in range(WINDOWS_AT_ONCE, len(boxes), WINDOWS_AT_ONCE):
-            further = partial(_first, image=image, boxes=boxes[start:], side_px=windows.shape[1])
+        side_px = windows.shape[1]
+        for start in range(at_once(side_px), len(boxes), at_once(side_px)):
+            further = partial(_first, image=image, boxes=boxes[start:], side_px=side_px)
             windows = await self._compute.job("cut", further)
             outputs.append(await net(windows, deadline=company.deadline))
         return outputs[0] if len(outputs) == 1 else tuple(map(np.concatenate, zip(*outputs, strict=True)))
@@ -138,7 +139,8 @@ class Detector:
 
 def _first(step: Steps, image: Source, boxes: Boxes, side_px: int) -> Rows:
     """The windows of the first boxes, as many as are cut at once."""
-    return cut(step, image, boxes[:WINDOWS_AT_ONCE], side_px) if len(boxes) else np.empty((0, side_px, side_px, 3))
+    some = boxes[: at_once(side_px)]
+    return cut(step, image, some, side_px) if len(boxes) else np.empty((0, side_px, side_px, 3))
 
 
 def _sift(maps: Iterable[tuple[Outputs, float]], threshold: float, max_windows: int) -> list[mtcnn.Level]:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -17,11 +17,12 @@ from google.protobuf.message import DecodeError, Message
 
 from facenet_server import messages
 from facenet_server.admission import Admission
+from facenet_server.backlog import Work
 from facenet_server.capacity import Capacity
 from facenet_server.company import Company, companies
 from facenet_server.errors import ItemError, Overloaded, Refused, TimedOut
 from facenet_server.images import Encoded, Raw
-from facenet_server.methods import Method, Place, StreamLimits
+from facenet_server.methods import CROPS, VECTORS, Method, Place, StreamLimits
 from facenet_server.pipeline import ByteBudget, Pipeline
 from facenet_server.seats import Seats
 from facenet_server.stats import Stats
@@ -40,12 +41,13 @@ Result = TypeVar("Result")
 
 class _Batch(NamedTuple, Generic[Item, Result]):
     """How the items of one message are answered: each, its images to be searched, whether it is work for the threads,
-    its failure, and whether crops were asked for."""
+    its failure, the seats of those that are no such work (None: they need none), and whether crops were asked for."""
 
     one: Callable[[Item, Company], Awaitable[Result]]
     images: Callable[[Item], Sequence[pb.Image]]
     is_work: Callable[[Item], bool]
     failed: Callable[[pb.ItemError], Result]
+    other_seats: Seats | None = None
     has_crops: bool = False
 
 
@@ -71,7 +73,8 @@ class FaceService:
                 items=limits.max_items_in_flight,
                 n_bytes=limits.max_bytes_in_flight,
                 streams=limits.max_streams,
-            )
+            ),
+            pipeline.n_threads,
         )
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -106,8 +109,10 @@ class FaceService:
     def _methods(self) -> dict[str, Method]:
         return {
             "Detect": Method(pb.DetectRequest, pb.DetectResponse, "images", self._detect),
-            "Embed": Method(pb.EmbedRequest, pb.EmbedResponse, "items", self._embed),
-            "Compare": Method(pb.CompareRequest, pb.CompareResponse, "pairs", self._compare),
+            "Embed": Method(pb.EmbedRequest, pb.EmbedResponse, "items", self._embed, (["image"],), CROPS),
+            "Compare": Method(
+                pb.CompareRequest, pb.CompareResponse, "pairs", self._compare, (["a", "b"], ["image"]), VECTORS
+            ),
         }
 
     async def _detect(self, request: pb.DetectRequest, place: Place) -> pb.DetectResponse:
@@ -120,7 +125,7 @@ class FaceService:
 
         has_crops = request.options.return_crops
         batch = _Batch(
-            one, lambda image: [image], lambda _: True, lambda error: pb.DetectResult(error=error), has_crops
+            one, lambda image: [image], lambda _: True, lambda error: pb.DetectResult(error=error), None, has_crops
         )
         results = await self._each(request.images, batch, place)
         return pb.DetectResponse(id=request.id, results=results)
@@ -143,7 +148,7 @@ class FaceService:
             return [item.image] if item.HasField("image") else []
 
         has_crops = request.options.detect.return_crops
-        batch = _Batch(one, images, is_work, lambda error: pb.EmbedResult(error=error), has_crops)
+        batch = _Batch(one, images, is_work, lambda error: pb.EmbedResult(error=error), self._crop_seats, has_crops)
         results = await self._each(request.items, batch, place)
         return pb.EmbedResponse(id=request.id, results=results)
 
@@ -185,7 +190,8 @@ class FaceService:
         try:
             async with asyncio.timeout_at(place.deadline) as wait, self._seated(batch, len(items), work, pixels, place):
                 wait.reschedule(None)
-                return await _gathered([_answer(item, batch, company, place.answered) for item in items])
+                place.work.seated(len(items))
+                return await _gathered([_answer(item, batch, company, place.work) for item in items])
         except TimeoutError:
             return [batch.failed(messages.item_error(TimedOut())) for _ in items]
         except Overloaded as error:
@@ -197,9 +203,9 @@ class FaceService:
     ) -> AsyncIterator[None]:
         """Room for a group: where it is work, its stream's share of the seats, then memory for its pixels, then the
         server's seats, which so are held by what runs alone, all of it while there is room for the crops that were
-        asked for; else seats of ready crops."""
+        asked for; else its other seats."""
         if not work:
-            async with self._crop_seats.taken(n_items, place.caller):
+            async with batch.other_seats.taken(n_items, place.caller) if batch.other_seats else nullcontext():
                 yield
             return
         while True:
@@ -261,12 +267,10 @@ async def _gathered(answers: Sequence[Coroutine[Any, Any, Result]]) -> list[Resu
     return [await answers[0]] if len(answers) == 1 else list(await asyncio.gather(*answers))
 
 
-async def _answer(item: Item, batch: _Batch[Item, Result], company: Company, answered: Callable[[], object]) -> Result:
+async def _answer(item: Item, batch: _Batch[Item, Result], company: Company, work: Work) -> Result:
     try:
         async with asyncio.timeout_at(company.deadline):
-            result = await batch.one(item, company)
-        answered()
-        return result
+            return await batch.one(item, company)
     except TimeoutError:
         return batch.failed(messages.item_error(TimedOut()))
     except ItemError as error:
@@ -274,6 +278,7 @@ async def _answer(item: Item, batch: _Batch[Item, Result], company: Company, ans
     except Exception:
         return batch.failed(messages.internal_error(_log_incident("an item failed")))
     finally:
+        work.done()
         company.leave(len(batch.images(item)))
 
 

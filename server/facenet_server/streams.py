@@ -46,7 +46,7 @@ class _Pending(NamedTuple):
     n_items: int = 0
     n_bytes: int = 0
     crops: Crops | None = None
-    retry_after_s: float | None = None  # where its refusal knows
+    free_at_s: float | None = None  # on the loop's clock: when to come back, where its refusal knows
 
 
 class _Stalled(Exception):
@@ -67,7 +67,7 @@ class Stream:
         self._limits = limits
         self._draining = draining
         self._caller = caller_of(context.peer())
-        self._fields = _fields(method)
+        self._fields = method.fields()
         self._seats = Seats(limits.max_images)
         self._credits = asyncio.Semaphore(limits.max_messages)
         self._accepted: _Accepted = asyncio.Queue()  # bounded by the credits
@@ -99,7 +99,7 @@ class Stream:
                 message: Any = await answer if isinstance(answer, asyncio.Task) else answer()
                 if message.results and all(result.error.reason == OVERLOADED for result in message.results):
                     # As if it had been refused at the door.
-                    message.retry_after_ms = round(1000 * (pending.retry_after_s or admission.retry_after_s()))
+                    message.retry_after_ms = round(1000 * _retry_after_s(pending.free_at_s, admission))
                 self._leaving = pending.crops
                 await self._write(message)
                 self._leaving = None
@@ -172,13 +172,14 @@ class Stream:
         left_s, refuse = self._left_s(outline.timeout_ms), partial(self._refusal, outline)
         if not visit.hold(outline.n_items, len(data)):
             return _Pending(partial(refuse, Overloaded("the server has no room for this message now")))
-        backlog = admission.backlog(self._method.request, outline.kind)
-        late_s = backlog.wait_s(self._caller, outline.n_items) - _OF_TIME * left_s
+        backlog = admission.backlog(self._method.kind(outline))
+        late_s = backlog.wait_s(self._caller, visit, outline.n_items) - _OF_TIME * left_s
         if late_s > 0:
             visit.refuse(outline.n_items)
             no_time = Overloaded("this message would wait for too much of the time that it has")
-            return _Pending(partial(refuse, no_time), n_bytes=len(data), retry_after_s=retry_s(late_s))
-        work, pending = backlog.begin(self._caller, outline.n_items), None
+            free_at_s = asyncio.get_running_loop().time() + late_s
+            return _Pending(partial(refuse, no_time), n_bytes=len(data), free_at_s=free_at_s)
+        work, pending = backlog.begin(self._caller, visit, outline.n_items), None
         try:
             pending = await self._begin(data, outline, visit, work, tasks, draining)
         finally:
@@ -206,7 +207,7 @@ class Stream:
             return _Pending(partial(self._refusal, outline, TimedOut()), n_bytes=len(data))
         request = self._parsed(data)
         crops = visit.accept(outline.n_items)
-        place = Place(self._caller, self._seats, deadline, crops, work.answered)
+        place = Place(self._caller, self._seats, deadline, crops, work)
         answer = tasks.create_task(self._method.answer(request, place))
         answer.add_done_callback(lambda _: work.over())
         answer.add_done_callback(lambda _: crops.done())
@@ -251,9 +252,11 @@ def caller_of(peer: str) -> str:
     return peer if is_near or not host else host
 
 
-def _fields(method: Method) -> wire.Fields:
-    numbers = method.request.DESCRIPTOR.fields_by_name
-    return wire.Fields(*(numbers[name].number for name in ("id", method.batch_field, "timeout_ms")))
+def _retry_after_s(free_at_s: float | None, admission: Admission) -> float:
+    """When to come back, as of now: a refusal is told after its stream's earlier answers."""
+    if free_at_s is None:
+        return admission.retry_after_s()
+    return retry_s(free_at_s - asyncio.get_running_loop().time())
 
 
 def start_read(context: Context) -> asyncio.Future[Any]:

@@ -4,30 +4,32 @@ Parsing makes some thirty times the memory of a message of empty items; walking 
 https://protobuf.dev/programming-guides/encoding/
 """
 
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
 _OTHER_FIELDS = 64  # more than any request has beside its items
+_LOOKED_AT = 4  # fields of an item, from its first, and of what is in them
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
 class Fields(NamedTuple):
-    """The numbers of the fields that matter."""
+    """The numbers of the fields that matter; of those that lead from an item to its images, one after the other."""
 
     id: int
     items: int
     timeout_ms: int
+    to_images: Sequence[Collection[int]] = ()
 
 
 class Outline(NamedTuple):
-    """A request's id, how many items it holds, which of its fields the first of them begins with (0: none), and how
-    long its answer is of use."""
+    """A request's id, how many items it holds, whether any of them has an image, and how long its answer is of use."""
 
     id: int
     n_items: int
-    kind: int
+    has_images: bool
     timeout_ms: int | None
 
 
@@ -36,7 +38,8 @@ def outline(data: bytes, fields: Fields, most: int) -> Outline:
 
     Raises DecodeError where the bytes are no message, or one of far more fields than a request has.
     """
-    number = n_items = n_fields = item_kind = at = 0
+    number = n_items = n_fields = at = 0
+    has_images = False
     timeout_ms: int | None = None
     while at < len(data) and n_items <= most:
         n_fields += 1
@@ -51,7 +54,7 @@ def outline(data: bytes, fields: Fields, most: int) -> Outline:
         elif kind == _LENGTH:
             size, at = _varint(data, at)
             if field == fields.items:
-                item_kind = data[at] >> 3 if not n_items and size and at < len(data) else item_kind
+                has_images = has_images or _leads(data, at, at + size, fields.to_images)
                 n_items += 1
             at += size
         elif kind in (_FIXED64, _FIXED32):
@@ -60,7 +63,24 @@ def outline(data: bytes, fields: Fields, most: int) -> Outline:
             raise DecodeError(f"wire type {kind}")
         if at > len(data):
             raise DecodeError("the last field is cut off")
-    return Outline(number, n_items, item_kind, timeout_ms)
+    return Outline(number, n_items, has_images, timeout_ms)
+
+
+def _leads(data: bytes, at: int, end: int, path: Sequence[Collection[int]]) -> bool:
+    """Whether the message in ``data[at:end]`` has fields along the path, as far as its first ones tell."""
+    if not path:
+        return True
+    for _ in range(_LOOKED_AT):
+        if at >= min(end, len(data)):
+            break
+        tag, at = _varint(data, at)
+        if tag & 7 != _LENGTH:
+            break
+        size, at = _varint(data, at)
+        if tag >> 3 in path[0] and _leads(data, at, min(at + size, end), path[1:]):
+            return True
+        at += size
+    return False
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
