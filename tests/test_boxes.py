@@ -5,6 +5,8 @@ from facenet_server import boxes
 from hypothesis import given
 from hypothesis import strategies as st
 
+SCORES = np.array([0.6, 0.7, 0.8, np.nan], np.float32)
+
 corners = st.tuples(*[st.integers(0, 60)] * 2, *[st.integers(1, 40)] * 2)
 some_boxes = st.lists(corners, min_size=1, max_size=30).map(
     lambda rows: np.array([[x, y, x + w, y + h] for x, y, w, h in rows], float)
@@ -31,11 +33,13 @@ def test_suppression_keeps_a_best_set_without_overlaps(found: np.ndarray) -> Non
         assert any(union_overlap(found[index], found[k]) > 0.5 and scores[k] > scores[index] for k in kept)
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(["union", "min"]))
-def test_suppression_of_many_boxes_is_the_greedy_one(seed: int, measure: Literal["union", "min"]) -> None:
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 2, 20, 21, 150]), st.sampled_from(["union", "min"]))
+def test_suppression_is_the_greedy_one_in_every_order_of_memory(
+    seed: int, count: int, measure: Literal["union", "min"]
+) -> None:
     rng = np.random.default_rng(seed)
-    corner, size = rng.integers(0, 60, (150, 2)), rng.integers(-2, 40, (150, 2))  # some are inside out
-    found, scores = np.hstack([corner, corner + size]).astype(float), rng.choice([0.6, 0.7, 0.8], 150).astype("f4")
+    corner, size = rng.integers(0, 60, (count, 2)), rng.integers(-2, 40, (count, 2))  # some are inside out
+    found, scores = np.hstack([corner, corner + size]).astype(float), rng.choice(SCORES, count)
     areas = (size + 1).prod(axis=1)
     kept: list[int] = []
     for index in np.argsort(scores, kind="stable")[::-1]:
@@ -47,6 +51,8 @@ def test_suppression_of_many_boxes_is_the_greedy_one(seed: int, measure: Literal
                 kept.append(index)
     with np.errstate(divide="ignore", invalid="ignore"):
         assert boxes.suppress(found, scores, 0.5, measure).tolist() == kept
+        by_column, every_other = np.asfortranarray(found), np.repeat(scores, 2)[::2]
+        assert boxes.suppress(by_column, every_other, 0.5, measure).tolist() == kept
 
 
 def test_an_overlap_of_exactly_the_limit_is_kept() -> None:

@@ -5,7 +5,7 @@ import pytest
 from facenet_server import mtcnn
 from facenet_server.errors import InvalidInput
 from facenet_server.resampling import by_columns
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -99,6 +99,41 @@ def test_a_single_window_takes_the_regression_of_its_mirror_image() -> None:
     both = alone.copy()
     both[0, 0] = 0.9
     np.testing.assert_array_equal(mtcnn.windows_of(both, regression, 1.0, 0.6).regressions[1], regression[2, 1])
+
+
+def reference_windows(probability: np.ndarray, regression: np.ndarray, scale: float, threshold: float) -> mtcnn.Windows:
+    """All cells at once, by numpy."""
+    columns, rows = np.nonzero(probability.transpose() >= threshold)
+    cells = np.stack([columns, rows], axis=1)
+    boxes = np.trunc(np.hstack([2 * cells + 1, 2 * cells + 12]) / scale)
+    from_columns = probability.shape[1] - 1 - columns if len(cells) == 1 else columns
+    return mtcnn.Windows(boxes, probability[rows, columns], regression[rows, from_columns])
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1), (7, 1), (1, 9), (13, 17), (64, 128)])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    passing=st.sampled_from([0, 1, 2, 3, 10_000]),
+    scale=st.floats(0.004, 1),
+    threshold=st.sampled_from([0.3, 0.6, 0.7, 0.999]),
+)
+@settings(max_examples=30)
+def test_windows_are_those_of_numpy_in_every_order_of_memory(
+    shape: tuple[int, int], seed: int, passing: int, scale: float, threshold: float
+) -> None:
+    rng, exactly = np.random.default_rng(seed), np.float32(threshold)
+    below, above = np.nextafter(exactly, np.array([0, 1], np.float32))
+    probability = rng.choice(np.array([0, below, np.nan], np.float32), shape)
+    there = rng.permutation(probability.size)[:passing]
+    probability.flat[there] = rng.choice(np.array([exactly, above, 1], np.float32), len(there))
+    regression = rng.normal(size=(*shape, 4)).astype(np.float32)
+    padded = np.pad(regression, [(1, 1), (2, 3), (0, 0)])[1:-1, 2:-3]
+
+    expected = reference_windows(probability, regression, scale, threshold)
+    for maps in ((probability, regression), (np.asfortranarray(probability), padded)):
+        windows = mtcnn.windows_of(*maps, scale, threshold)
+        for found, same in zip(windows, expected, strict=True):
+            np.testing.assert_array_equal(found, same, strict=True)
 
 
 def test_the_refinement_and_output_thresholds_themselves_do_not_pass() -> None:

@@ -34,6 +34,13 @@ def test_a_whole_number_of_times_smaller_is_opencv_s_own_too(factor: int) -> Non
     )
 
 
+@pytest.mark.parametrize("image", [noise(7, 5), noise(1, 9), noise(9, 1), noise(9, 8)[1:-1, 2:-1]])
+def test_an_image_by_columns_has_each_column_of_each_channel_in_one_piece(image: np.ndarray) -> None:
+    source = resampling.by_columns(image)
+    np.testing.assert_array_equal(source.columns, image.transpose(1, 2, 0))
+    assert source.columns.flags.c_contiguous
+
+
 @pytest.mark.parametrize("side", [24, 48])
 def test_windows_inside_the_image_are_opencv_s_own_bit_by_bit(side: int) -> None:
     image = noise(300, 200)

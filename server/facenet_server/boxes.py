@@ -24,14 +24,16 @@ def suppress(
     A box goes when its overlap with a kept one is > ``max_overlap``: the intersection over the union, or over
     the smaller of the two areas. Of equal scores the later box comes first.
     """
-    order = np.argsort(scores, kind="stable")[::-1]
-    kept: NDArray[np.bool_] = _apart(np.ascontiguousarray(boxes[order]), max_overlap, measure == "min")
-    return order[kept]
+    one_piece = np.ascontiguousarray(boxes), np.ascontiguousarray(scores)  # anything else would have it compiled anew
+    kept: NDArray[np.intp] = _kept(*one_piece, max_overlap, measure == "min")
+    return kept
 
 
 @compiled
-def _apart(boxes: Any, max_overlap: float, of_smaller: bool) -> Any:
-    """Which of the boxes, the best first, stay."""
+def _kept(any_order: Any, scores: Any, max_overlap: float, of_smaller: bool) -> Any:
+    """The indices that ``suppress`` returns."""
+    order = np.argsort(scores, kind="mergesort")[::-1]  # stable
+    boxes = any_order[order]
     areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
     kept = np.ones(len(boxes), np.bool_)
     for best in range(len(boxes)):
@@ -43,7 +45,7 @@ def _apart(boxes: Any, max_overlap: float, of_smaller: bool) -> Any:
             shared = max(0.0, width) * max(0.0, height)
             whole = min(areas[best], areas[other]) if of_smaller else areas[best] + areas[other] - shared
             kept[other] &= shared / whole <= max_overlap
-    return kept
+    return order[kept]
 
 
 def regress(boxes: Boxes, regressions: Regressions, *, inclusive: bool = True) -> Boxes:

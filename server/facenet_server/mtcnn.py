@@ -7,13 +7,14 @@ davidsandberg/facenet, ``align/detect_face.py``. Pure: networks are passed in, o
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facenet_server import resampling
 from facenet_server.boxes import Boxes, Regressions, Scores, regress, square, suppress, truncate
+from facenet_server.compiled import compiled
 from facenet_server.errors import InvalidInput
 from facenet_server.images import Pixels
 from facenet_server.resampling import Source
@@ -162,12 +163,33 @@ def windows_of(probability: Array, regression: Array, scale: float, threshold: f
     ``probability`` is P-Net's (h, w) map, ``regression`` its (h, w, 4). Where exactly one cell passes, its
     regression is read from the horizontally mirrored cell, as in the reference.
     """
-    by_column = probability.transpose()
-    columns, rows = np.nonzero(by_column >= threshold)
-    cells = np.stack([columns, rows], axis=1)
-    boxes = truncate(np.hstack([STRIDE_PX * cells + 1, STRIDE_PX * cells + CELL_PX]) / scale)
-    from_columns = probability.shape[1] - 1 - columns if len(cells) == 1 else columns
-    return Windows(boxes, probability[rows, columns], regression[rows, from_columns])
+    # In one piece: anything else would have it compiled anew.
+    return Windows(*_passing(np.ascontiguousarray(probability), np.ascontiguousarray(regression), scale, threshold))
+
+
+@compiled
+def _passing(probability: Any, regression: Any, scale: float, threshold: float) -> Any:
+    """The arrays that ``windows_of`` returns."""
+    height, width = probability.shape
+    least = np.float32(threshold)  # so numpy compares them
+    place = np.zeros(width + 1, np.int64)  # of each column's next window; first, how many the column before it has
+    for row in range(height):
+        for column in range(width):
+            place[column + 1] += probability[row, column] >= least
+    place = np.cumsum(place)
+    count = place[width]
+    boxes, scores, regressions = np.empty((count, 4)), np.empty(count, np.float32), np.empty((count, 4), np.float32)
+    for row in range(height if count else 0):
+        for column in range(width):
+            if probability[row, column] >= least:
+                n = place[column]
+                place[column] += 1
+                for side, cell in enumerate((column, row)):
+                    boxes[n, side] = np.trunc((STRIDE_PX * cell + 1) / scale)
+                    boxes[n, side + 2] = np.trunc((STRIDE_PX * cell + CELL_PX) / scale)
+                scores[n] = probability[row, column]
+                regressions[n] = regression[row, width - 1 - column if count == 1 else column]
+    return boxes, scores, regressions
 
 
 def refine(boxes: Boxes, probability: Scores, regression: Regressions, threshold: float) -> Boxes:
