@@ -1,5 +1,6 @@
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,46 @@ def test_a_glance_tells_the_size_of_raw_pixels_and_of_a_plain_jpeg(astronaut: np
     assert claimed_pixels_at_a_glance(Raw(b"", 30, 40), LIMITS) == 1200
     photo = Encoded(encoded(astronaut[:100, :90], "JPEG"))
     assert claimed_pixels_at_a_glance(photo, LIMITS) == claimed_pixels(photo, LIMITS) == 9000
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_glance_tells_what_the_header_says_or_nothing_where_any_byte_is_damaged(
+    astronaut: np.ndarray, mode: str, options: dict[str, Any]
+) -> None:
+    file = io.BytesIO()
+    Image.fromarray(astronaut[:40, :56]).convert(mode).save(file, "JPEG", **options)
+    rng, whole = np.random.default_rng(0), file.getvalue()
+    header = whole.index(b"\xff\xda")
+    for at in range(3, header):
+        damaged = Encoded(whole[:at] + rng.bytes(1) + whole[at + 1 :])
+        told = claimed_pixels_at_a_glance(damaged, LIMITS)
+        assert told is None or claimed_pixels(damaged, LIMITS) in (told, 0)  # 0: it will be refused
+
+
+def test_a_glance_says_nothing_of_images_that_will_be_refused(astronaut: np.ndarray) -> None:
+    photo = Encoded(encoded(astronaut[:100, :90], "JPEG"))
+    assert claimed_pixels_at_a_glance(photo, replace(LIMITS, max_pixels=8999)) is None
+    assert claimed_pixels_at_a_glance(photo, replace(LIMITS, formats=("PNG", "WEBP"))) is None
+
+
+def test_a_glance_says_nothing_of_a_size_that_another_may_follow(astronaut: np.ndarray) -> None:
+    jpeg = encoded(astronaut[:20, :20], "JPEG")
+    size = jpeg.index(b"\xff\xc0")
+    after = size + 2 + int.from_bytes(jpeg[size + 2 : size + 4])
+    long = jpeg[:after] + b"\xff\xe5\x10\x00" + bytes(0xFFE) + jpeg[size:]
+    assert claimed_pixels_at_a_glance(Encoded(long), LIMITS) is None
+
+
+def test_a_rare_subsampling_is_decoded_by_pillow(astronaut: np.ndarray) -> None:
+    wide = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411]
+    file = cv2.imencode(".jpg", astronaut[:32, :32], wide)[1].tobytes()
+    tall = file.replace(b"\x01\x41\x00", b"\x01\x14\x00", 1)  # chroma four times as coarse in height, not in width
+    assert tall != file
+    expected = np.asarray(Image.open(io.BytesIO(tall)))
+    np.testing.assert_array_equal(decode(Encoded(tall), LIMITS).pixels, expected)
+    assert claimed_pixels_at_a_glance(Encoded(tall), LIMITS) is None
+    assert claimed_pixels(Encoded(tall), LIMITS) == 32 * 32
 
 
 def test_a_glance_says_nothing_of_files_whose_headers_take_longer(astronaut: np.ndarray) -> None:

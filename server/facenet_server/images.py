@@ -21,6 +21,7 @@ Image.init()  # now, not when the first file of a rarer format comes
 Image.MAX_IMAGE_PIXELS = None  # the limit below, checked on the header, stands in for Pillow's global one
 
 _JPEG = b"\xff\xd8\xff"
+_ODD_JPEG = (ValueError, KeyError)  # what simplejpeg raises: KeyError of a subsampling that it has no name for
 _GLANCE_BYTES = 1024
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {  # by EXIF orientation: swap the axes, then turn the rows round, then the columns
@@ -120,9 +121,13 @@ def claimed_pixels_at_a_glance(source: Encoded | Raw, limits: DecodeLimits) -> i
     others, whose headers may be long or have to be unpacked."""
     if isinstance(source, Raw):
         return claimed_pixels(source, limits)
-    if len(source.data) > limits.max_bytes or not source.data.startswith(_JPEG):
+    if len(source.data) > limits.max_bytes or not source.data.startswith(_JPEG) or "JPEG" not in limits.formats:
         return None
-    return claimed_pixels(Encoded(source.data[:_GLANCE_BYTES]), limits) or None
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(source.data[:_GLANCE_BYTES])
+    except _ODD_JPEG:  # or there is more of it
+        return None
+    return height * width if height * width <= limits.max_pixels else None
 
 
 def _decode(source: Encoded, limits: DecodeLimits, max_reduction: int) -> Decoded:
@@ -152,7 +157,7 @@ def _decode_jpeg(data: bytes, file: Image.Image, reduction: int) -> Pixels | Non
             return None
         smaller = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)} if reduction > 1 else {}
         pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", **smaller)
-    except ValueError:
+    except _ODD_JPEG:
         return None
     return pixels
 
