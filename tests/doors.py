@@ -20,7 +20,7 @@ def door(**limits: int) -> Admission:
 
 def door_with(clock: Clock, /, **limits: int) -> Admission:
     capacity = {"items_per_stream": 8, "items_per_caller": 16, "items": 32, "n_bytes": 1000, "streams": 40, **limits}
-    return Admission(Capacity(**capacity), clock=clock)
+    return Admission(Capacity(**capacity), {}, clock)
 
 
 def accept(visit: Visit, n_items: int, n_bytes: int = 1) -> None:

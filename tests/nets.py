@@ -19,6 +19,7 @@ from facenet_server.cascade import Cascade
 from facenet_server.compute import Compute
 from facenet_server.config import Config
 from facenet_server.detector import Detector, Nets
+from facenet_server.methods import CROPS, VECTORS, WORK
 from facenet_server.pipeline import Embedder, Finder, Pipeline
 from facenet_server.service import FaceService
 from facenet_server.sessions import ModelInfo
@@ -135,7 +136,8 @@ async def fake_service(
             ModelInfo(name, "embedder", "test", "0", "0", "fixed", 160, 0.0, 4, calibration) for name in embedders
         ]
         info = messages.server_info("test", models, ["FakeExecutionProvider"], default, config)
-        service = FaceService(pipeline, info, stats, config.max_write_stall_s)
+        at_once = dict.fromkeys((WORK, CROPS, VECTORS), compute.n_threads)
+        service = FaceService(pipeline, info, stats, at_once, config.max_write_stall_s)
         server, port = bind(service, config)
         await server.start()
         try:

@@ -94,6 +94,23 @@ def test_what_is_seated_already_goes_first_however_much_it_is(learned: Callable[
     assert wait_s(backlog, "new", 1) == pytest.approx(10, rel=ABOUT)
 
 
+def test_beside_seats_that_one_caller_has_others_wait_as_well(learned: Callable[..., Backlog]) -> None:
+    backlog = learned()
+    backlog.begin("bulk", "bulk", 200).seated(50)
+    for number in range(40):
+        backlog.begin(str(number), str(number), 1)
+    assert wait_s(backlog, "new", 1) == pytest.approx(9, rel=ABOUT)
+
+
+def test_items_that_wait_for_their_own_caller_are_in_nobody_s_way(learned: Callable[..., Backlog]) -> None:
+    backlog = learned()
+    work = backlog.begin("a", "1", 20)
+    work.aside(20)
+    assert wait_s(backlog, "b", 20) == 0
+    work.aside(-20)
+    assert wait_s(backlog, "b", 20) == pytest.approx(2, rel=ABOUT)
+
+
 def test_items_that_are_worked_on_at_once_do_not_wait_for_each_other(learned: Callable[..., Backlog]) -> None:
     backlog = learned(n_at_once=16)
     backlog.begin("a", "1", 15).seated(15)

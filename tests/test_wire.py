@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from typing import cast
 
 import pytest
@@ -8,7 +7,8 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-FIELDS = wire.Fields(id=1, items=2, timeout_ms=4)
+FIELDS = wire.Fields(id=1, items=2, timeout_ms=4, to_work={})
+SIDES: wire.Paths = {1: {1: {}}, 2: {1: {}}}
 
 
 @given(
@@ -26,37 +26,37 @@ def test_the_outline_is_the_message_s(
     assert wire.outline(request.SerializeToString(), FIELDS, 64) == (number, len(images), bool(images), timeout_ms)
 
 
-def has_images(to_images: Sequence[Sequence[int]], request: Message) -> bool:
-    fields = wire.Fields(id=1, items=2, timeout_ms=4, to_images=to_images)
-    return wire.outline(request.SerializeToString(), fields, 64).has_images
+def is_work(to_work: wire.Paths, request: Message) -> bool:
+    return wire.outline(request.SerializeToString(), FIELDS._replace(to_work=to_work), 64).is_work
 
 
-def test_one_image_among_crops_is_seen_wherever_it_stands() -> None:
-    crop, photo = pb.EmbedItem(crop=pb.Image(encoded=b"a")), pb.EmbedItem(image=pb.Image(encoded=b"a"))
+def test_one_image_or_file_among_crops_is_seen_wherever_it_stands() -> None:
+    crop, photo = pb.EmbedItem(crop=pb.Image(raw=pb.RawImage(rgb=b"abc"))), pb.EmbedItem(image=pb.Image(encoded=b"a"))
+    file = pb.EmbedItem(crop=pb.Image(encoded=b"a"))
     for items, expected in (
         ([crop, photo], True),
         ([photo, crop], True),
         ([pb.EmbedItem(), photo], True),
+        ([crop, file], True),
         ([crop, crop], False),
         ([pb.EmbedItem()], False),
         ([], False),
     ):
-        assert has_images([[1]], pb.EmbedRequest(items=items)) is expected
+        assert is_work({1: {}, 2: {1: {}}}, pb.EmbedRequest(items=items)) is expected
 
 
 def test_an_image_on_either_side_of_a_pair_is_seen() -> None:
     photo = pb.Side(image=pb.Image(encoded=b"a"))
     known = pb.Side(embedding=pb.Embedding(vector=b"\x0a" * 2048, model="m"))
     for a, b, expected in ((photo, known, True), (known, photo, True), (known, known, False), (None, photo, True)):
-        assert has_images([[1, 2], [1]], pb.CompareRequest(pairs=[pb.Pair(a=a, b=b)])) is expected
+        assert is_work(SIDES, pb.CompareRequest(pairs=[pb.Pair(a=a, b=b)])) is expected
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=5))
 def test_items_of_any_bytes_are_looked_at_or_no_message(items: list[bytes]) -> None:
     data = b"".join(b"\x12" + bytes([len(item)]) + item for item in items)
-    fields = wire.Fields(id=1, items=2, timeout_ms=4, to_images=[[1, 2], [1]])
     try:
-        assert wire.outline(data, fields, 64).n_items == len(items)
+        assert wire.outline(data, FIELDS._replace(to_work=SIDES), 64).n_items == len(items)
     except DecodeError:
         with pytest.raises(DecodeError):
             pb.CompareRequest.FromString(data)
@@ -66,8 +66,7 @@ def test_an_item_of_a_million_fields_is_not_walked_over() -> None:
     item = b"\x0a\x00" * 1_000_000
     data = b"\x12" + bytes([len(item) & 0x7F | 0x80, len(item) >> 7 & 0x7F | 0x80, len(item) >> 14]) + item
     seen = Seen(data)
-    fields = wire.Fields(id=1, items=2, timeout_ms=4, to_images=[[3]])
-    assert wire.outline(cast(bytes, seen), fields, 64).n_items == 1
+    assert wire.outline(cast(bytes, seen), FIELDS._replace(to_work={3: {}}), 64).n_items == 1
     assert seen.n_reads < 100
 
 

@@ -10,7 +10,7 @@ callers. Pure counting on one event loop: no locks.
 import asyncio
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -28,9 +28,11 @@ _PATIENCE_S = 3.0  # then a stream is read as soon as there is any room: its nex
 
 
 class Admission:
-    """The door of one server, which works on ``n_at_once`` items side by side."""
+    """The door of one server; of each kind of work it does ``n_at_once`` items side by side."""
 
-    def __init__(self, capacity: Capacity, n_at_once: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, capacity: Capacity, n_at_once: Mapping[str, int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.counts = Counts()
         self._capacity = capacity
         self._of_caller: defaultdict[str, Share] = defaultdict(Share)
@@ -39,7 +41,7 @@ class Admission:
         self.crop_room = CropRoom(capacity.n_bytes)
         self._waiting: dict[str, deque[_Turn]] = {}  # callers in turn
         self._pace = Pace(clock)
-        self._backlogs = defaultdict[str, Backlog](lambda: Backlog(n_at_once, clock))
+        self._backlogs = {kind: Backlog(n, clock) for kind, n in n_at_once.items()}
 
     def enter(self, caller: str) -> "Visit":
         """A new stream of the caller's, to be entered as a context. Raises Refused where there is no room."""

@@ -28,6 +28,7 @@ from facenet_server.errors import FatalError, StartError
 from facenet_server.faults import Enduring
 from facenet_server.health import Health
 from facenet_server.images import DecodeLimits
+from facenet_server.methods import CROPS, VECTORS, WORK
 from facenet_server.pipeline import Embedder, Finder, Pipeline
 from facenet_server.service import SERVICE, FaceService
 from facenet_server.sessions import Network, open_models
@@ -62,7 +63,8 @@ async def serve(config: Config, opener: OpenNetworks | None = None) -> None:
     pipeline_of = open_pipeline(networks, config, stats, lambda: loop.call_soon_threadsafe(lost.set))
     with ExitStack() as last_words:  # above all that waits for threads
         async with pipeline_of as pipeline, stats.loop_lag, memory.given_back(_GIVE_BACK_S):
-            service = FaceService(pipeline, _describe(networks, config), stats, config.max_write_stall_s)
+            described, at_once = _describe(networks, config), _at_once(networks, config)
+            service = FaceService(pipeline, described, stats, at_once, config.max_write_stall_s)
             await _listen(service, config, stats, lost, last_words)
 
 
@@ -125,6 +127,16 @@ async def open_pipeline(
         else:
             detector = Cascade(**mtcnn, limits=limits, compute=compute)
         yield Pipeline(detector, embedders, default, decode_limits(config), compute)
+
+
+def _at_once(networks: Mapping[str, Network], config: Config) -> dict[str, int]:
+    """How many items of each kind of work do not wait for each other: an accelerator's share its batches."""
+    on_cuda, threads = any(network.on_cuda for network in networks.values()), _threads(config)
+    return {
+        WORK: config.max_images_in_flight if on_cuda else threads,
+        CROPS: config.max_batch_rows if on_cuda else threads,
+        VECTORS: 1,
+    }
 
 
 def _shares_levels(by_kind: Mapping[str, Network], config: Config) -> bool:

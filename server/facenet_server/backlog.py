@@ -1,4 +1,4 @@
-"""What was read and is not answered yet, of one kind of work, and how long it will take."""
+"""What was accepted and is not answered yet, of one kind of work, and how long it will take."""
 
 import time
 from collections import Counter
@@ -14,8 +14,9 @@ class Backlog:
     """Items of one kind, ready crops say, or images to be searched: how many each caller has here, how many of them are
     worked on (in seats), and how fast seats have become free lately.
 
-    Items count until they leave their seat. Time counts while there is one in a seat, so that callers who are waited
-    for, to take their answers say, are no slowness; and whoever leaves a seat made it free, with an answer or without.
+    Items count from when they are accepted until they leave their seat. Time counts while there is one in a seat, so
+    that callers who are waited for, to take their answers say, are no slowness; and whoever leaves a seat made it free,
+    with an answer or without.
     """
 
     def __init__(self, n_at_once: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,14 +31,13 @@ class Backlog:
         """About how long so many items more of a caller's stream would wait for others: for what the caller has in
         other streams, and for those of other callers, whose shares are equal: for as many of each as the caller has
         then, but at least for those in seats. 0 where nobody can tell."""
-        mine = self._of_caller[caller]
-        shares = sum(min(n, mine + n_items) for other, n in self._of_caller.items() if other != caller)
-        seated = self._n_seated - self._seated[caller]
-        before = mine - self._of_stream[stream] + max(shares, seated)
+        mine, seated = self._of_caller[caller], self._seated
+        others = ((n, seated[other]) for other, n in self._of_caller.items() if other != caller)
+        before = mine - self._of_stream[stream] + sum(max(min(n, mine + n_items), first) for n, first in others)
         return self._pace.known_seconds_for(max(0, before - self._n_at_once + 1)) or 0.0
 
     def begin(self, caller: str, stream: Hashable, n_items: int) -> "Work":
-        """A message of so many items was read; its ``over`` must be called, however it ends."""
+        """A message of so many items is accepted; its ``over`` must be called, however it ends."""
         self._change(caller, stream, n_items)
         return Work(self, caller, stream, n_items)
 
@@ -57,6 +57,10 @@ class Work:
         self._of = caller, stream
         self._left = n_items
         self._seated = 0
+
+    def aside(self, n_items: int) -> None:
+        """So many of its items wait for their own caller, and others not for them; as many less, once they do not."""
+        self._backlog._change(*self._of, -n_items)
 
     def seated(self, n_items: int) -> None:
         """So many of its items have a seat now."""

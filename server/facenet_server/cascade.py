@@ -42,6 +42,7 @@ def warm_up() -> None:
     source = resampling.by_columns(np.zeros((30, 30, 3), np.uint8))
     resampling.shrink(source, 20, 20)
     resampling.cut(source, np.array([[1, 1, 30, 30]]), 24)
+    mtcnn.windows_of(np.ones((1, 1), np.float32), np.ones((1, 1, 4), np.float32), 1.0, 0.5)
     suppress(np.array([[1.0, 1.0, 30.0, 30.0]]), np.ones(1, np.float32), 0.5)
 
 

@@ -1,7 +1,7 @@
 """What a streaming method is: its messages, who answers them, where and within what bounds."""
 
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 from google.protobuf.message import Message
 
@@ -10,14 +10,16 @@ from facenet_server.backlog import Work
 from facenet_server.crop_room import Crops
 from facenet_server.seats import Seats
 
-IMAGES, CROPS, VECTORS = "images to be searched", "ready crops", "embeddings"  # the kinds of work
+WORK, CROPS, VECTORS = "images and files", "raw crops", "embeddings"  # what the items of a message wait for seats as
+Paths: TypeAlias = Mapping[str, "Paths"]  # fields of a message by name, as in wire
 
 
 class Place(NamedTuple):
-    """Where a message's images are worked on: as whose, in which seats of its stream, until when (on the loop's
-    clock; None: for ever), with what room for their crops, and what is told of its items' seats."""
+    """Where a message's items are worked on: as whose, of what kind, in which seats of its stream, until when (on the
+    loop's clock; None: for ever), with what room for their crops, and what is told of its items' seats."""
 
     caller: str
+    kind: str
     seats: Seats
     deadline: float | None
     crops: Crops
@@ -26,30 +28,32 @@ class Place(NamedTuple):
 
 class Method(NamedTuple):
     """A streaming method: its request and response messages, the field that holds the batch, who answers; and what kind
-    of work it is, where an item has an image that is to be searched, by which fields it is reached, and where not."""
+    a message is: WORK where an item has the fields of a path (none: any item), else another."""
 
     request: type[Any]
     response: type[Any]
     batch_field: str
     answer: Callable[[Any, Place], Coroutine[Any, Any, Message]]
-    to_images: Sequence[Sequence[str]] = ()
-    without_images: str = IMAGES
+    to_work: Paths
+    else_kind: str = WORK
 
     def fields(self) -> wire.Fields:
         """Where in a request's bytes is what must be known of it. Raises KeyError where a name is none of its
         fields."""
-        request = self.request.DESCRIPTOR
-        number, items, timeout_ms = (request.fields_by_name[name] for name in ("id", self.batch_field, "timeout_ms"))
-        item, to_images = items.message_type, []
-        for names in self.to_images:
-            fields = [item.fields_by_name[name] for name in names]
-            to_images.append([field.number for field in fields])
-            item = fields[0].message_type
-        return wire.Fields(number.number, items.number, timeout_ms.number, to_images)
+        names = self.request.DESCRIPTOR.fields_by_name
+        items = names[self.batch_field]
+        return wire.Fields(
+            names["id"].number, items.number, names["timeout_ms"].number, _numbers(items.message_type, self.to_work)
+        )
 
     def kind(self, outline: wire.Outline) -> str:
-        """The kind of work that such a request is."""
-        return IMAGES if outline.has_images else self.without_images
+        """The kind of such a request."""
+        return WORK if outline.is_work else self.else_kind
+
+
+def _numbers(message: Any, paths: Paths) -> wire.Paths:
+    fields = [(message.fields_by_name[name], inner) for name, inner in paths.items()]
+    return {field.number: _numbers(field.message_type, inner) for field, inner in fields}
 
 
 class StreamLimits(NamedTuple):

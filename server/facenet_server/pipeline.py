@@ -119,11 +119,6 @@ class Pipeline:
         self._crop_limits = replace(limits, max_pixels=min(limits.max_pixels, _MAX_CROP_PIXELS))
         self._compute = compute
 
-    @property
-    def n_threads(self) -> int:
-        """How many images, or batches, are worked on at once where there are as many."""
-        return self._compute.n_threads
-
     async def claimed_pixels(self, sources: Sequence[Image]) -> list[int]:
         """How large each image will be, by its header. What takes longer than a thread costs is looked at in one, not
         one of those that compute: the headers of a message wait for no image."""

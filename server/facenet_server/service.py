@@ -4,12 +4,9 @@ from __future__ import annotations  # grpcio's classes take their type arguments
 
 import asyncio
 import logging
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Callable, Coroutine, Mapping
 from functools import cache
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from facenet_proto.v1 import face_pb2 as pb
@@ -17,14 +14,12 @@ from google.protobuf.message import DecodeError, Message
 
 from facenet_server import messages
 from facenet_server.admission import Admission
-from facenet_server.backlog import Work
 from facenet_server.capacity import Capacity
-from facenet_server.company import Company, companies
-from facenet_server.errors import ItemError, Overloaded, Refused, TimedOut
-from facenet_server.images import Encoded, Raw
+from facenet_server.company import Company
+from facenet_server.errors import Refused
+from facenet_server.groups import Batch, Groups, log_incident
 from facenet_server.methods import CROPS, VECTORS, Method, Place, StreamLimits
 from facenet_server.pipeline import ByteBudget, Pipeline
-from facenet_server.seats import Seats
 from facenet_server.stats import Stats
 from facenet_server.streams import End, Stream
 
@@ -35,36 +30,25 @@ _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, Message]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-class _Batch(NamedTuple, Generic[Item, Result]):
-    """How the items of one message are answered: each, its images to be searched, whether it is work for the threads,
-    its failure, the seats of those that are no such work (None: they need none), and whether crops were asked for."""
-
-    one: Callable[[Item, Company], Awaitable[Result]]
-    images: Callable[[Item], Sequence[pb.Image]]
-    is_work: Callable[[Item], bool]
-    failed: Callable[[pb.ItemError], Result]
-    other_seats: Seats | None = None
-    has_crops: bool = False
 
 
 class FaceService:
     """FaceService of the contract. ``drain`` lets its streams finish what they accepted, then end."""
 
     def __init__(
-        self, pipeline: Pipeline, info: pb.GetServerInfoResponse, stats: Stats, max_write_stall_s: float = 30.0
+        self,
+        pipeline: Pipeline,
+        info: pb.GetServerInfoResponse,
+        stats: Stats,
+        n_at_once: Mapping[str, int],
+        max_write_stall_s: float = 30.0,
     ) -> None:
         self._pipeline = pipeline
         self._info = info
         self._stats = stats
         self._limits = limits = info.limits
         self._max_write_stall_s = max_write_stall_s
-        self._seats = Seats(limits.max_images_in_flight)
-        self._pixels = Seats(limits.max_pixels_in_flight)
-        self._crop_seats = Seats(2 * limits.max_batch_rows)  # a batch that runs, and the next: callers take turns
+        self._groups = Groups(pipeline, limits)
         self._draining = asyncio.Event()
         self.admission = Admission(
             Capacity(
@@ -74,7 +58,7 @@ class FaceService:
                 n_bytes=limits.max_bytes_in_flight,
                 streams=limits.max_streams,
             ),
-            pipeline.n_threads,
+            n_at_once,
         )
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -108,10 +92,17 @@ class FaceService:
 
     def _methods(self) -> dict[str, Method]:
         return {
-            "Detect": Method(pb.DetectRequest, pb.DetectResponse, "images", self._detect),
-            "Embed": Method(pb.EmbedRequest, pb.EmbedResponse, "items", self._embed, (["image"],), CROPS),
+            "Detect": Method(pb.DetectRequest, pb.DetectResponse, "images", self._detect, {}),
+            "Embed": Method(
+                pb.EmbedRequest, pb.EmbedResponse, "items", self._embed, {"image": {}, "crop": {"encoded": {}}}, CROPS
+            ),
             "Compare": Method(
-                pb.CompareRequest, pb.CompareResponse, "pairs", self._compare, (["a", "b"], ["image"]), VECTORS
+                pb.CompareRequest,
+                pb.CompareResponse,
+                "pairs",
+                self._compare,
+                {"a": {"image": {}}, "b": {"image": {}}},
+                VECTORS,
             ),
         }
 
@@ -123,11 +114,11 @@ class FaceService:
             found = await self._pipeline.detect(messages.read_image(image), options(), budget, company)
             return pb.DetectResult(detection=messages.detection(found))
 
-        has_crops = request.options.return_crops
-        batch = _Batch(
-            one, lambda image: [image], lambda _: True, lambda error: pb.DetectResult(error=error), None, has_crops
-        )
-        results = await self._each(request.images, batch, place)
+        def failed(error: pb.ItemError) -> pb.DetectResult:
+            return pb.DetectResult(error=error)
+
+        batch = Batch(one, lambda image: [image], lambda _: True, CROPS, failed, request.options.return_crops)
+        results = await self._groups.answer(request.images, batch, place)
         return pb.DetectResponse(id=request.id, results=results)
 
     async def _embed(self, request: pb.EmbedRequest, place: Place) -> pb.EmbedResponse:
@@ -147,9 +138,11 @@ class FaceService:
         def images(item: pb.EmbedItem) -> list[pb.Image]:
             return [item.image] if item.HasField("image") else []
 
-        has_crops = request.options.detect.return_crops
-        batch = _Batch(one, images, is_work, lambda error: pb.EmbedResult(error=error), self._crop_seats, has_crops)
-        results = await self._each(request.items, batch, place)
+        def failed(error: pb.ItemError) -> pb.EmbedResult:
+            return pb.EmbedResult(error=error)
+
+        batch = Batch(one, images, is_work, CROPS, failed, request.options.detect.return_crops)
+        results = await self._groups.answer(request.items, batch, place)
         return pb.EmbedResponse(id=request.id, results=results)
 
     async def _compare(self, request: pb.CompareRequest, place: Place) -> pb.CompareResponse:
@@ -163,62 +156,12 @@ class FaceService:
         def images(pair: pb.Pair) -> list[pb.Image]:
             return [side.image for side in (pair.a, pair.b) if side.HasField("image")]
 
-        batch = _Batch(one, images, lambda pair: bool(images(pair)), lambda error: pb.CompareResult(error=error))
-        results = await self._each(request.pairs, batch, place)
+        def failed(error: pb.ItemError) -> pb.CompareResult:
+            return pb.CompareResult(error=error)
+
+        batch = Batch(one, images, lambda pair: bool(images(pair)), VECTORS, failed)
+        results = await self._groups.answer(request.pairs, batch, place)
         return pb.CompareResponse(id=request.id, results=results)
-
-    async def _each(self, items: Sequence[Item], batch: _Batch[Item, Result], place: Place) -> list[Result]:
-        """Answer a message's items, in groups whose images go side by side; one that fails has its error."""
-        pixels = await self._pixels_of([batch.images(item) for item in items])
-        limits = self._limits
-        groups = companies(pixels, limits.images_per_group, limits.max_pixels_in_flight // 2)
-        answers = [self._group(items[some], sum(pixels[some]), batch, place) for some in groups]
-        return [result for results in await _gathered(answers) for result in results]
-
-    async def _pixels_of(self, images: Sequence[Sequence[pb.Image]]) -> list[int]:
-        """How many pixels the images of each item claim to have."""
-        sources = [[_size_alone(image) for image in some if image.WhichOneof("data")] for some in images]
-        claimed = iter(await self._pipeline.claimed_pixels([source for some in sources for source in some]))
-        return [sum(islice(claimed, len(some))) for some in sources]
-
-    async def _group(
-        self, items: Sequence[Item], pixels: int, batch: _Batch[Item, Result], place: Place
-    ) -> list[Result]:
-        n_images = [len(batch.images(item)) for item in items]
-        company = Company(sum(n_images), place.deadline)
-        work = sum(n or batch.is_work(item) for n, item in zip(n_images, items, strict=True))
-        try:
-            async with asyncio.timeout_at(place.deadline) as wait, self._seated(batch, len(items), work, pixels, place):
-                wait.reschedule(None)
-                place.work.seated(len(items))
-                return await _gathered([_answer(item, batch, company, place.work) for item in items])
-        except TimeoutError:
-            return [batch.failed(messages.item_error(TimedOut())) for _ in items]
-        except Overloaded as error:
-            return [batch.failed(messages.item_error(error)) for _ in items]
-
-    @asynccontextmanager
-    async def _seated(
-        self, batch: _Batch[Item, Result], n_items: int, work: int, pixels: int, place: Place
-    ) -> AsyncIterator[None]:
-        """Room for a group: where it is work, its stream's share of the seats, then memory for its pixels, then the
-        server's seats, which so are held by what runs alone, all of it while there is room for the crops that were
-        asked for; else its other seats."""
-        if not work:
-            async with batch.other_seats.taken(n_items, place.caller) if batch.other_seats else nullcontext():
-                yield
-            return
-        while True:
-            if batch.has_crops:
-                await place.crops.turn()  # without a seat
-            async with (
-                place.seats.taken(work),
-                self._pixels.taken(pixels, place.caller),
-                self._seats.taken(work, place.caller),
-            ):
-                if not batch.has_crops or place.crops.has_room():
-                    yield
-                    return
 
     async def _get_server_info(self, data: bytes, context: Context) -> pb.GetServerInfoResponse:
         try:
@@ -250,43 +193,11 @@ def _handler(
             pushback = ((PUSHBACK, str(round(1000 * refused.retry_after_s))),)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused), pushback)
         except Exception:
-            end = End(grpc.StatusCode.INTERNAL, f"internal error {_log_incident('a stream failed')}")
+            end = End(grpc.StatusCode.INTERNAL, f"internal error {log_incident('a stream failed')}")
         if end is not None:
             await context.abort(end.code, end.details)
 
     return handle
-
-
-def _size_alone(image: pb.Image) -> Encoded | Raw:
-    """An image of which only the size matters: raw pixels are left where they are, to read them is to copy them."""
-    return Raw(b"", image.raw.height, image.raw.width) if image.HasField("raw") else messages.read_image(image)
-
-
-async def _gathered(answers: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """All side by side; one alone needs no task of its own, which costs a message of one crop a tenth."""
-    return [await answers[0]] if len(answers) == 1 else list(await asyncio.gather(*answers))
-
-
-async def _answer(item: Item, batch: _Batch[Item, Result], company: Company, work: Work) -> Result:
-    try:
-        async with asyncio.timeout_at(company.deadline):
-            return await batch.one(item, company)
-    except TimeoutError:
-        return batch.failed(messages.item_error(TimedOut()))
-    except ItemError as error:
-        return batch.failed(messages.item_error(error))
-    except Exception:
-        return batch.failed(messages.internal_error(_log_incident("an item failed")))
-    finally:
-        work.done()
-        company.leave(len(batch.images(item)))
-
-
-def _log_incident(what: str) -> str:
-    """Log the exception being handled under an id that may be told to callers, who see nothing else of it."""
-    incident = uuid.uuid4().hex[:12]
-    _log.exception("%s, incident %s", what, incident)
-    return incident
 
 
 def _serialize(message: Message) -> bytes:

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 
 from facenet_server import messages, wire
 from facenet_server.admission import Admission, Visit, retry_s
-from facenet_server.backlog import Work
+from facenet_server.backlog import Backlog
 from facenet_server.crop_room import Crops
 from facenet_server.errors import OVERLOADED, ItemError, Overloaded, ProtocolError, TimedOut
 from facenet_server.methods import Method, Place, StreamLimits
@@ -179,20 +179,14 @@ class Stream:
             no_time = Overloaded("this message would wait for too much of the time that it has")
             free_at_s = asyncio.get_running_loop().time() + late_s
             return _Pending(partial(refuse, no_time), n_bytes=len(data), free_at_s=free_at_s)
-        work, pending = backlog.begin(self._caller, visit, outline.n_items), None
-        try:
-            pending = await self._begin(data, outline, visit, work, tasks, draining)
-        finally:
-            if pending is None or not isinstance(pending.answer, asyncio.Task):
-                work.over()
-        return pending
+        return await self._begin(data, outline, visit, backlog, tasks, draining)
 
     async def _begin(
         self,
         data: bytes,
         outline: wire.Outline,
         visit: Visit,
-        work: Work,
+        backlog: Backlog,
         tasks: asyncio.TaskGroup,
         draining: asyncio.Task[Any],
     ) -> _Pending | None:
@@ -206,8 +200,8 @@ class Stream:
             visit.refuse(outline.n_items)
             return _Pending(partial(self._refusal, outline, TimedOut()), n_bytes=len(data))
         request = self._parsed(data)
-        crops = visit.accept(outline.n_items)
-        place = Place(self._caller, self._seats, deadline, crops, work)
+        crops, work = visit.accept(outline.n_items), backlog.begin(self._caller, visit, outline.n_items)
+        place = Place(self._caller, self._method.kind(outline), self._seats, deadline, crops, work)
         answer = tasks.create_task(self._method.answer(request, place))
         answer.add_done_callback(lambda _: work.over())
         answer.add_done_callback(lambda _: crops.done())

@@ -4,8 +4,8 @@ Parsing makes some thirty times the memory of a message of empty items; walking 
 https://protobuf.dev/programming-guides/encoding/
 """
 
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
 
 from google.protobuf.message import DecodeError
 
@@ -15,21 +15,25 @@ _LOOKED_AT = 4  # fields of an item, from its first, and of what is in them
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
+Paths: TypeAlias = Mapping[int, "Paths"]  # fields of a message, each with those of what it holds; none: any will do
+
+
 class Fields(NamedTuple):
-    """The numbers of the fields that matter; of those that lead from an item to its images, one after the other."""
+    """The numbers of the fields that matter; and those that lead from an item to what makes it work for threads."""
 
     id: int
     items: int
     timeout_ms: int
-    to_images: Sequence[Collection[int]] = ()
+    to_work: Paths
 
 
 class Outline(NamedTuple):
-    """A request's id, how many items it holds, whether any of them has an image, and how long its answer is of use."""
+    """A request's id, how many items it holds, whether any of them is work for threads, and how long its answer is of
+    use."""
 
     id: int
     n_items: int
-    has_images: bool
+    is_work: bool
     timeout_ms: int | None
 
 
@@ -39,7 +43,7 @@ def outline(data: bytes, fields: Fields, most: int) -> Outline:
     Raises DecodeError where the bytes are no message, or one of far more fields than a request has.
     """
     number = n_items = n_fields = at = 0
-    has_images = False
+    is_work = False
     timeout_ms: int | None = None
     while at < len(data) and n_items <= most:
         n_fields += 1
@@ -54,7 +58,7 @@ def outline(data: bytes, fields: Fields, most: int) -> Outline:
         elif kind == _LENGTH:
             size, at = _varint(data, at)
             if field == fields.items:
-                has_images = has_images or _leads(data, at, at + size, fields.to_images)
+                is_work = is_work or _leads(data, at, at + size, fields.to_work)
                 n_items += 1
             at += size
         elif kind in (_FIXED64, _FIXED32):
@@ -63,12 +67,12 @@ def outline(data: bytes, fields: Fields, most: int) -> Outline:
             raise DecodeError(f"wire type {kind}")
         if at > len(data):
             raise DecodeError("the last field is cut off")
-    return Outline(number, n_items, has_images, timeout_ms)
+    return Outline(number, n_items, is_work, timeout_ms)
 
 
-def _leads(data: bytes, at: int, end: int, path: Sequence[Collection[int]]) -> bool:
-    """Whether the message in ``data[at:end]`` has fields along the path, as far as its first ones tell."""
-    if not path:
+def _leads(data: bytes, at: int, end: int, paths: Paths) -> bool:
+    """Whether the message in ``data[at:end]`` has the fields of a path, as far as its first ones tell."""
+    if not paths:
         return True
     for _ in range(_LOOKED_AT):
         if at >= min(end, len(data)):
@@ -77,7 +81,8 @@ def _leads(data: bytes, at: int, end: int, path: Sequence[Collection[int]]) -> b
         if tag & 7 != _LENGTH:
             break
         size, at = _varint(data, at)
-        if tag >> 3 in path[0] and _leads(data, at, min(at + size, end), path[1:]):
+        inner = paths.get(tag >> 3)
+        if inner is not None and _leads(data, at, min(at + size, end), inner):
             return True
         at += size
     return False

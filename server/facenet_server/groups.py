@@ -1,0 +1,149 @@
+"""How a message's items are answered: in groups whose images go side by side, each group in seats for its work."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from itertools import islice
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from facenet_proto.v1 import face_pb2 as pb
+
+from facenet_server import messages
+from facenet_server.company import Company, companies
+from facenet_server.errors import ItemError, Overloaded, TimedOut
+from facenet_server.images import Encoded, Raw
+from facenet_server.methods import CROPS, VECTORS, WORK, Place
+from facenet_server.pipeline import Pipeline
+from facenet_server.seats import Seats
+
+_VECTORS_AT_ONCE = 128  # pairs of embeddings: the event loop compares them itself
+
+_log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Batch(NamedTuple, Generic[Item, Result]):
+    """How the items of one message are answered: each, its images to be searched, whether it is work for threads, what
+    kind it is if not, its failure, and whether crops were asked for."""
+
+    one: Callable[[Item, Company], Awaitable[Result]]
+    images: Callable[[Item], Sequence[pb.Image]]
+    is_work: Callable[[Item], bool]
+    else_kind: str
+    failed: Callable[[pb.ItemError], Result]
+    has_crops: bool = False
+
+
+class Groups:
+    """Where the items of all callers are answered."""
+
+    def __init__(self, pipeline: Pipeline, limits: pb.Limits) -> None:
+        self._pipeline = pipeline
+        self._limits = limits
+        self._seats = Seats(limits.max_images_in_flight)
+        self._pixels = Seats(limits.max_pixels_in_flight)
+        self._others = {  # of crops a batch that runs, and the next: callers take turns
+            CROPS: Seats(2 * limits.max_batch_rows),
+            VECTORS: Seats(_VECTORS_AT_ONCE),
+        }
+
+    async def answer(self, items: Sequence[Item], batch: Batch[Item, Result], place: Place) -> list[Result]:
+        """The answers to a message's items, in their order; one that fails has its error."""
+        pixels = await self._pixels_of([batch.images(item) for item in items])
+        limits = self._limits
+        groups = companies(pixels, limits.images_per_group, limits.max_pixels_in_flight // 2)
+        answers = [self._group(items[some], sum(pixels[some]), batch, place) for some in groups]
+        return [result for results in await _gathered(answers) for result in results]
+
+    async def _pixels_of(self, images: Sequence[Sequence[pb.Image]]) -> list[int]:
+        """How many pixels the images of each item claim to have."""
+        sources = [[_size_alone(image) for image in some if image.WhichOneof("data")] for some in images]
+        claimed = iter(await self._pipeline.claimed_pixels([source for some in sources for source in some]))
+        return [sum(islice(claimed, len(some))) for some in sources]
+
+    async def _group(
+        self, items: Sequence[Item], pixels: int, batch: Batch[Item, Result], place: Place
+    ) -> list[Result]:
+        n_images = [len(batch.images(item)) for item in items]
+        company = Company(sum(n_images), place.deadline)
+        works = [n or batch.is_work(item) for n, item in zip(n_images, items, strict=True)]
+        work = sum(works)
+        try:
+            async with asyncio.timeout_at(place.deadline) as wait, self._seated(batch, len(items), work, pixels, place):
+                wait.reschedule(None)
+                # Beside work other items are nothing that anybody waits for.
+                counts = [place.kind != WORK or n > 0 for n in works]
+                place.work.seated(sum(counts))
+                dones = [place.work.done if counted else _nothing for counted in counts]
+                return await _gathered([_answer(*each, batch, company) for each in zip(items, dones, strict=True)])
+        except TimeoutError:
+            return [batch.failed(messages.item_error(TimedOut())) for _ in items]
+        except Overloaded as error:
+            return [batch.failed(messages.item_error(error)) for _ in items]
+
+    @asynccontextmanager
+    async def _seated(
+        self, batch: Batch[Item, Result], n_items: int, work: int, pixels: int, place: Place
+    ) -> AsyncIterator[None]:
+        """Room for a group: where it is work, its stream's share of the seats, then memory for its pixels, then the
+        server's seats, which so are held by what runs alone, all of it while there is room for the crops that were
+        asked for; else its other seats."""
+        if not work:
+            async with self._others[batch.else_kind].taken(n_items, place.caller):
+                yield
+            return
+        while True:
+            if batch.has_crops:  # without a seat, in nobody's way
+                place.work.aside(n_items)
+                try:
+                    await place.crops.turn()
+                finally:
+                    place.work.aside(-n_items)
+            async with (
+                place.seats.taken(work),
+                self._pixels.taken(pixels, place.caller),
+                self._seats.taken(work, place.caller),
+            ):
+                if not batch.has_crops or place.crops.has_room():
+                    yield
+                    return
+
+
+def _size_alone(image: pb.Image) -> Encoded | Raw:
+    """An image of which only the size matters: raw pixels are left where they are, to read them is to copy them."""
+    return Raw(b"", image.raw.height, image.raw.width) if image.HasField("raw") else messages.read_image(image)
+
+
+async def _gathered(answers: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """All side by side; one alone needs no task of its own, which costs a message of one crop a tenth."""
+    return [await answers[0]] if len(answers) == 1 else list(await asyncio.gather(*answers))
+
+
+async def _answer(item: Item, done: Callable[[], object], batch: Batch[Item, Result], company: Company) -> Result:
+    try:
+        async with asyncio.timeout_at(company.deadline):
+            return await batch.one(item, company)
+    except TimeoutError:
+        return batch.failed(messages.item_error(TimedOut()))
+    except ItemError as error:
+        return batch.failed(messages.item_error(error))
+    except Exception:
+        return batch.failed(messages.internal_error(log_incident("an item failed")))
+    finally:
+        done()
+        company.leave(len(batch.images(item)))
+
+
+def _nothing() -> None:
+    pass
+
+
+def log_incident(what: str) -> str:
+    """Log the exception being handled under an id that may be told to callers, who see nothing else of it."""
+    incident = uuid.uuid4().hex[:12]
+    _log.exception("%s, incident %s", what, incident)
+    return incident

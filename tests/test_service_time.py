@@ -1,0 +1,140 @@
+"""What is refused since it would wait for too much of its time, and what is not."""
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from typing import Any
+
+import nets
+import numpy as np
+import pytest
+from calls import ask, raw, stream, until
+from facenet_proto.v1 import face_pb2 as pb
+from facenet_server import pace
+from facenet_server.methods import WORK
+from nets import HeldNet, crop, embed, fake_server, fake_service, square
+
+
+def slow_crops(count: int, timeout_ms: int | None = None) -> pb.EmbedRequest:
+    item = pb.EmbedItem(crop=raw(crop(9, 9, 9)))
+    return pb.EmbedRequest(items=[item] * count, timeout_ms=timeout_ms, options=pb.EmbedOptions(model="slow"))
+
+
+def slow(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Twenty crops a second."""
+    time.sleep(0.05 * len(rows))
+    return embed(rows)
+
+
+async def test_a_message_that_would_wait_for_most_of_its_time_is_refused_and_another_kind_is_not() -> None:
+    async with fake_server({"colour": embed, "slow": slow}, max_batch_rows=16) as target:
+        async with (
+            stream(target, "Embed", pb.EmbedResponse) as first,
+            stream(target, "Embed", pb.EmbedResponse) as second,
+        ):
+            await ask(first, slow_crops(4))
+            await first.write(slow_crops(48))  # more than two seconds of work
+            late = asyncio.ensure_future(first.read())
+            await asyncio.sleep(0.9)  # the first batch is done
+            began_s = time.monotonic()
+            refused = await ask(second, slow_crops(1, timeout_ms=2000))
+            assert time.monotonic() - began_s < 0.5
+            photo = pb.EmbedRequest(items=[pb.EmbedItem(image=raw(square()))], timeout_ms=2000)
+            found, patient = await ask(second, photo), await ask(second, slow_crops(1, timeout_ms=20_000))
+            assert len((await late).results) == 48
+    assert [result.error.reason for result in refused.results] == ["OVERLOADED"]
+    assert 100 < refused.retry_after_ms < 2000
+    assert found.results[0].HasField("detection")
+    assert patient.results[0].HasField("embedding")
+
+
+async def test_what_waits_for_nothing_but_its_own_stream_is_not_refused() -> None:
+    async with fake_server({"colour": embed, "slow": slow}, max_batch_rows=16) as target:
+        async with stream(target, "Embed", pb.EmbedResponse) as call:
+            await ask(call, slow_crops(4))
+            await call.write(slow_crops(20))  # a second of work
+            await call.write(slow_crops(1, timeout_ms=1900))
+            assert len((await call.read()).results) == 20
+            assert (await call.read()).results[0].HasField("embedding")
+
+
+async def test_pairs_without_faces_do_not_shut_out_pairs_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_OVER_S", 0.2)
+    empty = pb.Pair(**dict.fromkeys("ab", pb.Side(image=raw(crop(0)))))
+    good = pb.Pair(**dict.fromkeys("ab", pb.Side(image=raw(square()))))
+    async with fake_server() as target:
+        async with (
+            stream(target, "Compare", pb.CompareResponse) as bad,
+            stream(target, "Compare", pb.CompareResponse) as call,
+        ):
+            assert (await ask(call, pb.CompareRequest(pairs=[good]))).results[0].HasField("comparison")
+            await bad.write(pb.CompareRequest(pairs=[empty] * 8))
+            until_s = time.monotonic() + 2  # ten times what the pace remembers
+            while time.monotonic() < until_s:  # one is always under way
+                answer = await ask(bad, pb.CompareRequest(pairs=[empty] * 8))
+                assert {result.error.reason for result in answer.results} == {"NO_FACE"}
+            answer = await ask(call, pb.CompareRequest(pairs=[good], timeout_ms=10_000))
+            assert answer.results[0].HasField("comparison")
+
+
+async def test_crops_that_lie_untaken_shut_out_nobody_s_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = nets.pnet
+
+    def pnet(level: np.ndarray) -> tuple[np.ndarray, ...]:
+        time.sleep(0.01)
+        return fast(level)
+
+    monkeypatch.setattr(nets, "pnet", pnet)
+    options = pb.DetectOptions(return_crops=True, crop_size_px=512)
+    async with fake_service(max_mib_in_flight=16) as (target, service):
+        backlog = service.admission.backlog(WORK)
+        async with AsyncExitStack() as lying, stream(target, "Detect", pb.DetectResponse) as modest:
+            for _ in range(3):
+                await ask(modest, photos(8))
+            for _ in range(6):
+                call = await lying.enter_async_context(stream(target, "Detect", pb.DetectResponse))
+                for _ in range(2):  # of each the first answer goes out, the second waits for it to be taken
+                    await call.write(photos(16, options=options))
+            await until(lambda: service.admission.counts.items_in_flight == 12 * 16)
+            await until(lambda: service.admission.crop_room.n_bytes > 16 << 20 and not backlog._n_seated)
+            answer = await ask(modest, photos(16, timeout_ms=3000))
+    assert {result.error.reason for result in answer.results} == {""}
+
+
+def photos(count: int, **fields: Any) -> pb.DetectRequest:
+    return pb.DetectRequest(images=[raw(square())] * count, **fields)
+
+
+def known_pair() -> pb.Pair:
+    vector = np.array([0, 0, 0, 1], np.float32).tobytes()
+    known = pb.Side(embedding=pb.Embedding(vector=vector, dimension=4, model="colour"))
+    return pb.Pair(a=known, b=known)
+
+
+async def test_pairs_of_embeddings_beside_one_of_photos_are_no_work_that_others_wait_for() -> None:
+    photos = pb.Pair(**dict.fromkeys("ab", pb.Side(image=raw(square()))))
+    async with fake_service() as (target, service):
+        backlog = service.admission.backlog(WORK)
+        async with stream(target, "Compare", pb.CompareResponse) as call:
+            for _ in range(5):
+                await ask(call, pb.CompareRequest(pairs=[photos]))
+            alone_s = backlog._pace.known_seconds_for(100)
+            for _ in range(5):
+                answer = await ask(call, pb.CompareRequest(pairs=[known_pair()] * 63 + [photos]))
+                assert all(result.HasField("comparison") for result in answer.results)
+    assert alone_s is not None
+    assert backlog._pace.known_seconds_for(100) == pytest.approx(alone_s, rel=0.8)
+
+
+async def test_embeddings_are_compared_while_every_seat_is_taken() -> None:
+    held = HeldNet()
+    async with fake_server({"colour": held}, max_batch_rows=1) as target:
+        async with (
+            stream(target, "Embed", pb.EmbedResponse) as crops,
+            stream(target, "Compare", pb.CompareResponse) as pairs,
+        ):
+            await crops.write(pb.EmbedRequest(items=[pb.EmbedItem(crop=raw(crop(9, 9, 9)))] * 8))
+            await held.entered()
+            answer = await ask(pairs, pb.CompareRequest(pairs=[known_pair()], timeout_ms=5000))
+            assert answer.results[0].comparison.distance == 0
+            held.open()
