@@ -42,11 +42,13 @@ class Backlog:
         return Work(self, caller, stream, n_items)
 
     def _change(self, caller: str, stream: Hashable, n_items: int, seated: int = 0, gone: int = 0) -> None:
-        self._n_seated += seated
-        _add(self._of_caller, caller, n_items)
-        _add(self._of_stream, stream, n_items)
-        _add(self._seated, caller, seated)
-        self._pace.note(self._n_seated, gone)
+        if n_items:
+            _add(self._of_caller, caller, n_items)
+            _add(self._of_stream, stream, n_items)
+        if seated:
+            self._n_seated += seated
+            _add(self._seated, caller, seated)
+            self._pace.note(self._n_seated, gone)
 
 
 class Work:
@@ -82,6 +84,7 @@ class Work:
 
 def _add(counts: Counter[Key], key: Key, change: int) -> None:
     """Change a count; one of none is forgotten."""
-    counts[key] += change
-    if not counts[key]:
-        del counts[key]
+    if count := counts[key] + change:
+        counts[key] = count
+    else:
+        counts.pop(key, None)
