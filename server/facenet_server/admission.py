@@ -65,15 +65,14 @@ class Admission:
 
     def _has_items(self, visit: "Visit", n_items: int) -> bool:
         """Whether so many items more are within every limit; those that alone exceed one are where they are alone."""
-        capacity, mine = self._capacity, self._of_caller.get(visit.caller, Share())
-        return all(
-            not used or used + n_items <= limit
-            for used, limit in (
-                (visit.items, capacity.items_per_stream),
-                (mine.items, min(capacity.items_per_caller, share(capacity.items, len(self._of_caller)))),
-                (self.counts.items_in_flight, capacity.items),
-            )
-        )
+        fits = not visit.items or visit.items + n_items <= self._capacity.items_per_stream
+        return fits and self._has_items_for(visit.caller, n_items)
+
+    def _has_items_for(self, caller: str, n_items: int) -> bool:
+        """The same for any stream of the caller's."""
+        capacity, used, mine = self._capacity, self.counts.items_in_flight, self._of_caller.get(caller, Share()).items
+        most = min(capacity.items_per_caller, share(capacity.items, len(self._of_caller)))
+        return (not used or used + n_items <= capacity.items) and (not mine or mine + n_items <= most)
 
     def _has_stream(self, caller: str) -> bool:
         """Whether there is room for another stream of the caller's: in all, and beside as many of a newcomer's."""
@@ -132,7 +131,8 @@ class Admission:
 
     def _first_that_fits(self, queue: "deque[_Turn]") -> "_Turn | None":
         """Who waits to be read may be passed: the bytes that it waits for may be those of messages held behind it."""
-        for turn in queue:
+        caller = queue[0].visit.caller  # of all of them: under a flood there are hundreds
+        for turn in queue if self._has_items_for(caller, 1) else ():
             if turn.comes.done():  # it is about to be forgotten
                 continue
             if self._fits(turn.visit, turn.n_items):
