@@ -86,7 +86,9 @@ CHECKS = {
         {"calls": 300, "hard": True, "retry": False},
         bites=("failures",),
     ),
-    "T11": Check(partial(rolling.rolling, kill=True), 3, {"calls": 400}, {"calls": 10_000}),
+    "T11": Check(
+        partial(rolling.rolling, kill=True), 3, {"calls": 400, "beside": 200}, {"calls": 10_000, "beside": 2000}
+    ),
     "T22": Check(failures.failing_engine, 2, {"seconds": 3}, {"seconds": 60}),
     "T27": Check(
         soak.soak,

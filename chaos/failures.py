@@ -2,17 +2,20 @@
 
 import asyncio
 import random
+import time
 from contextlib import ExitStack
 
 from chaos.caller import Caller
 from chaos.drivers import PATIENT_S, channels, message_of, open_loop
 from chaos.ledger import Ledger
-from chaos.overload import at_rest
+from chaos.overload import at_rest, rows_run
 from chaos.process import Server
 from chaos.report import Report
 from chaos.stub import NO_MEMORY, Behaviour
 
 _EIGHT_ROWS = {"max_batch_rows": 8}
+_BATCH = 2  # rows, of callers that are killed; what each of them has in flight is four of them
+_QUEUE_S = 0.3  # in which fifteen batches would run
 
 
 async def failing_engine(*, seconds: float) -> Report:
@@ -48,8 +51,8 @@ async def failing_engine(*, seconds: float) -> Report:
 
 async def killed_callers(*, rounds: int, at_once: int = 8) -> Report:
     """T6: caller processes killed in the middle of their streams, and a survivor beside them."""
-    report, survivor, slowest_s, over = Report(), Ledger(), 0.0, asyncio.Event()
-    async with Server(Behaviour({"max_batch_rows": 2, "max_items_per_caller": 8})) as server:
+    report, survivor, slowest_s, run_for_dead, over = Report(), Ledger(), 0.0, 0, asyncio.Event()
+    async with Server(Behaviour({"max_batch_rows": _BATCH, "max_items_per_caller": 8})) as server:
         async with channels(server.address, 1) as opened:
 
             async def survive() -> None:
@@ -65,18 +68,30 @@ async def killed_callers(*, rounds: int, at_once: int = 8) -> Report:
                     await asyncio.sleep(random.uniform(0.05, 0.5))
                     for caller in callers:
                         caller.kill()
-                    slowest_s = max(slowest_s, await server.seconds_until_streams(lambda count: count <= 1, 10))
+                    killed_s = time.monotonic()
+                    before = await _run_for_nobody(server)
+                    await server.seconds_until_streams(lambda count: count <= 1, 10)
+                    slowest_s = max(slowest_s, time.monotonic() - killed_s)
+                    await asyncio.sleep(_QUEUE_S)
+                    run_for_dead = max(run_for_dead, await _run_for_nobody(server) - before)
             over.set()
             await surviving
             counts = await server.quiet(5)
             tracebacks = sum("Traceback" in line for line in server.log)
     report.note = f"{rounds * at_once} callers killed; the survivor {dict(survivor.outcomes)}"
     report.most("seconds until their streams are gone", slowest_s, 1)
+    report.most("rows that ran for the dead, beyond the batch that ran when they died", run_for_dead - _BATCH, 0)
     report.most("the survivor's items lost, wrong or failed", survivor.offered - survivor.outcomes["answered"], 0)
     report.most("the survivor's answers doubled", survivor.doubled, 0)
     at_rest(report, counts)
     report.most("tracebacks in the log", tracebacks, 0)
     return report
+
+
+async def _run_for_nobody(server: Server) -> int:
+    """Rows that its embedder ran and whose answer was not written, so far."""
+    ran, answered = await rows_run(server), (await server.stats()).admission.answered_items
+    return ran - int(answered)
 
 
 async def frozen_callers(

@@ -45,12 +45,15 @@ class _Seen:
 
 async def rolling(*, calls: int, hard: bool = False, retry: bool = True, kill: bool = False, beside: int = 0) -> Report:
     """T10 (SIGTERM) and T11 (``kill``: SIGKILL): three servers restarted in turn under SDK callers, some with single
-    calls, some with streams of fifty. ``hard``: the servers do not drain. ``beside``: so many calls more with each
-    protection alone, for the note."""
+    calls, some with streams of fifty. ``hard``: the servers do not drain. ``beside``: so many calls more, of T10 with
+    each protection alone, for the note, of T11 without resending."""
     seen = await _rolled(calls, hard=hard, retry=retry, kill=kill)
-    alone = (
-        [await _alone(beside, "resending", hard=True), await _alone(beside, "draining", retry=False)] if beside else []
-    )
+    alone, unsent = list[str](), _Seen()
+    if beside and kill:
+        unsent = await _rolled(beside, retry=False, kill=True)
+        alone = [f"without resending {len(unsent.failures)} of {unsent.calls} and {unsent.streams} failed"]
+    elif beside:
+        alone = [await _alone(beside, "resending", hard=True), await _alone(beside, "draining", retry=False)]
     kinds = Counter(failure.partition(":")[0] for failure in seen.failures)
     report = Report()
     report.note = "; ".join(
@@ -68,6 +71,10 @@ async def rolling(*, calls: int, hard: bool = False, retry: bool = True, kill: b
     report.most("failures", len(seen.failures), 0)
     report.most("doubled, or another's", seen.doubled, 0)
     report.most("wrong or missing", seen.wrong, 0)
+    if kill:
+        report.most("the slowest call, seconds", seen.slowest_s, 5)
+        in_flight = (_CALLERS + _STREAMERS) * unsent.cycles
+        report.most("failures without resending, over what was in flight", len(unsent.failures) - in_flight, 0)
     return report
 
 
