@@ -49,7 +49,7 @@ CHECKS = {
         {"seconds": 4, "shipped": True},
         {"seconds": 120, "shipped": True},
         {"seconds": 4, "shipped": True, "protected": False},
-        bites=("goodput",),
+        bites=("goodput", "refused with a time to come back"),
     ),
     "T2": Check(retries.budgeted, 2, {"seconds": 8, "clients": 10}, {"seconds": 60, "clients": 50}),
     "T3": Check(overload.deadlines, 1, {"seconds": 4}, {"seconds": 60}),
