@@ -87,8 +87,8 @@ async def killed_callers(*, rounds: int, at_once: int = 8) -> Report:
 
 async def _run_for_nobody(server: Server) -> int:
     """Rows that its embedder ran and whose answer was not written, so far."""
-    ran, answered = await rows_run(server), (await server.stats()).admission.answered_items
-    return ran - int(answered)
+    stats = await server.stats()
+    return rows_run(stats) - int(stats.admission.answered_items)
 
 
 async def frozen_callers(

@@ -199,16 +199,16 @@ async def _hurry(limits: dict[str, int], batch_s: float, seconds: float) -> _Hur
     async with Server(Behaviour({"max_batch_rows": 1, **limits}, batch_s=batch_s, side=8)) as server:
         async with channels(server.address, 8) as opened:
             await open_loop(opened, Ledger(crops=ledger.crops), 50, 1)
-            before = await rows_run(server)
+            before = rows_run(await server.stats())
             await open_loop(opened, ledger, 3 / batch_s, seconds, timeout_s=0.2, send=hurried)
-            ran = await rows_run(server) - before
+            ran = rows_run(await server.stats()) - before
             late = sum(LATE in line for line in server.log)
             return _Hurry(ledger, ran, late, await server.quiet(5))
 
 
-async def rows_run(server: Server) -> int:
-    """How many its embedder ran so far."""
-    return sum(stage.rows for stage in (await server.stats()).stages if stage.name == "embedder")
+def rows_run(stats: pb.GetServerStatsResponse) -> int:
+    """How many a server's embedder ran so far."""
+    return sum(stage.rows for stage in stats.stages if stage.name == "embedder")
 
 
 def at_rest(report: Report, counts: Any, of: str = "") -> None:

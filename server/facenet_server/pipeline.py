@@ -2,8 +2,7 @@
 
 One image's steps run one after the other. The images of a company go side by side, and before each network that images
 share (on the CPU the embedders) wait for each other: their crops share its batches, as do those of other companies that
-come by. Arithmetic runs in threads,
-off the event loop; only the waiting is here.
+come by. Arithmetic runs in threads, off the event loop; only the waiting is here.
 """
 
 import asyncio
