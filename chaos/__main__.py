@@ -34,7 +34,7 @@ def _estimates() -> str:
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("models"),
     show_default=True,
-    help="The real networks, for the checks whose names end in -real.",
+    help="The real networks, for T20 and the checks whose names end in -real.",
 )
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The figures as JSON.")
 def main(names: tuple[str, ...], short: bool, no_controls: bool, models: Path, out: Path | None) -> None:

@@ -6,7 +6,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chaos import determinism, failures, order, overload, readers, restarts, retries, rolling, soak
+from chaos import (
+    determinism,
+    engines,
+    failures,
+    order,
+    overload,
+    readers,
+    restarts,
+    retries,
+    rolling,
+    soak,
+    starts,
+    suite,
+)
 from chaos.real import on_real_networks
 from chaos.report import Report
 
@@ -15,7 +28,7 @@ from chaos.report import Report
 class Check:
     """A check in its short and its long form, and its control: the same with the protection switched off, which must
     break the figures whose names begin with ``bites``. ``minutes``: of the long form with its control. ``real``: it
-    runs on the real networks."""
+    runs on the real networks. ``in_suite``: its short form is a test of its own."""
 
     run: Callable[..., Coroutine[Any, Any, Report]]
     minutes: float
@@ -25,6 +38,7 @@ class Check:
     long_control: dict[str, Any] | None = None  # where it is another than the short one
     bites: tuple[str, ...] = ()
     real: bool = False
+    in_suite: bool = False
 
     def how(self, *, short: bool, models: Path, control: bool = False) -> dict[str, Any]:
         """What its run is given."""
@@ -64,6 +78,7 @@ CHECKS = {
     ),
     "T5": Check(readers.slow_readers, 4, {"seconds": 10}, {"seconds": 90, "stall_s": 30}),
     "T6": Check(failures.killed_callers, 3, {"rounds": 2}, {"rounds": 63}),
+    "T7": Check(suite.cases_of("test_cancellation.py", 25), 1, {"rounds": 1}, {"rounds": 10}, in_suite=True),
     "T8": Check(
         failures.frozen_callers,
         2,
@@ -89,7 +104,10 @@ CHECKS = {
     "T11": Check(
         partial(rolling.rolling, kill=True), 3, {"calls": 400, "beside": 200}, {"calls": 10_000, "beside": 2000}
     ),
-    "T22": Check(failures.failing_engine, 2, {"seconds": 3}, {"seconds": 60}),
+    "T20": Check(starts.refused_starts, 2, {"rounds": 1}, {"rounds": 5}, real=True, in_suite=True),
+    "T22": Check(engines.failing_engine, 2, {"seconds": 3}, {"seconds": 60}),
+    "T23": Check(engines.lost_device, 1, {"repeats": 1}, {"repeats": 10}),
+    "T24": Check(engines.ending_workers, 2, {"seconds": 4}, {"seconds": 120}),
     "T27": Check(
         soak.soak,
         26,
@@ -109,6 +127,7 @@ CHECKS = {
         bites=("another stream's answer", "reordered"),
     ),
     "T30": Check(readers.fairness, 2, {"seconds": 3}, {"seconds": 45}),
+    "T33": Check(suite.cases_of("test_code_patterns.py", 100), 0.2, {"rounds": 1}, {"rounds": 1}, in_suite=True),
     "T1-real": Check(
         on_real_networks(overload.sustained, files=True),
         4,
@@ -127,6 +146,7 @@ CHECKS = {
         bites=("items accepted and abandoned",),
         real=True,
     ),
+    "T23-real": Check(on_real_networks(engines.lost_device), 1, {"repeats": 1}, {"repeats": 5}, real=True),
     "T28-real": Check(
         determinism.same_in_company, 4, {"crops": 24, "images": 8}, {"crops": 300, "images": 100}, real=True
     ),

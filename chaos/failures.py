@@ -1,51 +1,20 @@
-"""Engines that fail, and callers that die or freeze."""
+"""Callers that die or freeze."""
 
 import asyncio
 import random
 from contextlib import ExitStack
 
 from chaos.caller import Caller
-from chaos.drivers import PATIENT_S, channels, message_of, open_loop
+from chaos.drivers import PATIENT_S, channels, open_loop
 from chaos.ledger import Ledger
 from chaos.overload import at_rest, rows_run
 from chaos.process import Server
 from chaos.report import Report
-from chaos.stub import NO_MEMORY, Behaviour
+from chaos.stub import Behaviour
 
 _EIGHT_ROWS = {"max_batch_rows": 8}
 _BATCH = 2  # rows, of callers that are killed; what each of them has in flight is four of them
 _QUEUE_S = 0.3  # in which fifteen batches would run
-
-
-async def failing_engine(*, seconds: float) -> Report:
-    """T22: one run in five fails; then memory for four rows only, at batches of eight."""
-    report = Report()
-    async with Server(Behaviour(dict(_EIGHT_ROWS), failing_share=0.2)) as server:
-        async with channels(server.address, 8) as opened:
-            failing = Ledger()
-            # Rows run once more one by one: 150 a second are all it can do.
-            await open_loop(opened, failing, 100, seconds, PATIENT_S)
-            counts = await server.quiet(5)
-    async with Server(Behaviour(dict(_EIGHT_ROWS), memory_rows=4)) as server:
-        async with channels(server.address, 8) as opened:
-            short = Ledger()  # messages of eight rows: twice what there is memory for
-            await open_loop(opened, short, 20, seconds, PATIENT_S, message_of(8))
-            short_counts = await server.quiet(5)
-        short_runs = sum(NO_MEMORY in line for line in server.log)
-    item_errors = failing.outcomes["INTERNAL"]
-    report.note = f"failing {dict(failing.outcomes)}; short of memory {dict(short.outcomes)}"
-    # A failing batch runs once more row by row: of its rows, too, one in five fails.
-    report.least("answered though runs fail, share", failing.outcomes["answered"] / failing.offered, 0.9)
-    report.least("items that got their own run's error", item_errors, 1)
-    report.most("items that ended otherwise", failing.offered - failing.outcomes["answered"] - item_errors, 0)
-    report.most("calls that broke", failing.broken_calls + short.broken_calls, 0)
-    report.least("answered though memory is short, share", short.outcomes["answered"] / short.offered, 0.99)
-    report.least("runs that were short of memory: at first, and once larger ones are tried again", short_runs, 2)
-    report.most("lost", failing.lost + short.lost, 0)
-    report.most("wrong", failing.outcomes["wrong"] + short.outcomes["wrong"], 0)
-    at_rest(report, counts)
-    at_rest(report, short_counts, "short of memory: ")
-    return report
 
 
 async def killed_callers(*, rounds: int, at_once: int = 8) -> Report:

@@ -20,7 +20,7 @@ from facenet_proto.v1 import face_pb2 as pb
 
 from chaos.drivers import Send, channels, one_message, one_shot
 from chaos.ledger import Ledger
-from chaos.stub import COUNTS, Behaviour
+from chaos.stub import COUNTS, TASKS, TELL, Behaviour
 
 SERVER_CORE = 0
 
@@ -114,10 +114,22 @@ class Server:
         assert self._process is not None
         return len(os.listdir(f"/proc/{self._process.pid}/task"))
 
+    async def tasks(self) -> int:
+        """Its event loop's tasks, as it tells."""
+        before = len(self._lines_of(TASKS))
+        self.signal(TELL)
+        async with asyncio.timeout(10):
+            while len(told := self._lines_of(TASKS)) == before:  # noqa: ASYNC110 (a thread reads them)
+                await asyncio.sleep(0.01)
+        return int(told[-1])
+
+    def _lines_of(self, name: str) -> list[str]:
+        return [line.partition(f"{name}: ")[2] for line in self.log if f"{name}: " in line]
+
     @property
     def last_counts(self) -> dict[str, int]:
         """Items accepted, answered and abandoned, as the ended process told; nothing where it could not."""
-        told = [line.partition(COUNTS + ": ")[2] for line in self.log if COUNTS in line]
+        told = self._lines_of(COUNTS)
         return dict(json.loads(told[-1])) if told else {}
 
     @asynccontextmanager

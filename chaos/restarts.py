@@ -77,8 +77,8 @@ async def _one_drain(server: Server, drains: _Drains, repeat: int) -> None:
     async with channels(server.address, 4) as opened, channels(server.address, 1) as watching:
         salts = itertools.count(100 * repeat)
         streams = [asyncio.create_task(bidi(opened[n % 4], ledger, next(salts), stop, 0.01)) for n in range(20)]
-        loops = [asyncio.create_task(_loop(opened[n % 4], ledger, next(salts))) for n in range(20)]
-        told = asyncio.create_task(_not_serving_at(watching[0]))
+        loops = [asyncio.create_task(calls_until_one_fails(opened[n % 4], ledger, next(salts))) for n in range(20)]
+        told = asyncio.create_task(not_serving_at(watching[0]))
         await asyncio.sleep(_WARMING_S)
         warm, warm_at = (await server.stats()).admission, time.monotonic()
         await asyncio.sleep(_BUSY_S)
@@ -95,7 +95,7 @@ async def _one_drain(server: Server, drains: _Drains, repeat: int) -> None:
     drains.silent += not server.last_counts
 
 
-async def _loop(channel: grpc.aio.Channel, ledger: Ledger, salt: int) -> None:
+async def calls_until_one_fails(channel: grpc.aio.Channel, ledger: Ledger, salt: int) -> None:
     """Calls of one message, one after the other, until one is not answered."""
     method = one_message(channel)
     for number in itertools.count():
@@ -107,7 +107,7 @@ async def _loop(channel: grpc.aio.Channel, ledger: Ledger, salt: int) -> None:
         await asyncio.sleep(0.01)
 
 
-async def _not_serving_at(channel: grpc.aio.Channel) -> float:
+async def not_serving_at(channel: grpc.aio.Channel) -> float:
     """When the server's health said that it serves no more, or ended; on the monotonic clock."""
     call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
     try:

@@ -2,7 +2,8 @@
 
 The embedder takes a fixed time for a batch, so that the server's capacity is known, and its vectors are made of each
 crop's SHA-256, so that every answer proves which request it answers. The server around it is the real one. What the
-rig switches off to see its checks fail, it switches off here: nothing of it is in the server.
+rig switches off to see its checks fail, it switches off here: nothing of it is in the server. Sent LOSE, it loses its
+device; TELL, it logs how many tasks it has.
 """
 
 import asyncio
@@ -11,7 +12,9 @@ import json
 import logging
 import os
 import random
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 from facenet_server import app, facenet
 from facenet_server.backlog import Backlog
+from facenet_server.batching import Batcher
 from facenet_server.config import Config
 from facenet_server.errors import FatalError
 from facenet_server.service import FaceService
@@ -29,14 +33,19 @@ _APP: Any = app  # what is switched off is patched here, against their types
 _SERVICE: Any = FaceService
 _FACENET: Any = facenet
 _BACKLOG: Any = Backlog
+_BATCHER: Any = Batcher
 
 _log = logging.getLogger(__name__)
 
 DIMENSION = 32
 DEADLINE_MARK = b"deadline"  # a crop that begins so says in its next 8 bytes until when (monotonic, microseconds)
-LATE, COUNTS = "ran a late row", "counts at the end"
+LATE, COUNTS, TASKS = "ran a late row", "counts at the end", "tasks"
 NO_MEMORY = "Failed to allocate memory for requested buffer of size 104857600"
 FAILED = "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node."
+LOST = "CUDA failure 700: an illegal memory access was encountered"
+LOSE, TELL = signal.SIGUSR1, signal.SIGUSR2
+
+_lost = threading.Event()
 
 
 @dataclass
@@ -53,6 +62,8 @@ class Behaviour:
     core: int | None = None  # -1: any
     memory_rows: int = 0  # rows for which the device has memory; 0: enough
     failing_share: float = 0.0  # of runs, at random
+    ending_share: float = 0.0  # of runs, at random, which are to end their thread
+    stumbling_share: float = 0.0  # of batches, at random, whose worker fails before it has put them together
     leak_bytes: int = 0  # of every item, for ever
     swap_after: int = 0  # batches of several rows; then two answers of one change places, once
     default_flow_control: bool = False
@@ -80,14 +91,43 @@ class StandIn:
         return self._net(*inputs)
 
 
-class Swapping:
-    """A network that once, after so many batches of several rows, answers two of them with each other's answers."""
+class Wrapped:
+    """A network with something about its runs."""
 
-    def __init__(self, network: Any, after: int) -> None:
-        self._network, self._left = network, after
+    def __init__(self, network: Any) -> None:
+        self._network = network
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
+
+
+class Faulty(Wrapped):
+    """A network on a device that has its behaviour's faults, and may be lost."""
+
+    def __init__(self, network: Any, behaviour: Behaviour) -> None:
+        super().__init__(network)
+        self._behaviour = behaviour
+
+    def __call__(self, *inputs: Any) -> Any:
+        behaviour = self._behaviour
+        if _lost.is_set():
+            raise RuntimeError(LOST)
+        if behaviour.memory_rows and len(inputs[0]) > behaviour.memory_rows:
+            _log.info(NO_MEMORY)
+            raise RuntimeError(NO_MEMORY)
+        if random.random() < behaviour.failing_share:
+            raise RuntimeError(FAILED)
+        if random.random() < behaviour.ending_share:
+            raise SystemExit(1)
+        return self._network(*inputs)
+
+
+class Swapping(Wrapped):
+    """A network that once, after so many batches of several rows, answers two of them with each other's answers."""
+
+    def __init__(self, network: Any, after: int) -> None:
+        super().__init__(network)
+        self._left = after
 
     def __call__(self, *inputs: Any) -> Any:
         outputs = self._network(*inputs)
@@ -103,11 +143,6 @@ def _embedder(behaviour: Behaviour) -> Any:
     leaked: list[bytes] = []
 
     def embed(rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        if behaviour.memory_rows and len(rows) > behaviour.memory_rows:
-            _log.info(NO_MEMORY)
-            raise RuntimeError(NO_MEMORY)
-        if random.random() < behaviour.failing_share:
-            raise RuntimeError(FAILED)
         for row in rows:
             _say_if_late(row)
         if behaviour.batch_s:
@@ -161,6 +196,18 @@ def _remember() -> list[FaceService]:
     return made
 
 
+def _stumble(share: float) -> None:
+    """Let workers fail at random where they put a batch together."""
+    take = _BATCHER._take
+
+    def stumbling(self: Batcher, batch: list[Any]) -> None:
+        if self._parts and random.random() < share:
+            raise RuntimeError("stumbled")
+        take(self, batch)
+
+    _BATCHER._take = stumbling
+
+
 async def _stop_hard(server: Any, *_: Any) -> None:
     await server.stop(0)
 
@@ -178,6 +225,8 @@ def _switch(behaviour: Behaviour) -> None:
         _change_options((), _keepalive(*behaviour.keepalive_s))
     if behaviour.lets_hopeless_in:
         _BACKLOG.wait_s = lambda *_: 0.0
+    if behaviour.stumbling_share:
+        _stumble(behaviour.stumbling_share)
     if behaviour.hard_stop:
         _APP._stop = _stop_hard
         _SERVICE.drain = lambda self: None
@@ -193,13 +242,21 @@ def _opener(behaviour: Behaviour) -> Any:
         networks: dict[str, Any] = {kind: StandIn(kind, net, behaviour) for kind, net in nets.items()}
         if behaviour.models:
             networks = dict(app.open_networks(config))
-        if behaviour.swap_after:
-            for name, network in networks.items():
-                if network.info.kind == "embedder":
-                    networks[name] = Swapping(network, behaviour.swap_after)
+        for name, network in networks.items():
+            if network.info.kind == "embedder":
+                networks[name] = Faulty(network, behaviour)
+                if behaviour.swap_after:
+                    networks[name] = Swapping(networks[name], behaviour.swap_after)
         return networks
 
     return open_networks
+
+
+async def _serve(config: Config, opener: Any) -> None:
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(LOSE, _lost.set)
+    loop.add_signal_handler(TELL, lambda: _log.info("%s: %d", TASKS, len(asyncio.all_tasks())))
+    await app.serve(config, opener)
 
 
 def main() -> None:
@@ -212,7 +269,7 @@ def main() -> None:
         config = {"listen": "127.0.0.1:0", "models": Path(behaviour.models)}
     services = _remember()
     try:
-        asyncio.run(app.serve(Config(**config | behaviour.config), _opener(behaviour)))
+        asyncio.run(_serve(Config(**config | behaviour.config), _opener(behaviour)))
     except FatalError as error:
         sys.exit(str(error))
     counts = services[0].admission.counts

@@ -3,7 +3,6 @@
 import asyncio
 import io
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import grpc
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import ROOT, ServerProcess, server_process
+from conftest import ServerProcess, server_process
 from facenet_client import AsyncClient, Client, ServerUnavailable
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
@@ -29,6 +28,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from PIL import Image
 from test_sessions import tiny_model, write
 
+from chaos.starts import refusal
+
 pytestmark = pytest.mark.timeout(60)
 
 READS_ALL = getattr(os, "geteuid", lambda: 0)() == 0
@@ -36,24 +37,11 @@ NOT_BY_ALL = pytest.mark.skipif(READS_ALL, reason="this user may read everything
 HAS_GPU = Path("/dev/nvidiactl").exists() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
-# What a start may say before its one line: its log, gRPC's own of a port, how to use the command.
-USUAL = re.compile(r"\d{4}-\d\d-\d\d \S+ INFO |E\d{4} .* add_port\.cc|Usage: |Try '|$")
-
-
-def run_server(*flags: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "facenet_server", *flags]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ("protos", "server"))}
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=20)
-
-
 def error_line(*flags: str) -> str:
     """All that a server says of why it does not start."""
-    ended = run_server(*flags)
-    assert ended.returncode in (1, 2), ended.stderr
-    assert "listening on" not in ended.stderr
-    (line,) = (line for line in ended.stderr.splitlines() if not USUAL.match(line))
-    assert line.startswith("facenet-server: " if ended.returncode == 1 else "Error: ")
-    return line
+    ended = refusal(*flags)
+    assert ended.line, ended
+    return ended.line
 
 
 @pytest.fixture
@@ -151,7 +139,9 @@ def test_a_connection_beyond_the_most_is_refused_until_another_one_closes(tiny: 
 
 
 def test_every_setting_is_a_documented_flag_and_environment_variable() -> None:
-    text = run_server("--help").stdout
+    command = [sys.executable, "-m", "facenet_server", "--help"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    text = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=20).stdout
     for name in Config.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in text
         assert f"FACENET_{name.upper()}" in "".join(text.split())
