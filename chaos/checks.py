@@ -16,6 +16,7 @@ from chaos import (
     restarts,
     retries,
     rolling,
+    sdk_soak,
     soak,
     starts,
     suite,
@@ -116,6 +117,15 @@ CHECKS = {
         {"seconds": 10, "slope_mb_h": 3000, "leak_bytes": 20_000},
         {"seconds": 300, "leak_bytes": 200},
         bites=("memory slope",),
+    ),
+    "T27-sdk": Check(
+        sdk_soak.sdk_soak,
+        7,
+        {"seconds": 6, "bytes_a_client": 200_000},
+        {"seconds": 300},
+        {"seconds": 6, "bytes_a_client": 200_000, "left_open": True},
+        {"seconds": 60, "left_open": True},
+        bites=("open files",),
     ),
     "T28": Check(determinism.same_in_company, 1, {"crops": 100, "images": 10}, {"crops": 800, "images": 200}),
     "T29": Check(

@@ -59,10 +59,10 @@ async def ending_workers(*, seconds: float) -> Report:
         async with channels(server.address, 8) as opened:
             await open_loop(opened, Ledger(), 240, 1, PATIENT_S)
             await server.quiet(5)
-            threads, tasks = server.threads, await server.tasks()
+            threads, tasks = server.usage.threads, await server.tasks()
             await open_loop(opened, ledger, 240, seconds, PATIENT_S)
             counts = await server.quiet(5)
-            more_threads, more_tasks = server.threads - threads, await server.tasks() - tasks
+            more_threads, more_tasks = server.usage.threads - threads, await server.tasks() - tasks
     answers = sorted(ledger.ends.get("answered", [-math.inf, math.inf]))
     failed = ledger.outcomes["INTERNAL"]
     report.note = f"{dict(ledger.outcomes)}"

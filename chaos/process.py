@@ -25,6 +25,29 @@ from chaos.stub import COUNTS, TASKS, TELL, Behaviour
 SERVER_CORE = 0
 
 
+class Usage:
+    """What a process has of its machine, as of when it is asked."""
+
+    def __init__(self, pid: int) -> None:
+        self._folder = f"/proc/{pid}"
+
+    @property
+    def rss_mb(self) -> float:
+        """Its resident memory."""
+        with open(f"{self._folder}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    @property
+    def files(self) -> int:
+        """Those that are open."""
+        return len(os.listdir(f"{self._folder}/fd"))
+
+    @property
+    def threads(self) -> int:
+        """How many it has."""
+        return len(os.listdir(f"{self._folder}/task"))
+
+
 @dataclass
 class Growth:
     """The most that memory was over what it had been."""
@@ -96,23 +119,10 @@ class Server:
             self.wait()
 
     @property
-    def rss_mb(self) -> float:
-        """Its resident memory."""
+    def usage(self) -> Usage:
+        """What it has of its machine."""
         assert self._process is not None
-        with open(f"/proc/{self._process.pid}/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-    @property
-    def fds(self) -> int:
-        """Its open files."""
-        assert self._process is not None
-        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
-
-    @property
-    def threads(self) -> int:
-        """Its threads."""
-        assert self._process is not None
-        return len(os.listdir(f"/proc/{self._process.pid}/task"))
+        return Usage(self._process.pid)
 
     async def tasks(self) -> int:
         """Its event loop's tasks, as it tells."""
@@ -135,11 +145,11 @@ class Server:
     @asynccontextmanager
     async def growth(self) -> AsyncIterator[Growth]:
         """How far its memory rises meanwhile."""
-        grown, base_mb = Growth(), self.rss_mb
+        grown, base_mb = Growth(), self.usage.rss_mb
 
         async def watch() -> None:
             while True:
-                grown.mb = max(grown.mb, self.rss_mb - base_mb)
+                grown.mb = max(grown.mb, self.usage.rss_mb - base_mb)
                 await asyncio.sleep(0.05)
 
         watching = asyncio.create_task(watch())

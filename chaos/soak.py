@@ -14,13 +14,14 @@ from chaos.caller import Caller
 from chaos.drivers import PATIENT_S, broken, channels, leave, open_loop
 from chaos.ledger import Ledger, Marked
 from chaos.overload import at_rest
-from chaos.process import Server
+from chaos.process import Server, Usage
 from chaos.report import Report
 from chaos.stub import Behaviour
 
 _ROUND_S = 10.0
-_NOISE = 4  # files or threads of what is just being opened or closed; a leak is one a round, at least
+_NOISE = 4  # files, threads or tasks of what is just being opened or closed; a leak is one a round, at least
 _RATE = 240  # items a second, 0.6 of the capacity
+_KILLED_SHARE = 0.005
 
 
 @cache
@@ -70,38 +71,33 @@ class _Calls:
 
 
 async def soak(*, seconds: float, leak_bytes: int = 0, slope_mb_h: float = 8.0) -> Report:
-    """T27: of the calls 5 % leave, 2 % are in too much haste, 1 % are broken, 1 % are photos of fifty sizes;
-    connections come and go, and one caller a round is killed."""
+    """T27: of the calls 5 % leave, 2 % are in too much haste, 1 % are broken, 1 % are photos of fifty sizes, and beside
+    them as many streams as are 0.5 % of them are killed; connections come and go."""
     calls, samples = _Calls(), list[tuple[float, ...]]()
+    length_s = min(_ROUND_S, seconds / 10)
+    killed = round(_KILLED_SHARE * _RATE * length_s)  # a round
     async with Server(Behaviour({"max_batch_rows": 8}, leak_bytes=leak_bytes)) as server:
-        start, length_s = time.monotonic(), min(_ROUND_S, seconds / 10)
+        start = time.monotonic()
         while time.monotonic() - start < seconds:
-            with Caller(server.address, len(samples)) as caller:
+            with Caller(server.address, len(samples), killed) as caller:
                 await calls.round(server.address, length_s)
                 caller.kill()
             counts = await server.quiet(5)
             gc.collect()  # of this process: calls that were left keep their connections until then
             await asyncio.sleep(min(0.5, length_s / 10))  # which take a moment to close
-            samples.append((time.monotonic() - start, server.rss_mb, server.fds, server.threads))
+            samples.append((time.monotonic() - start, *used(server.usage), await server.tasks()))
     report = _judged(calls, np.array(samples[len(samples) // 5 :]), slope_mb_h)
-    report.note = f"{len(samples)} rounds, a caller killed in each; {report.note}"
+    report.note = f"{len(samples)} rounds, {killed} streams killed in each; {report.note}"
     at_rest(report, counts)
     return report
 
 
 def _judged(calls: _Calls, warm: np.ndarray, slope_mb_h: float) -> Report:
-    """``warm``: (N, 4) seconds, memory, open files and threads after each round."""
-    report, patient, photos, bad = Report(), calls.patient, calls.photos, calls.broken
-    report.note = (
-        f"{sum(each.offered for each in calls.all)} calls in {warm[-1, 0]:.0f} s; memory {warm[0, 1]:.1f} MB warm, "
-        f"{np.median(warm[:, 1]):.1f} in the middle, {warm[-1, 1]:.1f} at the end; hasty {dict(calls.hasty.outcomes)}"
-    )
-    report.most("memory slope (Theil–Sen), MB/h", 3600 * _slope(warm[:, 0], warm[:, 1]), slope_mb_h)
-    report.most("memory over its median, MB", float(warm[:, 1].max() - np.median(warm[:, 1])), 64)
-    quarter = max(1, len(warm) // 4)
-    for column, name in ((2, "open files"), (3, "threads")):
-        first, last = np.median(warm[:quarter, column]), np.median(warm[-quarter:, column])
-        report.most(f"{name}, last quarter over the first", float(last - first), _NOISE)
+    """``warm``: (N, 5) as ``grown`` takes it."""
+    report, patient, photos, bad = grown(warm), calls.patient, calls.photos, calls.broken
+    report.most("memory slope (Theil–Sen), MB/h", 3600 * slope(warm[:, 0], warm[:, 1]), slope_mb_h)
+    all_calls = sum(each.offered for each in calls.all)
+    report.note = f"{all_calls} calls; hasty {dict(calls.hasty.outcomes)}; {report.note}"
     report.most("patient calls that broke", patient.broken_calls + photos.broken_calls, 0)
     report.most("lost", sum(each.lost for each in calls.all), 0)
     report.most("doubled", sum(each.doubled for each in calls.all), 0)
@@ -112,7 +108,27 @@ def _judged(calls: _Calls, warm: np.ndarray, slope_mb_h: float) -> Report:
     return report
 
 
-def _slope(at: np.ndarray, values: np.ndarray) -> float:
+def used(usage: Usage) -> tuple[float, int, int]:
+    """Memory in MB, open files, threads."""
+    return usage.rss_mb, usage.files, usage.threads
+
+
+def grown(warm: np.ndarray) -> Report:
+    """Whether a process grows. ``warm``: (N, 5) seconds, its memory in MB, open files, threads and tasks after each
+    round."""
+    report, mb = Report(), warm[:, 1]
+    report.note = (
+        f"{warm[-1, 0]:.0f} s; memory {mb[0]:.1f} MB warm, {np.median(mb):.1f} in the middle, {mb[-1]:.1f} at the end"
+    )
+    report.most("memory over its median, MB", float(mb.max() - np.median(mb)), 64)
+    quarter = max(1, len(warm) // 4)
+    for column, name in ((2, "open files"), (3, "threads"), (4, "tasks")):
+        first, last = np.median(warm[:quarter, column]), np.median(warm[-quarter:, column])
+        report.most(f"{name}, last quarter over the first", float(last - first), _NOISE)
+    return report
+
+
+def slope(at: np.ndarray, values: np.ndarray) -> float:
     """The median slope over all pairs of points."""
     i, j = np.triu_indices(len(at), 1)
     return float(np.median((values[j] - values[i]) / (at[j] - at[i])))

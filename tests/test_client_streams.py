@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from facenet_client import (
     ServerUnavailable,
 )
 from nets import crop, embed, fake_server, square
+from scripted import Scripted, answer_all, assert_answers, images
 
 
 async def test_what_the_callers_own_iterator_raises_reaches_the_caller(call: Call) -> None:
@@ -82,6 +84,55 @@ async def test_a_stream_that_is_left_ends_its_call_and_the_client_goes_on() -> N
 
     async with fake_server() as target:
         assert await asyncio.to_thread(run, target) == 1
+
+
+class SlowToEnd:
+    """It answers all, and takes a while to end the call, or for ever; how it ended."""
+
+    def __init__(self, ends_after_s: float) -> None:
+        self._ends_after_s = ends_after_s
+        self.end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def __call__(self, context: Any) -> None:
+        await answer_all(context)
+        try:
+            await asyncio.sleep(self._ends_after_s)
+        except asyncio.CancelledError:
+            self.end.set_result("cancelled")
+            raise
+        self.end.set_result("in order")
+
+
+async def test_a_call_whose_messages_all_are_answered_is_left_to_end_in_order() -> None:
+    script = SlowToEnd(0.1)
+    async with Scripted(script).serve() as target, AsyncClient(target) as client:
+        assert_answers(await client.embed_crops(images(3)), images(3))
+        assert await script.end == "in order"
+
+
+async def test_a_server_that_does_not_end_a_call_holds_nobody_up_for_long() -> None:
+    script = SlowToEnd(60)
+    async with Scripted(script).serve() as target, AsyncClient(target) as client:
+        async with asyncio.timeout(5):
+            assert_answers(await client.embed_crops(images(3)), images(3))
+            assert await script.end == "cancelled"
+
+
+async def test_synchronous_clients_that_come_and_go_do_no_harm_to_a_loop_beside_them() -> None:
+    harm, loops = list[Any](), set[int]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: harm.append(told))
+
+    def live(target: str) -> None:
+        with Client(target) as client:
+            loops.add(id(client._loop))
+            client.server_info()
+            next(client.embed_crops_stream([crop(1)] * 50))
+
+    async with fake_server() as target, AsyncClient(target) as beside:
+        for _ in range(20):
+            await asyncio.gather(asyncio.to_thread(live, target), beside.embed_crops([crop(2)] * 3))
+    assert harm == []
+    assert len(loops) == 1  # grpc.aio would keep each
 
 
 async def test_one_client_serves_several_threads() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations  # grpcio's classes take their type arguments
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import grpc
@@ -55,6 +56,11 @@ class Call:
         """Whether the next message, or the end of the call, comes in time: ``read`` gives it, now or later."""
         done, _ = await asyncio.wait({self._next()}, timeout=timeout_s)
         return bool(done)
+
+    async def ended(self, timeout_s: float) -> None:
+        """Wait until the server has ended the call, of which no message more is wanted; no longer than that."""
+        with suppress(CallError):
+            await self._in_time(self._next(), timeout_s)
 
     def cancel(self) -> None:
         """End the call, if it has not ended."""

@@ -11,6 +11,7 @@ from facenet_client._call import Call, Link
 from facenet_client.errors import CallError, ServerFault, ServerUnavailable
 
 _STILL_FRESH = 0.95  # share of a message's time that is left
+_END_S = 1.0  # for a server to end a call when all is answered
 
 
 class Message:
@@ -71,6 +72,7 @@ class Lane:
         self._unsent: asyncio.Queue[bytes | None] = asyncio.Queue()  # bounded by the stream's window, as is the other
         self._sent: asyncio.Queue[_End | None] = asyncio.Queue()  # None: a message; bounded by the window
         self._tasks: list[asyncio.Task[None]] = []
+        self._is_finishing = False
 
     async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(work) for work in (self._write(), self._read())]
@@ -79,6 +81,8 @@ class Lane:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._is_finishing and not self._unanswered:
+            await asyncio.wait(self._tasks, timeout=_END_S)
         self._call.cancel()  # no effect on one that has ended
         for task in self._tasks:
             task.cancel()
@@ -102,6 +106,7 @@ class Lane:
 
     def finish(self) -> None:
         """Tell the server that no message follows."""
+        self._is_finishing = True
         self._unsent.put_nowait(None)
 
     async def _write(self) -> None:
@@ -119,6 +124,8 @@ class Lane:
 
     async def _read(self) -> None:
         end = await self._read_answers()
+        if end is None:  # in order; a cancel would count as one at the server, and as abuse at proxies
+            await self._call.ended(_END_S)
         self._call.cancel()
         self._tasks[0].cancel()  # the writer: there is nobody to write to
         unanswered = list(self._unanswered)

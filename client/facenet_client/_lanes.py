@@ -46,8 +46,7 @@ class Lanes:
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
-        for lane in list(self._lanes):
-            await lane.__aexit__(None, None, None)
+        await asyncio.gather(*(lane.__aexit__(None, None, None) for lane in self._lanes))
         for message in list(self._open):
             message.fail(CallError("the client was closed"))
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
-from facenet_client import _wire
+from facenet_client import _loops, _wire
 from facenet_client._stream import Stream
 from facenet_client.aio import AsyncClient
 from facenet_client.errors import CallError
@@ -53,7 +53,7 @@ class Client:
         self._lock = threading.RLock()  # between giving work to the loop and taking the loop away
 
     def __enter__(self) -> Self:
-        self._loop = asyncio.new_event_loop()
+        self._loop = _loops.take()
         self._thread = threading.Thread(target=self._loop.run_forever, name="facenet-client", daemon=True)
         self._thread.start()
         self._wait(self._client.__aenter__())
@@ -69,7 +69,7 @@ class Client:
         asyncio.run_coroutine_threadsafe(self._close(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         self._thread.join()
-        loop.close()
+        _loops.give_back(loop)
 
     async def _close(self) -> None:
         """Close the client, and leave no other thread waiting: all that was given to this loop is a task by now."""
