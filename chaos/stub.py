@@ -224,7 +224,7 @@ def _switch(behaviour: Behaviour) -> None:
     if behaviour.keepalive_s:
         _change_options((), _keepalive(*behaviour.keepalive_s))
     if behaviour.lets_hopeless_in:
-        _BACKLOG.wait_s = lambda *_: 0.0
+        _BACKLOG.back_in_s = lambda *_: 0.0
     if behaviour.stumbling_share:
         _stumble(behaviour.stumbling_share)
     if behaviour.hard_stop:

@@ -146,13 +146,15 @@ def answered(data: bytes) -> pb.EmbedResponse:
     return response
 
 
-async def answer_all(context: Any, most: int | None = None, refused: range = range(0)) -> None:
+async def answer_all(
+    context: Any, most: int | None = None, refused: range = range(0), retry_after_ms: int = 10
+) -> None:
     """Answer messages, those ``refused`` with a request to come back."""
     count = 0
     while (data := await context.read()) is not grpc.aio.EOF and (most is None or count < most):
         response = answered(data)
         if count in refused:
-            response = pb.EmbedResponse(id=response.id, retry_after_ms=10)
+            response = pb.EmbedResponse(id=response.id, retry_after_ms=retry_after_ms)
             response.results.add().error.CopyFrom(pb.ItemError(code=8, reason="OVERLOADED"))
         count += 1
         await context.write(response.SerializeToString())

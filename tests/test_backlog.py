@@ -6,7 +6,7 @@ from facenet_server.backlog import Backlog, Work
 
 ABOUT = 0.15  # the pace is an average, and new work is not in it yet
 
-Worker = Callable[[Work, int], None]
+Worker = Callable[..., None]
 
 
 @pytest.fixture
@@ -16,13 +16,15 @@ def clock() -> Clock:
 
 @pytest.fixture
 def work_off(clock: Clock) -> Worker:
-    """Ten items a second, one seat after the other."""
+    """Ten items a second, in so many seats at once."""
 
-    def work_off(work: Work, n_items: int) -> None:
-        for _ in range(n_items):
-            work.seated(1)
-            clock.now_s += 0.1
-            work.done()
+    def work_off(work: Work, n_items: int, n_at_once: int = 1) -> None:
+        for start in range(0, n_items, n_at_once):
+            some = min(n_at_once, n_items - start)
+            work.seated(some)
+            clock.now_s += 0.1 * some
+            for _ in range(some):
+                work.done()
 
     return work_off
 
@@ -33,8 +35,8 @@ def learned(clock: Clock, work_off: Worker) -> Callable[..., Backlog]:
 
     def learn(n_at_once: int = 1) -> Backlog:
         backlog = Backlog(n_at_once, clock)
-        work = backlog.begin("before", "its stream", 20)
-        work_off(work, 20)
+        work = backlog.begin("before", "its stream", 2 * max(10, n_at_once))
+        work_off(work, 2 * max(10, n_at_once), n_at_once)
         work.over()
         return backlog
 
@@ -105,9 +107,8 @@ def test_beside_seats_that_one_caller_has_others_wait_as_well(learned: Callable[
 def test_items_that_wait_for_their_own_caller_are_in_nobody_s_way(learned: Callable[..., Backlog]) -> None:
     backlog = learned()
     work = backlog.begin("a", "1", 20)
-    work.aside(20)
-    assert wait_s(backlog, "b", 20) == 0
-    work.aside(-20)
+    with work.aside(20):
+        assert wait_s(backlog, "b", 20) == 0
     assert wait_s(backlog, "b", 20) == pytest.approx(2, rel=ABOUT)
 
 
@@ -117,6 +118,61 @@ def test_items_that_are_worked_on_at_once_do_not_wait_for_each_other(learned: Ca
     assert wait_s(backlog, "b", 1) == 0
     backlog.begin("b", "1", 5).seated(5)
     assert wait_s(backlog, "c", 1) == pytest.approx(0.5, rel=ABOUT)
+
+
+@pytest.mark.parametrize("n_at_once", [2, 16, 64])
+def test_what_was_done_one_by_one_does_not_make_many_threads_slow(clock: Clock, n_at_once: int) -> None:
+    backlog = Backlog(n_at_once, clock)
+    for number in range(600):  # a minute of one caller after the other
+        work = backlog.begin(str(number), number, 1)
+        work.seated(1)
+        clock.now_s += 0.1
+        work.over()
+    backlog.begin("a", "1", 11 * n_at_once)
+    assert wait_s(backlog, "b", 11 * n_at_once) == pytest.approx(1, rel=ABOUT)
+
+
+@pytest.mark.parametrize("slow_s", [2.0, 60.0])
+def test_after_an_idle_time_what_was_slow_before_is_soon_forgotten(clock: Clock, slow_s: float) -> None:
+    backlog = Backlog(1, clock)
+    for _ in range(int(60 / slow_s)):
+        work = backlog.begin("a", "1", 1)
+        work.seated(1)
+        clock.now_s += slow_s
+        work.over()
+    clock.now_s += 3600
+    work = backlog.begin("b", "1", 1)
+    work.seated(1)
+    clock.now_s += 0.05
+    work.over()
+    backlog.begin("c", "1", 16)
+    assert wait_s(backlog, "d", 16) == pytest.approx(0.8, rel=ABOUT)
+
+
+def test_who_is_seated_already_may_take_more_of_a_newcomer_s_time_than_who_may_come_first(
+    learned: Callable[..., Backlog],
+) -> None:
+    seated, waiting = learned(), learned()
+    seated.begin("bulk", "1", 200).seated(10)
+    for number in range(10):
+        waiting.begin(str(number), number, 1)
+    for backlog, least_s in ((seated, 1.33), (waiting, 2.5)):
+        assert wait_s(backlog, "new", 1) == pytest.approx(1, rel=ABOUT)
+        assert backlog.back_in_s("new", "its own", 1, left_s=(1 + ABOUT) * least_s) <= 0
+        assert backlog.back_in_s("new", "its own", 1, left_s=(1 - ABOUT) * least_s) > 0
+
+
+def test_who_comes_back_when_told_to_finds_room_though_its_own_time_went_by(
+    clock: Clock, learned: Callable[..., Backlog], work_off: Worker
+) -> None:
+    backlog, left_s = learned(), 3.0
+    before = [backlog.begin(str(number), number, 1) for number in range(20)]  # two seconds of work
+    back_in_s = backlog.back_in_s("new", "1", 1, left_s)
+    assert 0 < back_in_s < left_s
+    for work in before[: round(back_in_s * 10) + 1]:
+        work_off(work, 1)
+        work.over()
+    assert backlog.back_in_s("new", "1", 1, left_s - back_in_s) <= 0
 
 
 def test_answers_that_lie_unread_are_no_wait(clock: Clock, learned: Callable[..., Backlog], work_off: Worker) -> None:
@@ -184,7 +240,7 @@ def test_tight_times_do_not_keep_a_server_of_many_cores_from_learning_what_it_ca
         clock.now_s = number * 2 * service_s / n_at_once
         while seated and seated[0][0] <= clock.now_s:
             seated.pop(0)[1].done()
-        if backlog.wait_s(str(number), number, 1) > 0.4 * 2 * service_s:
+        if backlog.back_in_s(str(number), number, 1, 2 * service_s) > 0:
             refused += 1
             continue
         work = backlog.begin(str(number), number, 1)

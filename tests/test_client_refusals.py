@@ -1,5 +1,7 @@
 """What the SDK makes of servers that have no room: who waits how long for whom, and what is tried again."""
 
+import time
+from functools import partial
 from typing import Any
 
 import grpc
@@ -7,7 +9,7 @@ import pytest
 from facenet_client import AsyncClient, RequestRefused, ServerOverloaded, ServerUnavailable
 from facenet_client._connections import Connections
 from facenet_proto.v1 import face_pb2 as pb
-from scripted import Scripted, answer, assert_answers, images, refusing
+from scripted import Scripted, answer, answer_all, assert_answers, images, refusing
 
 
 async def test_a_call_whose_time_ends_before_there_is_room_is_told_so_at_once() -> None:
@@ -57,6 +59,27 @@ async def test_a_stream_that_is_refused_is_refused_once_however_many_messages_it
     async with server.serve() as target, AsyncClient(target, timeout_s=20) as client:
         sent = images(60)
         assert_answers(await client.embed_crops(sent), sent)
+
+
+async def test_a_message_for_which_one_server_has_no_room_goes_to_another_at_once() -> None:
+    full = Scripted(partial(answer_all, refused=range(1000), retry_after_ms=60_000))
+    idle = Scripted(answer)
+    async with full.serve() as one, idle.serve() as other, AsyncClient([one, other], timeout_s=5) as client:
+        for _ in range(6):  # calls begin at each of them in turn
+            assert_answers(await client.embed_crops(images(1)), images(1))
+        assert_answers([each async for each in client.embed_crops_stream(images(40))], images(40))
+    assert 3 <= len(full.read_ids) <= 3 + 40
+    assert all(len(set(seen.read_ids)) == len(seen.read_ids) for seen in full.seen)  # none of them twice
+
+
+async def test_a_message_for_which_no_server_has_room_comes_back_when_told_to() -> None:
+    scripts = [partial(answer_all, refused=range(1), retry_after_ms=300) for _ in range(2)]
+    one, other = Scripted(scripts[0]), Scripted(scripts[1])
+    async with one.serve() as a, other.serve() as b, AsyncClient([a, b], timeout_s=5) as client:
+        began_s = time.monotonic()
+        assert_answers(await client.embed_crops(images(1)), images(1))
+        assert 0.3 < time.monotonic() - began_s < 2
+    assert (len(one.read_ids), len(other.read_ids)) in ((1, 2), (2, 1))
 
 
 async def test_what_comes_too_late_anyway_costs_no_try() -> None:

@@ -91,3 +91,19 @@ async def test_callers_who_wait_take_turns() -> None:
         await settle()
     await asyncio.gather(*guests)
     assert order == ["hog", "small", "hog", "hog"]
+
+
+async def test_callers_who_had_their_turn_and_left_are_not_remembered_without_end() -> None:
+    seats = Seats(1)
+
+    async def stay(caller: int) -> None:
+        async with seats.taken(1, str(caller)):
+            await asyncio.sleep(0)
+
+    patient = [asyncio.create_task(stay(caller)) for caller in range(8000)]  # somebody always waits
+    await settle()
+    while seats._waiting:
+        assert len(seats._starts) <= len(seats._waiting) + 1025
+        await asyncio.sleep(0)
+    await asyncio.gather(*patient)
+    assert not seats._starts

@@ -1,6 +1,7 @@
 """What is refused since it would wait for too much of its time, and what is not."""
 
 import asyncio
+import threading
 import time
 from contextlib import AsyncExitStack
 from typing import Any
@@ -46,6 +47,53 @@ async def test_a_message_that_would_wait_for_most_of_its_time_is_refused_and_ano
     assert 100 < refused.retry_after_ms < 2000
     assert found.results[0].HasField("detection")
     assert patient.results[0].HasField("embedding")
+
+
+@pytest.mark.timeout(40)
+async def test_a_caller_of_little_is_let_in_beside_one_that_fills_every_seat() -> None:
+    def net(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        time.sleep(0.0075 * len(rows))  # all seats are a second
+        return embed(rows)
+
+    async with fake_server({"colour": embed, "slow": net}) as target:
+        async with (
+            stream(target, "Embed", pb.EmbedResponse) as bulk,
+            stream(target, "Embed", pb.EmbedResponse) as modest,
+        ):
+            await ask(bulk, slow_crops(64))
+
+            async def flood() -> None:
+                while True:
+                    await bulk.write(slow_crops(64))
+
+            async def take() -> None:
+                while True:
+                    await bulk.read()
+
+            flooding = [asyncio.create_task(work) for work in (flood(), take())]
+            await asyncio.sleep(1.5)
+            answers = [await ask(modest, slow_crops(1, timeout_ms=2200)) for _ in range(2)]
+            for work in flooding:
+                work.cancel()
+    assert "OVERLOADED" not in {answer.results[0].error.reason for answer in answers}
+
+
+async def test_of_a_message_only_what_is_work_counts_as_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, pnet = threading.Event(), nets.pnet
+
+    def held(levels: np.ndarray) -> Any:
+        assert found.wait(10)
+        return pnet(levels)
+
+    monkeypatch.setattr(nets, "pnet", held)
+    photos = pb.Pair(**dict.fromkeys("ab", pb.Side(image=raw(square()))))
+    async with fake_service() as (target, service):
+        async with stream(target, "Compare", pb.CompareResponse) as call:
+            await call.write(pb.CompareRequest(pairs=[known_pair()] * 63 + [photos]))
+            await until(lambda: service.admission.counts.items_in_flight == 64)
+            assert service.admission.backlog(WORK)._of_caller.total() == 1
+            found.set()
+            assert len((await call.read()).results) == 64
 
 
 async def test_what_waits_for_nothing_but_its_own_stream_is_not_refused() -> None:

@@ -23,33 +23,33 @@ def test_the_outline_is_the_message_s(
     request = pb.DetectRequest(id=number, images=[pb.Image(encoded=data) for data in images], timeout_ms=timeout_ms)
     if with_options:
         request.options.min_face_px = 40
-    assert wire.outline(request.SerializeToString(), FIELDS, 64) == (number, len(images), bool(images), timeout_ms)
+    assert wire.outline(request.SerializeToString(), FIELDS, 64) == (number, len(images), len(images), timeout_ms)
 
 
-def is_work(to_work: wire.Paths, request: Message) -> bool:
-    return wire.outline(request.SerializeToString(), FIELDS._replace(to_work=to_work), 64).is_work
+def n_work(to_work: wire.Paths, request: Message) -> int:
+    return wire.outline(request.SerializeToString(), FIELDS._replace(to_work=to_work), 64).n_work
 
 
-def test_one_image_or_file_among_crops_is_seen_wherever_it_stands() -> None:
+def test_images_and_files_among_crops_are_counted_wherever_they_stand() -> None:
     crop, photo = pb.EmbedItem(crop=pb.Image(raw=pb.RawImage(rgb=b"abc"))), pb.EmbedItem(image=pb.Image(encoded=b"a"))
     file = pb.EmbedItem(crop=pb.Image(encoded=b"a"))
     for items, expected in (
-        ([crop, photo], True),
-        ([photo, crop], True),
-        ([pb.EmbedItem(), photo], True),
-        ([crop, file], True),
-        ([crop, crop], False),
-        ([pb.EmbedItem()], False),
-        ([], False),
+        ([crop, photo], 1),
+        ([photo, crop, photo], 2),
+        ([pb.EmbedItem(), photo], 1),
+        ([crop, file, file], 2),
+        ([crop, crop], 0),
+        ([pb.EmbedItem()], 0),
+        ([], 0),
     ):
-        assert is_work({1: {}, 2: {1: {}}}, pb.EmbedRequest(items=items)) is expected
+        assert n_work({1: {}, 2: {1: {}}}, pb.EmbedRequest(items=items)) == expected
 
 
 def test_an_image_on_either_side_of_a_pair_is_seen() -> None:
     photo = pb.Side(image=pb.Image(encoded=b"a"))
     known = pb.Side(embedding=pb.Embedding(vector=b"\x0a" * 2048, model="m"))
-    for a, b, expected in ((photo, known, True), (known, photo, True), (known, known, False), (None, photo, True)):
-        assert is_work(SIDES, pb.CompareRequest(pairs=[pb.Pair(a=a, b=b)])) is expected
+    for a, b, expected in ((photo, known, 1), (known, photo, 1), (known, known, 0), (None, photo, 1)):
+        assert n_work(SIDES, pb.CompareRequest(pairs=[pb.Pair(a=a, b=b)])) == expected
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=5))

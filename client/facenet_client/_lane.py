@@ -15,13 +15,14 @@ _END_S = 1.0  # for a server to end a call when all is answered
 
 
 class Message:
-    """A chunk of a stream on its way: its answer to come, until when (on the loop's clock; None: whenever), and how
-    often it was sent."""
+    """A chunk of a stream on its way: its answer to come, until when (on the loop's clock; None: whenever), how often
+    it was sent, and which addresses had no room for it, while others may have."""
 
     def __init__(self, chunk: _wire.Chunk, deadline: float | None) -> None:
         self.chunk = chunk
         self.deadline = deadline
         self.attempts = 0
+        self.refused_by = set[str]()
         self._given_s = self.left_s
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -60,7 +61,7 @@ class Lane:
         self,
         link: Link,
         exchange: _wire.Exchange[Any, Any],
-        on_answer: Callable[[Message, Any], None],
+        on_answer: Callable[["Lane", Message, Any], None],
         on_end: Callable[["Lane", list[Message], CallError | None], None],
     ) -> None:
         self.link = link
@@ -137,7 +138,7 @@ class Lane:
         try:
             while (sent := await self._sent.get()) is None:
                 response = await self._next_response(self._left_s())
-                self._on_answer(self._unanswered.popleft(), response)
+                self._on_answer(self, self._unanswered.popleft(), response)
             return sent.error
         except CallError as error:
             return error

@@ -79,16 +79,20 @@ class Lanes:
         """The lane with the fewest messages; a new one where all have some. Raises CallError, also where a server that
         has no room rests for longer than the message has time."""
         async with self._opening:
-            ready = [lane for lane in self._lanes if self._connections.health.is_ready(lane.link.address)]
+            ready = [lane for lane in self._lanes if self._is_for(message, lane.link.address)]
             lane = min(ready, key=lambda lane: lane.under_way, default=None)
             links = self._free if ready else [*self._free, *(lane.link for lane in self._lanes)]
-            if links and (lane is None or lane.under_way):
-                link = min(links, key=self._trouble)
+            others = [link for link in links if link.address not in message.refused_by]
+            if lane is None or (others and lane.under_way):
+                link = min(others or links, key=self._trouble)
                 if lane is None or self._connections.is_free(link.address):  # no message that has a lane waits for one
                     lane = await self._lane_on(link, message)
         assert lane is not None
         self._connections.health.follow(lane.link)
         return lane
+
+    def _is_for(self, message: Message, address: str) -> bool:
+        return self._connections.health.is_ready(address) and address not in message.refused_by
 
     def _trouble(self, link: Link) -> tuple[float, bool]:
         return self._connections.rest_s(link.address), not self._connections.known(link)
@@ -112,14 +116,23 @@ class Lanes:
             self._lanes.append(lane)
         return lane
 
-    def _on_answer(self, message: Message, response: Any) -> None:
+    def _on_answer(self, lane: Lane, message: Message, response: Any) -> None:
         if response.retry_after_ms:
             told = f"the server has no room now; again in {response.retry_after_ms} ms"
-            self._again([message], ServerOverloaded(told, retry_after_s=response.retry_after_ms / 1000))
+            error = ServerOverloaded(told, retry_after_s=response.retry_after_ms / 1000)
+            self._again([message], error, elsewhere=self._may_be_elsewhere(message, lane.link.address))
         elif not message.answer.done():
             self._connections.budget.refill()
             self._answered = True
             message.answer.set_result(response)
+
+    def _may_be_elsewhere(self, message: Message, refused_by: str) -> bool:
+        """Whether an address is free that has not refused this message; once all have, they are asked anew."""
+        message.refused_by.add(refused_by)
+        others = set(self._connections.addresses) - message.refused_by
+        if not (is_free := any(map(self._connections.is_free, others))):
+            message.refused_by.clear()
+        return is_free
 
     def _on_end(self, lane: Lane, unanswered: list[Message], error: CallError | None) -> None:
         self._lanes.remove(lane)

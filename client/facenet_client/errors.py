@@ -54,7 +54,8 @@ class NoFaceError(ItemError):
 
 
 class ServerItemError(ItemError):
-    """The server failed on this item; its log tells more under the id in the message."""
+    """The server failed on this item, and its log tells more under the id in the message; or it had no room for it, or
+    lost its device."""
 
 
 class ItemTimeout(ItemError, TimeoutError):

@@ -2,39 +2,59 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from facenet_server.pace import Pace
+
+# The shares of its time that a message may have to wait: for what has seats already, beside which there is the rest of
+# a batch and its own to wait for; and where all else is guessed, since those who come later have their share, too.
+_SEATED, _GUESSED = 0.75, 0.4
 
 Key = TypeVar("Key")
 
 
 class Backlog:
     """Items of one kind, ready crops say, or images to be searched: how many each caller has here, how many of them are
-    worked on (in seats), and how fast seats have become free lately.
+    worked on, in seats, and how fast those have been done lately.
 
-    Items count from when they are accepted until they leave their seat. Time counts while there is one in a seat, so
-    that callers who are waited for, to take their answers say, are no slowness; and whoever leaves a seat made it free,
+    Items count from when they are accepted until they are answered. Time counts while there is one in a seat, so that
+    callers who are waited for, to take their answers say, are no slowness; and whoever leaves a seat made it free,
     with an answer or without.
     """
 
     def __init__(self, n_at_once: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         self._n_at_once = n_at_once  # items that do not wait for each other
-        self._pace = Pace(clock)
+        self._pace = Pace(clock, n_at_once)
         self._of_caller = Counter[str]()
         self._of_stream = Counter[Hashable]()
-        self._seated = Counter[str]()  # of each caller
+        self._seated = Counter[str]()  # of each caller, and not answered
         self._n_seated = 0
 
     def wait_s(self, caller: str, stream: Hashable, n_items: int) -> float:
-        """About how long so many items more of a caller's stream would wait for others: for what the caller has in
-        other streams, and for those of other callers, whose shares are equal: for as many of each as the caller has
-        then, but at least for those in seats. 0 where nobody can tell."""
+        """About how long so many items more of a caller's stream would wait for others. 0 where nobody can tell."""
+        return sum(self._waits_s(caller, stream, n_items))
+
+    def back_in_s(self, caller: str, stream: Hashable, n_items: int, left_s: float) -> float:
+        """When to send so many items again, for whose answer there are ``left_s`` seconds; 0 or less where they would
+        not wait for too much of these. Whoever comes back then may have less time left, by this wait."""
+        certain_s, guessed_s = self._waits_s(caller, stream, n_items)
+        too_late_s = certain_s / _SEATED + guessed_s / _GUESSED - left_s
+        return too_late_s * _GUESSED / (1 - _GUESSED)
+
+    def _waits_s(self, caller: str, stream: Hashable, n_items: int) -> tuple[float, float]:
+        """For what goes first, whatever comes: what the caller has in other streams, and what others have in seats;
+        and for the rest of what others have, of each as much as the caller has then, since their shares are equal."""
         mine, seated = self._of_caller[caller], self._seated
-        others = ((n, seated[other]) for other, n in self._of_caller.items() if other != caller)
-        before = mine - self._of_stream[stream] + sum(max(min(n, mine + n_items), first) for n, first in others)
-        return self._pace.known_seconds_for(max(0, before - self._n_at_once + 1)) or 0.0
+        first = mine - self._of_stream[stream] + self._n_seated - seated[caller]
+        rest = sum(
+            max(0, min(n, mine + n_items) - seated[other]) for other, n in self._of_caller.items() if other != caller
+        )
+        free = self._n_at_once - 1
+        certain, before = max(0, first - free), max(0, first + rest - free)
+        each_s = self._pace.known_seconds_for(1) or 0.0
+        return certain * each_s, (before - certain) * each_s
 
     def begin(self, caller: str, stream: Hashable, n_items: int) -> "Work":
         """A message of so many items is accepted; its ``over`` must be called, however it ends."""
@@ -60,9 +80,14 @@ class Work:
         self._left = n_items
         self._seated = 0
 
-    def aside(self, n_items: int) -> None:
-        """So many of its items wait for their own caller, and others not for them; as many less, once they do not."""
+    @contextmanager
+    def aside(self, n_items: int) -> Iterator[None]:
+        """Meanwhile so many of its items wait for their own caller, and others not for them."""
         self._backlog._change(*self._of, -n_items)
+        try:
+            yield
+        finally:
+            self._backlog._change(*self._of, n_items)
 
     def seated(self, n_items: int) -> None:
         """So many of its items have a seat now."""

@@ -27,13 +27,12 @@ Result = TypeVar("Result")
 
 
 class Batch(NamedTuple, Generic[Item, Result]):
-    """How the items of one message are answered: each, its images to be searched, whether it is work for threads, what
-    kind it is if not, its failure, and whether crops were asked for."""
+    """How the items of one message are answered: each, its images to be searched, whether it is work for threads, its
+    failure, and whether crops were asked for."""
 
     one: Callable[[Item, Company], Awaitable[Result]]
     images: Callable[[Item], Sequence[pb.Image]]
     is_work: Callable[[Item], bool]
-    else_kind: str
     failed: Callable[[pb.ItemError], Result]
     has_crops: bool = False
 
@@ -53,6 +52,8 @@ class Groups:
 
     async def answer(self, items: Sequence[Item], batch: Batch[Item, Result], place: Place) -> list[Result]:
         """The answers to a message's items, in their order; one that fails has its error."""
+        if not items:
+            return []
         pixels = await self._pixels_of([batch.images(item) for item in items])
         limits = self._limits
         groups = companies(pixels, limits.images_per_group, limits.max_pixels_in_flight // 2)
@@ -70,13 +71,13 @@ class Groups:
     ) -> list[Result]:
         n_images = [len(batch.images(item)) for item in items]
         company = Company(sum(n_images), place.deadline)
-        works = [n or batch.is_work(item) for n, item in zip(n_images, items, strict=True)]
-        work = sum(works)
+        seats_each = [n or batch.is_work(item) for n, item in zip(n_images, items, strict=True)]
+        seated = self._seated(seats_each, pixels, place, has_crops=batch.has_crops)
         try:
-            async with asyncio.timeout_at(place.deadline) as wait, self._seated(batch, len(items), work, pixels, place):
+            async with asyncio.timeout_at(place.deadline) as wait, seated:
                 wait.reschedule(None)
                 # Beside work other items are nothing that anybody waits for.
-                counts = [place.kind != WORK or n > 0 for n in works]
+                counts = [place.kind != WORK or n > 0 for n in seats_each]
                 place.work.seated(sum(counts))
                 dones = [place.work.done if counted else _nothing for counted in counts]
                 return await _gathered([_answer(*each, batch, company) for each in zip(items, dones, strict=True)])
@@ -87,28 +88,26 @@ class Groups:
 
     @asynccontextmanager
     async def _seated(
-        self, batch: Batch[Item, Result], n_items: int, work: int, pixels: int, place: Place
+        self, seats_each: Sequence[int], pixels: int, place: Place, *, has_crops: bool
     ) -> AsyncIterator[None]:
         """Room for a group: where it is work, its stream's share of the seats, then memory for its pixels, then the
         server's seats, which so are held by what runs alone, all of it while there is room for the crops that were
         asked for; else its other seats."""
-        if not work:
-            async with self._others[batch.else_kind].taken(n_items, place.caller):
+        n_seats = sum(seats_each)
+        if not n_seats:
+            async with self._others[place.else_kind].taken(len(seats_each), place.caller):
                 yield
             return
         while True:
-            if batch.has_crops:  # without a seat, in nobody's way
-                place.work.aside(n_items)
-                try:
+            if has_crops:  # without a seat, in nobody's way
+                with place.work.aside(sum(n > 0 for n in seats_each)):
                     await place.crops.turn()
-                finally:
-                    place.work.aside(-n_items)
             async with (
-                place.seats.taken(work),
+                place.seats.taken(n_seats),
                 self._pixels.taken(pixels, place.caller),
-                self._seats.taken(work, place.caller),
+                self._seats.taken(n_seats, place.caller),
             ):
-                if not batch.has_crops or place.crops.has_room():
+                if not has_crops or place.crops.has_room():
                     yield
                     return
 

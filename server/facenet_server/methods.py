@@ -15,11 +15,13 @@ Paths: TypeAlias = Mapping[str, "Paths"]  # fields of a message by name, as in w
 
 
 class Place(NamedTuple):
-    """Where a message's items are worked on: as whose, of what kind, in which seats of its stream, until when (on the
-    loop's clock; None: for ever), with what room for their crops, and what is told of its items' seats."""
+    """Where a message's items are worked on: as whose, of what kind, and of what those beside are that are no work, in
+    which seats of its stream, until when (on the loop's clock; None: for ever), with what room for their crops, and
+    what is told of its items' seats."""
 
     caller: str
     kind: str
+    else_kind: str
     seats: Seats
     deadline: float | None
     crops: Crops
@@ -46,9 +48,9 @@ class Method(NamedTuple):
             names["id"].number, items.number, names["timeout_ms"].number, _numbers(items.message_type, self.to_work)
         )
 
-    def kind(self, outline: wire.Outline) -> str:
-        """The kind of such a request."""
-        return WORK if outline.is_work else self.else_kind
+    def kind(self, outline: wire.Outline) -> tuple[str, int]:
+        """The kind of such a request, and how many of its items are of it."""
+        return (WORK, outline.n_work) if outline.n_work else (self.else_kind, outline.n_items)
 
 
 def _numbers(message: Any, paths: Paths) -> wire.Paths:

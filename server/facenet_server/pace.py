@@ -5,19 +5,23 @@ import time
 from collections.abc import Callable
 
 _OVER_S = 10.0  # it forgets what was longer ago, counted in time that was not idle; a pause of seconds is no new pace
+_IDLE_OVER_S = 60.0  # what was before an idle time says less the longer it is, beside what comes after it
+_LITTLE_S = 1e-9  # to which all of it shrinks at most, so that it goes on saying how fast
 _UNKNOWN_S = 1.0
 _FAR_MORE = 4.0  # than there was to answer when the pace was learned: batches were smaller then, and nothing full
 
 
 class Pace:
-    """The answering rate over about the last ten seconds in which there was something to answer: idle time neither
-    lowers nor ages it, and the first answers tell as much of it as later ones.
+    """The answering rate over about the last ten seconds in which there was something to answer: idle time does not
+    lower it, and the first answers tell as much of it as later ones; after an idle time, more than those before.
 
-    Three sums, each weighted by exp(−age / ``_OVER_S``): what has gone, the time, and the items in flight over it.
+    Three sums, each weighted by exp(−age / ``_OVER_S``): what has gone, the time, and the items in flight over it. The
+    time counts in part where there was less in flight than can be answered at once, ``n_at_once``.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, n_at_once: int = 1) -> None:
         self._clock = clock
+        self._n_at_once = n_at_once
         self._at_s = clock()
         self._in_flight = 0
         self._gone = self._seconds = self._item_seconds = 0.0
@@ -42,10 +46,11 @@ class Pace:
 
     def _advance(self) -> None:
         now = self._clock()
-        if self._in_flight:
-            fades = math.exp((self._at_s - now) / _OVER_S)
-            weight = _OVER_S * (1 - fades)
-            self._gone *= fades
-            self._seconds = self._seconds * fades + weight
-            self._item_seconds = self._item_seconds * fades + weight * self._in_flight
-        self._at_s = now
+        passed_s, self._at_s = now - self._at_s, now
+        fades = math.exp(-passed_s / (_OVER_S if self._in_flight else _IDLE_OVER_S))
+        if not self._in_flight and self._seconds:
+            fades = max(fades, min(1.0, _LITTLE_S / self._seconds))
+        weight = _OVER_S * (1 - fades) * min(1.0, self._in_flight / self._n_at_once)
+        self._gone *= fades
+        self._seconds = self._seconds * fades + weight
+        self._item_seconds = self._item_seconds * fades + weight * self._in_flight

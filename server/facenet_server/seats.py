@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+_MOST_AWAY = 1024  # callers who had a turn and wait for none, while others do
+
 
 class _Waiter(NamedTuple):
     """Who waits: for how many seats, how many it would take if there were as many, and until when."""
@@ -27,11 +29,6 @@ class Seats:
         self._waiting: dict[str, deque[_Waiter]] = {}  # by caller
         self._clock = 0  # virtual: the start of whoever was seated last
         self._starts: dict[str, int] = {}  # of each caller's next, on that clock
-
-    @property
-    def waiting(self) -> int:
-        """How many callers wait."""
-        return len(self._waiting)
 
     @asynccontextmanager
     async def taken(self, count: int, caller: str = "") -> AsyncIterator[None]:
@@ -69,5 +66,10 @@ class Seats:
             queue.popleft()
             if not queue:
                 del self._waiting[caller]
-                if not self._waiting:  # nobody is behind anybody
-                    self._starts.clear()
+                self._forget()
+
+    def _forget(self) -> None:
+        if not self._waiting:  # nobody is behind anybody
+            self._starts.clear()
+        elif len(self._starts) > len(self._waiting) + _MOST_AWAY:
+            self._starts = {caller: self._starts[caller] for caller in self._waiting}

@@ -117,7 +117,7 @@ class FaceService:
         def failed(error: pb.ItemError) -> pb.DetectResult:
             return pb.DetectResult(error=error)
 
-        batch = Batch(one, lambda image: [image], lambda _: True, CROPS, failed, request.options.return_crops)
+        batch = Batch(one, lambda image: [image], lambda _: True, failed, request.options.return_crops)
         results = await self._groups.answer(request.images, batch, place)
         return pb.DetectResponse(id=request.id, results=results)
 
@@ -141,7 +141,7 @@ class FaceService:
         def failed(error: pb.ItemError) -> pb.EmbedResult:
             return pb.EmbedResult(error=error)
 
-        batch = Batch(one, images, is_work, CROPS, failed, request.options.detect.return_crops)
+        batch = Batch(one, images, is_work, failed, request.options.detect.return_crops)
         results = await self._groups.answer(request.items, batch, place)
         return pb.EmbedResponse(id=request.id, results=results)
 
@@ -159,7 +159,7 @@ class FaceService:
         def failed(error: pb.ItemError) -> pb.CompareResult:
             return pb.CompareResult(error=error)
 
-        batch = Batch(one, images, lambda pair: bool(images(pair)), VECTORS, failed)
+        batch = Batch(one, images, lambda pair: bool(images(pair)), failed)
         results = await self._groups.answer(request.pairs, batch, place)
         return pb.CompareResponse(id=request.id, results=results)
 

@@ -28,7 +28,6 @@ from facenet_server.seats import Seats
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, Message]
 
-_OF_TIME = 0.4  # of what a message has: how long it may have to wait for others, as far as one can tell
 _LINGER_S = 2.0  # how long a stream's end waits for its caller, who has been told, to close its side
 
 
@@ -172,12 +171,13 @@ class Stream:
         left_s, refuse = self._left_s(outline.timeout_ms), partial(self._refusal, outline)
         if not visit.hold(outline.n_items, len(data)):
             return _Pending(partial(refuse, Overloaded("the server has no room for this message now")))
-        backlog = admission.backlog(self._method.kind(outline))
-        late_s = backlog.wait_s(self._caller, visit, outline.n_items) - _OF_TIME * left_s
-        if late_s > 0:
+        kind, n_items = self._method.kind(outline)
+        backlog = admission.backlog(kind)
+        back_in_s = backlog.back_in_s(self._caller, visit, n_items, left_s)
+        if back_in_s > 0:
             visit.refuse(outline.n_items)
             no_time = Overloaded("this message would wait for too much of the time that it has")
-            free_at_s = asyncio.get_running_loop().time() + late_s
+            free_at_s = asyncio.get_running_loop().time() + back_in_s
             return _Pending(partial(refuse, no_time), n_bytes=len(data), free_at_s=free_at_s)
         return await self._begin(data, outline, visit, backlog, tasks, draining)
 
@@ -200,8 +200,9 @@ class Stream:
             visit.refuse(outline.n_items)
             return _Pending(partial(self._refusal, outline, TimedOut()), n_bytes=len(data))
         request = self._parsed(data)
-        crops, work = visit.accept(outline.n_items), backlog.begin(self._caller, visit, outline.n_items)
-        place = Place(self._caller, self._method.kind(outline), self._seats, deadline, crops, work)
+        kind, n_items = self._method.kind(outline)
+        crops, work = visit.accept(outline.n_items), backlog.begin(self._caller, visit, n_items)
+        place = Place(self._caller, kind, self._method.else_kind, self._seats, deadline, crops, work)
         answer = tasks.create_task(self._method.answer(request, place))
         answer.add_done_callback(lambda _: work.over())
         answer.add_done_callback(lambda _: crops.done())

@@ -28,12 +28,12 @@ class Fields(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """A request's id, how many items it holds, whether any of them is work for threads, and how long its answer is of
+    """A request's id, how many items it holds, how many of them are work for threads, and how long its answer is of
     use."""
 
     id: int
     n_items: int
-    is_work: bool
+    n_work: int
     timeout_ms: int | None
 
 
@@ -42,8 +42,7 @@ def outline(data: bytes, fields: Fields, most: int) -> Outline:
 
     Raises DecodeError where the bytes are no message, or one of far more fields than a request has.
     """
-    number = n_items = n_fields = at = 0
-    is_work = False
+    number = n_items = n_work = n_fields = at = 0
     timeout_ms: int | None = None
     while at < len(data) and n_items <= most:
         n_fields += 1
@@ -58,7 +57,7 @@ def outline(data: bytes, fields: Fields, most: int) -> Outline:
         elif kind == _LENGTH:
             size, at = _varint(data, at)
             if field == fields.items:
-                is_work = is_work or _leads(data, at, at + size, fields.to_work)
+                n_work += _leads(data, at, at + size, fields.to_work)
                 n_items += 1
             at += size
         elif kind in (_FIXED64, _FIXED32):
@@ -67,7 +66,7 @@ def outline(data: bytes, fields: Fields, most: int) -> Outline:
             raise DecodeError(f"wire type {kind}")
         if at > len(data):
             raise DecodeError("the last field is cut off")
-    return Outline(number, n_items, is_work, timeout_ms)
+    return Outline(number, n_items, n_work, timeout_ms)
 
 
 def _leads(data: bytes, at: int, end: int, paths: Paths) -> bool:
