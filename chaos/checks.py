@@ -105,10 +105,10 @@ CHECKS = {
     "T11": Check(
         partial(rolling.rolling, kill=True), 3, {"calls": 400, "beside": 200}, {"calls": 10_000, "beside": 2000}
     ),
-    "T20": Check(starts.refused_starts, 2, {"rounds": 1}, {"rounds": 5}, real=True, in_suite=True),
+    "T20": Check(starts.refused_starts, 2, {"rounds": 1, "every": 5}, {"rounds": 5}, real=True),
     "T22": Check(engines.failing_engine, 2, {"seconds": 3}, {"seconds": 60}),
     "T23": Check(engines.lost_device, 1, {"repeats": 1}, {"repeats": 10}),
-    "T24": Check(engines.ending_workers, 2, {"seconds": 4}, {"seconds": 120}),
+    "T24": Check(engines.ending_workers, 2, {"seconds": 4, "share": 0.05}, {"seconds": 120, "share": 0.01}),
     "T27": Check(
         soak.soak,
         26,
@@ -121,9 +121,9 @@ CHECKS = {
     "T27-sdk": Check(
         sdk_soak.sdk_soak,
         7,
-        {"seconds": 6, "bytes_a_client": 200_000},
+        {"seconds": 6, "bytes_a_client": 2_000_000},
         {"seconds": 300},
-        {"seconds": 6, "bytes_a_client": 200_000, "left_open": True},
+        {"seconds": 6, "bytes_a_client": 2_000_000, "left_open": True},
         {"seconds": 60, "left_open": True},
         bites=("open files",),
     ),

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import itertools
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -21,16 +22,24 @@ from chaos.stub import Behaviour
 
 _ROUND_S = 5.0
 _CALLS, _STREAM_ITEMS = 20, 100  # of a client's life
+_LEFT_OPEN = 3
+_SIDE = 8  # px: what images take and leave behind would hide what clients do
 
 
 @dataclass
 class _Uses:
     """What the clients did so far."""
 
-    crops: Marked = field(default_factory=Marked)
+    crops: Marked = field(default_factory=lambda: Marked(side=_SIDE))
     numbers: "itertools.count[int]" = field(default_factory=itertools.count)
     counts: Counter[str] = field(default_factory=Counter)
     left_open: list[AsyncClient] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # one kind of client lives in threads
+
+    def count(self, name: str, times: int = 1) -> None:
+        """Something happened."""
+        with self._lock:
+            self.counts[name] += times
 
     def some(self, count: int) -> list[bytes]:
         """Crops that no others are."""
@@ -38,24 +47,24 @@ class _Uses:
 
     def judge(self, sent: Sequence[bytes], results: Sequence[Embedding]) -> None:
         """Count a call, and those of its answers that are not right."""
-        self.counts["calls"] += 1
-        self.counts["wrong"] += abs(len(sent) - len(results))
+        self.count("calls")
+        self.count("wrong", abs(len(sent) - len(results)))
         for pixels, result in zip(sent, results, strict=False):
             right = result.vector is not None and self.crops.is_right(pixels, result.vector)
-            self.counts["wrong"] += not right
+            self.count("wrong", not right)
 
 
-async def sdk_soak(*, seconds: float, left_open: bool = False, bytes_a_client: float = 1000) -> Report:
+async def sdk_soak(*, seconds: float, left_open: bool = False, bytes_a_client: float = 2000) -> Report:
     """T27 of the SDK: clients of both kinds that are opened, make calls, streams, streams that are left, calls with too
-    little time and calls with a broken crop, and are closed; ``left_open``: one a round is not."""
+    little time and calls with a broken crop, and are closed; ``left_open``: three a round are not."""
     uses, samples, lives, length_s = _Uses(), list[tuple[float, ...]](), list[int](), min(_ROUND_S, seconds / 10)
-    async with Server(Behaviour({"max_batch_rows": 64}, batch_s=0.002)) as server:
+    async with Server(Behaviour({"max_batch_rows": 64}, batch_s=0.002, side=_SIDE)) as server:
         start = time.monotonic()
         while (began := time.monotonic()) - start < seconds:
             while time.monotonic() - began < length_s:
                 one, other = (_live(server.address, uses) for _ in range(2))
                 await asyncio.gather(one, other, asyncio.to_thread(_live_without_a_loop, server.address, uses))
-            if left_open:
+            for _ in range(_LEFT_OPEN if left_open else 0):
                 uses.left_open.append(await AsyncClient(server.address).__aenter__())
                 await uses.left_open[-1].server_info()
             gc.collect()
@@ -85,14 +94,14 @@ async def _live(address: str, uses: _Uses) -> None:
         assert isinstance(leaving, AsyncIterator)
         await anext(leaving)
         await leaving.aclose()  # type: ignore[attr-defined]
-        (broken,) = await client.embed_crops([np.zeros((8, 8, 3), np.uint8)])
-        uses.counts["wrong"] += broken.error is None
+        (broken,) = await client.embed_crops([np.zeros((_SIDE, _SIDE + 1, 3), np.uint8)])
+        uses.count("wrong", broken.error is None)
     async with AsyncClient(address, timeout_s=0.004) as hasty:
         try:
             await hasty.embed_crops([image_of(pixels) for pixels in uses.some(8)])
         except (AnswerTimeout, ServerOverloaded):
-            uses.counts["too little time"] += 1
-    uses.counts["clients"] += 2
+            uses.count("too little time")
+    uses.count("clients", 2)
 
 
 def _live_without_a_loop(address: str, uses: _Uses) -> None:
@@ -103,4 +112,4 @@ def _live_without_a_loop(address: str, uses: _Uses) -> None:
             uses.judge(sent, client.embed_crops([image_of(pixels) for pixels in sent]))
         leaving = client.embed_crops_stream(map(image_of, uses.some(_STREAM_ITEMS)))
         next(iter(leaving))
-    uses.counts["clients"] += 1
+    uses.count("clients")

@@ -19,7 +19,7 @@ from chaos.report import Report
 from chaos.stub import Behaviour
 
 _ROUND_S = 10.0
-_NOISE = 4  # files, threads or tasks of what is just being opened or closed; a leak is one a round, at least
+NOISE = 4  # files, threads or tasks of what is just being opened or closed; a leak is one a round, at least
 _RATE = 240  # items a second, 0.6 of the capacity
 _KILLED_SHARE = 0.005
 
@@ -124,7 +124,7 @@ def grown(warm: np.ndarray) -> Report:
     quarter = max(1, len(warm) // 4)
     for column, name in ((2, "open files"), (3, "threads"), (4, "tasks")):
         first, last = np.median(warm[:quarter, column]), np.median(warm[-quarter:, column])
-        report.most(f"{name}, last quarter over the first", float(last - first), _NOISE)
+        report.most(f"{name}, last quarter over the first", float(last - first), NOISE)
     return report
 
 

@@ -119,14 +119,14 @@ FAULTS = [
 NO_GPU = Fault("no GPU", "device cuda cannot be had", flags=("--device", "cuda"))
 
 
-async def refused_starts(*, models: str, rounds: int) -> Report:
-    """T20: each fault, so many times, on a copy of the models."""
+async def refused_starts(*, models: str, rounds: int, every: int = 1) -> Report:
+    """T20: each fault, or each ``every``-th of them, so many times, on a copy of the models."""
     report, otherwise, slowest_s = Report(), list[str](), 0.0
     faults = FAULTS if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else [*FAULTS, NO_GPU]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         faults = [*faults, Fault("a port that is taken", port, flags=("--listen", f"127.0.0.1:{port}"))]
-        for fault in rounds * faults:
+        for fault in rounds * faults[::every]:
             with tempfile.TemporaryDirectory() as room:
                 folder = Path(room) / "models"
                 await asyncio.to_thread(shutil.copytree, models, folder)
@@ -135,7 +135,7 @@ async def refused_starts(*, models: str, rounds: int) -> Report:
             slowest_s = max(slowest_s, ended.seconds)
             if fault.told not in ended.line:
                 otherwise.append(f"{fault.name}: {ended.code} {ended.line!r}")
-    report.note = f"{len(faults)} faults, {rounds} times; {otherwise or 'each named in one line'}"
+    report.note = f"{len(faults[::every])} faults, {rounds} times; {otherwise or 'each named in one line'}"
     report.most("starts that ended otherwise than in one line that names the cause", len(otherwise), 0)
     report.most("seconds until the slowest of them ended", slowest_s, 5)
     return report

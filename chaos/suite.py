@@ -40,7 +40,12 @@ async def _cases(file: Path) -> list[tuple[str, bool]]:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         quiet = asyncio.subprocess.DEVNULL
         run = await asyncio.create_subprocess_exec(*command, cwd=_TESTS.parent, env=env, stdout=quiet, stderr=quiet)
-        await run.wait()
+        try:
+            await run.wait()
+        finally:
+            if run.returncode is None:
+                run.kill()
+                await run.wait()
         cases = ElementTree.parse(results).iter("testcase")
         return [
             (str(case.get("name")), not {"failure", "error", "skipped"} & {each.tag for each in case}) for case in cases

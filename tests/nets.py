@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from facenet_server import messages
 from facenet_server.app import bind, decode_limits, work_limits
+from facenet_server.backlog import Backlog
 from facenet_server.batching import Batcher
 from facenet_server.calibration import Calibration, OperatingPoint
 from facenet_server.cascade import Cascade
@@ -136,8 +137,8 @@ async def fake_service(
             ModelInfo(name, "embedder", "test", "0", "0", "fixed", 160, 0.0, 4, calibration) for name in embedders
         ]
         info = messages.server_info("test", models, ["FakeExecutionProvider"], default, config)
-        at_once = dict.fromkeys((WORK, CROPS, VECTORS), compute.n_threads)
-        service = FaceService(pipeline, info, stats, at_once, config.max_write_stall_s)
+        backlogs = {kind: Backlog(compute.n_threads) for kind in (WORK, CROPS, VECTORS)}
+        service = FaceService(pipeline, info, stats, backlogs, config.max_write_stall_s)
         server, port = bind(service, config)
         await server.start()
         try:

@@ -3,10 +3,18 @@ from collections.abc import Callable
 import pytest
 from doors import Clock
 from facenet_server.backlog import Backlog, Work
+from facenet_server.pace import Pace
 
 ABOUT = 0.15  # the pace is an average, and new work is not in it yet
 
 Worker = Callable[..., None]
+
+
+class Steady(Pace):
+    """A tenth of a second an item, whatever comes."""
+
+    def known_seconds_for(self, n_items: int) -> float:
+        return n_items / 10
 
 
 @pytest.fixture
@@ -44,7 +52,7 @@ def learned(clock: Clock, work_off: Worker) -> Callable[..., Backlog]:
 
 
 def wait_s(backlog: Backlog, caller: str, n_items: int, stream: str = "a new one") -> float:
-    return backlog.wait_s(caller, stream, n_items)
+    return sum(backlog.waits_s(caller, stream, n_items))
 
 
 def test_before_anything_was_done_nobody_can_tell() -> None:
@@ -132,6 +140,16 @@ def test_what_was_done_one_by_one_does_not_make_many_threads_slow(clock: Clock, 
     assert wait_s(backlog, "b", 11 * n_at_once) == pytest.approx(1, rel=ABOUT)
 
 
+def test_of_work_that_takes_all_threads_when_alone_what_one_takes_is_the_pace(clock: Clock) -> None:
+    backlog = Backlog(16, clock, one_takes_all=True)
+    work = backlog.begin("a", "1", 1)
+    work.seated(1)
+    clock.now_s += 0.1
+    work.over()
+    backlog.begin("a", "1", 25)
+    assert wait_s(backlog, "b", 25) == pytest.approx(1, rel=ABOUT)
+
+
 @pytest.mark.parametrize("slow_s", [2.0, 60.0])
 def test_after_an_idle_time_what_was_slow_before_is_soon_forgotten(clock: Clock, slow_s: float) -> None:
     backlog = Backlog(1, clock)
@@ -162,15 +180,18 @@ def test_who_is_seated_already_may_take_more_of_a_newcomer_s_time_than_who_may_c
         assert backlog.back_in_s("new", "its own", 1, left_s=(1 - ABOUT) * least_s) > 0
 
 
+@pytest.mark.parametrize(("n_seated", "left_s"), [(0, 3.0), (20, 2.4), (10, 3.0), (10, 2.7)])
 def test_who_comes_back_when_told_to_finds_room_though_its_own_time_went_by(
-    clock: Clock, learned: Callable[..., Backlog], work_off: Worker
+    learned: Callable[..., Backlog], n_seated: int, left_s: float
 ) -> None:
-    backlog, left_s = learned(), 3.0
+    backlog = learned()
     before = [backlog.begin(str(number), number, 1) for number in range(20)]  # two seconds of work
+    for work in before[:n_seated]:
+        work.seated(1)
     back_in_s = backlog.back_in_s("new", "1", 1, left_s)
     assert 0 < back_in_s < left_s
+    backlog._pace = Steady()
     for work in before[: round(back_in_s * 10) + 1]:
-        work_off(work, 1)
         work.over()
     assert backlog.back_in_s("new", "1", 1, left_s - back_in_s) <= 0
 

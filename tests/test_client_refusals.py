@@ -33,25 +33,25 @@ async def test_of_what_an_address_said_of_its_room_the_last_counts() -> None:
     connections = Connections("a", 1, None)
     for said_s, least_s, most_s in ((30.0, 0.9, 1.0), (0.2, 0.1, 0.2), (0.5, 0.4, 0.5)):
         connections.refused("a", ServerOverloaded("no room", retry_after_s=said_s))
-        assert least_s < connections.rest_s("a") <= most_s
-        refusal = connections.refusal("a")
+        assert least_s < connections.rests.left_s("a") <= most_s
+        refusal = connections.rests.refusal("a")
         assert refusal is not None
-        assert refusal.retry_after_s == pytest.approx(connections.rest_s("a"), abs=0.05)
+        assert refusal.retry_after_s == pytest.approx(connections.rests.left_s("a"), abs=0.05)
 
 
 async def test_an_address_that_was_lost_rests_for_that_whatever_it_said() -> None:
     connections = Connections("a", 1, None)
     connections.lost("a", ServerUnavailable("away"))
-    rest_s = connections.rest_s("a")
+    rest_s = connections.rests.left_s("a")
     connections.refused("a", ServerOverloaded("no room", retry_after_s=30))
-    assert connections.rest_s("a") <= rest_s
-    assert connections.refusal("a") is None
+    assert connections.rests.left_s("a") <= rest_s
+    assert connections.rests.refusal("a") is None
 
 
 async def test_without_retries_no_call_waits_for_another_ones_refusal() -> None:
     connections = Connections("a", 1, None, retry=False)
     connections.refused("a", ServerOverloaded("no room", retry_after_s=30))
-    assert connections.rest_s("a") == 0
+    assert connections.rests.left_s("a") == 0
 
 
 async def test_a_stream_that_is_refused_is_refused_once_however_many_messages_it_had() -> None:
@@ -65,11 +65,23 @@ async def test_a_message_for_which_one_server_has_no_room_goes_to_another_at_onc
     full = Scripted(partial(answer_all, refused=range(1000), retry_after_ms=60_000))
     idle = Scripted(answer)
     async with full.serve() as one, idle.serve() as other, AsyncClient([one, other], timeout_s=5) as client:
-        for _ in range(6):  # calls begin at each of them in turn
+        for _ in range(60):  # calls begin at each of them in turn; there are ten tokens
             assert_answers(await client.embed_crops(images(1)), images(1))
         assert_answers([each async for each in client.embed_crops_stream(images(40))], images(40))
-    assert 3 <= len(full.read_ids) <= 3 + 40
-    assert all(len(set(seen.read_ids)) == len(seen.read_ids) for seen in full.seen)  # none of them twice
+    assert 1 <= len(full.read_ids) <= 30  # now and then, whether it has room again
+
+
+async def test_a_message_that_one_server_refused_goes_back_to_it_where_the_other_is_lost() -> None:
+    async def lose(context: Any) -> None:
+        await context.read()
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+
+    full = Scripted(partial(answer_all, refused=range(1), retry_after_ms=100))
+    lost = Scripted(lose, ready=True)
+    async with full.serve() as one, lost.serve() as other, AsyncClient([one, other], timeout_s=10) as client:
+        for _ in range(2):  # one of them begins at the one, one at the other
+            assert_answers(await client.embed_crops(images(1)), images(1))
+    assert full.read_ids
 
 
 async def test_a_message_for_which_no_server_has_room_comes_back_when_told_to() -> None:
@@ -78,7 +90,7 @@ async def test_a_message_for_which_no_server_has_room_comes_back_when_told_to() 
     async with one.serve() as a, other.serve() as b, AsyncClient([a, b], timeout_s=5) as client:
         began_s = time.monotonic()
         assert_answers(await client.embed_crops(images(1)), images(1))
-        assert 0.3 < time.monotonic() - began_s < 2
+        assert time.monotonic() - began_s > 0.3
     assert (len(one.read_ids), len(other.read_ids)) in ((1, 2), (2, 1))
 
 
@@ -88,7 +100,7 @@ async def test_what_comes_too_late_anyway_costs_no_try() -> None:
         for _ in range(15):
             with pytest.raises(ServerOverloaded):
                 await client.embed_crops(images(1))
-            client._connections._rests.clear()  # instead of a second each
+            client._connections.rests._rests.clear()  # instead of a second each
         assert_answers(await client.embed_crops(images(1)), images(1))
 
 

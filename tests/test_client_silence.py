@@ -33,9 +33,9 @@ async def test_an_outage_may_last_however_long() -> None:
     connections = Connections("127.0.0.1:1", 1, None)
     for times in range(1200):
         connections.lost("127.0.0.1:1", ServerUnavailable("away"))
-        rest = connections._rests["127.0.0.1:1"]
+        rest = connections.rests._rests["127.0.0.1:1"]
         assert rest.times == times + 1
-        connections._rests["127.0.0.1:1"] = rest._replace(until=0)
+        connections.rests._rests["127.0.0.1:1"] = rest._replace(until=0)
 
 
 async def test_calls_that_end_as_too_late_are_not_sent_again_without_a_pause() -> None:

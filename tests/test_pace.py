@@ -31,6 +31,14 @@ def test_the_first_answers_tell_as_well_as_later_ones(pace: Pace, clock: Clock, 
     assert pace.seconds_for(count) == pytest.approx(0.01 * count, rel=0.01)
 
 
+def test_after_an_idle_hour_the_first_batch_makes_nothing_slow_before_it_is_done(pace: Pace, clock: Clock) -> None:
+    answer(pace, clock, 0.01, 2000)
+    clock.now_s += 3600
+    pace.note(8)
+    clock.now_s += 0.1
+    assert pace.known_seconds_for(100) == pytest.approx(1, rel=0.15)
+
+
 def test_idle_time_changes_nothing(pace: Pace, clock: Clock) -> None:
     answer(pace, clock, 0.01, 50)
     before = pace.seconds_for(10)

@@ -100,7 +100,7 @@ async def test_callers_who_had_their_turn_and_left_are_not_remembered_without_en
         async with seats.taken(1, str(caller)):
             await asyncio.sleep(0)
 
-    patient = [asyncio.create_task(stay(caller)) for caller in range(8000)]  # somebody always waits
+    patient = [asyncio.create_task(stay(caller)) for caller in range(2500)]  # somebody always waits
     await settle()
     while seats._waiting:
         assert len(seats._starts) <= len(seats._waiting) + 1025

@@ -15,12 +15,11 @@ from facenet_proto.v1 import face_pb2 as pb
 from facenet_client import _wire
 from facenet_client._call import Link
 from facenet_client._health import CHECK_S, Health
-from facenet_client._patience import Budget, Rest, pause_s
+from facenet_client._patience import Budget, Rests, pause_s
 from facenet_client.errors import AnswerTimeout, CallError, ServerOverloaded, ServerUnavailable
 
 T = TypeVar("T")
 
-_LONGEST_REST_S = 1.0  # of an address that has no room
 _INFO_ATTEMPTS = 12  # with their pauses about ten seconds: a restart
 
 _LISTS = ("ipv4:", "ipv6:")  # schemes whose one target has commas of its own
@@ -58,13 +57,14 @@ class Connections:
         self._info: pb.GetServerInfoResponse | None = None
         self.retry = retry
         self.budget = Budget()
+        self.rests = Rests()
         self.health = Health(self.lost, self.check)
         self.trouble = "none was asked"  # the last
         self._checked: set[str] = set()
         self._checked_once = False
         self._asking: asyncio.Task[pb.GetServerInfoResponse] | None = None
         self._awaited: dict[str, asyncio.Task[None]] = {}  # addresses that were lost, until they are back
-        self._rests: dict[str, Rest] = {}
+        self._ending = set[asyncio.Task[None]]()
 
     def open(self) -> None:
         """Make the channels; they connect when they are used. Called on an event loop."""
@@ -80,7 +80,7 @@ class Connections:
         tasks = [*self._awaited.values(), *([self._asking] if self._asking else [])]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(self.health.close(), *tasks, return_exceptions=True)
+        await asyncio.gather(self.health.close(), *tasks, *self._ending, return_exceptions=True)
         await asyncio.gather(*(link.channel.close() for link in links))
 
     def links(self) -> list[Link]:
@@ -168,18 +168,14 @@ class Connections:
     def _admit(self, address: str, turns: int) -> None:
         self.health.admit(address, turns)
         self._checked.add(address)
-        self._rests.pop(address, None)
+        self.rests.back(address)
 
     def lost(self, address: str, error: CallError) -> None:
         """The address did not serve: it rests for a while, and is checked before it is used again, by whoever comes
         first."""
         self.trouble = str(error)
         self._checked.discard(address)
-        now = asyncio.get_running_loop().time()
-        rest = self._rests.get(address, Rest(0, now))
-        if rest.until <= now:  # its other lanes were lost with it
-            longest = pause_s(rest.times)
-            self._rests[address] = Rest(rest.times + 1, now + random.uniform(longest / 2, longest))
+        self.rests.lost(address)
         awaited = self._awaited.get(address)
         if self._links and (awaited is None or awaited.done()):
             self._awaited[address] = asyncio.create_task(self._await(address))
@@ -188,38 +184,28 @@ class Connections:
         """Ask a lost address whether it is back, after its rests, until it is."""
         link = next(link for link in self._links if link.address == address)
         while not self.known(link):
-            await asyncio.sleep(self.rest_s(address))
+            await asyncio.sleep(self.rests.left_s(address))
             with suppress(CallError):  # it rests again
                 await self.check(link)
 
     def refused(self, address: str, error: ServerOverloaded) -> None:
-        """The address has no room now: new streams wait as long as it last said, though not very long: it guesses."""
-        if not self.retry or error.retry_after_s is None:
-            return
-        now = asyncio.get_running_loop().time()
-        until, rest = now + min(error.retry_after_s, _LONGEST_REST_S), self._rests.get(address, Rest(0, now))
-        if not rest.times:  # where it was lost since, it rests for that
-            self._rests[address] = Rest(0, until, error)
+        """The address has no room now."""
+        if self.retry and error.retry_after_s is not None:
+            self.rests.refused(address, error, error.retry_after_s)
 
-    def refusal(self, address: str) -> ServerOverloaded | None:
-        """Why the address rests, where that is because it had no room, with what is left of the rest."""
-        rest, left_s = self._rests.get(address), self.rest_s(address)
-        if rest is None or rest.refusal is None or not left_s:
-            return None
-        return ServerOverloaded(str(rest.refusal), retry_after_s=left_s)
+    def end_beside(self, ended: Coroutine[Any, Any, None]) -> None:
+        """What is over for its caller ends beside what follows; ``close`` waits for it."""
+        task = asyncio.create_task(ended)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     def known(self, link: Link) -> bool:
         """Whether the link's server can be used without a check."""
         return link.address in self._checked
 
     def is_free(self, address: str) -> bool:
-        """Whether the address can be used at once."""
-        return address in self._checked and not self.rest_s(address)
-
-    def rest_s(self, address: str) -> float:
-        """How long the address still rests."""
-        rest = self._rests.get(address)
-        return 0.0 if rest is None else max(0.0, rest.until - asyncio.get_running_loop().time())
+        """Whether the address can be used at once, as far as it said."""
+        return address in self._checked and not self.rests.left_s(address) and not self.rests.is_full(address)
 
     async def _ask_info(self, link: Link) -> Any:
         return await self._ask(link, "GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse)

@@ -11,18 +11,17 @@ from facenet_client._call import Call, Link
 from facenet_client.errors import CallError, ServerFault, ServerUnavailable
 
 _STILL_FRESH = 0.95  # share of a message's time that is left
-_END_S = 1.0  # for a server to end a call when all is answered
+_END_S = 0.25  # for a server to end a call when all is answered
 
 
 class Message:
-    """A chunk of a stream on its way: its answer to come, until when (on the loop's clock; None: whenever), how often
-    it was sent, and which addresses had no room for it, while others may have."""
+    """A chunk of a stream on its way: its answer to come, until when (on the loop's clock; None: whenever), and how
+    often it was sent."""
 
     def __init__(self, chunk: _wire.Chunk, deadline: float | None) -> None:
         self.chunk = chunk
         self.deadline = deadline
         self.attempts = 0
-        self.refused_by = set[str]()
         self._given_s = self.left_s
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -82,12 +81,20 @@ class Lane:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._is_finishing and not self._unanswered:
-            await asyncio.wait(self._tasks, timeout=_END_S)
         self._call.cancel()  # no effect on one that has ended
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._call.close()
+
+    @property
+    def ends_in_order(self) -> bool:
+        """Whether all is answered, and nothing follows: it soon ends by itself."""
+        return self._is_finishing and not self._unanswered
+
+    async def ended(self) -> None:
+        """Wait until it has ended by itself."""
+        await asyncio.wait(self._tasks)
         await self._call.close()
 
     @property

@@ -46,7 +46,11 @@ class Lanes:
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
-        await asyncio.gather(*(lane.__aexit__(None, None, None) for lane in self._lanes))
+        for lane in list(self._lanes):
+            if lane.ends_in_order:
+                self._connections.end_beside(lane.ended())
+            else:
+                await lane.__aexit__(None, None, None)
         for message in list(self._open):
             message.fail(CallError("the client was closed"))
 
@@ -79,32 +83,32 @@ class Lanes:
         """The lane with the fewest messages; a new one where all have some. Raises CallError, also where a server that
         has no room rests for longer than the message has time."""
         async with self._opening:
-            ready = [lane for lane in self._lanes if self._is_for(message, lane.link.address)]
-            lane = min(ready, key=lambda lane: lane.under_way, default=None)
+            ready = [lane for lane in self._lanes if self._connections.health.is_ready(lane.link.address)]
+            lane = min(ready, key=self._load, default=None)
             links = self._free if ready else [*self._free, *(lane.link for lane in self._lanes)]
-            others = [link for link in links if link.address not in message.refused_by]
-            if lane is None or (others and lane.under_way):
-                link = min(others or links, key=self._trouble)
+            if links and (lane is None or any(self._load(lane))):
+                link = min(links, key=self._trouble)
                 if lane is None or self._connections.is_free(link.address):  # no message that has a lane waits for one
                     lane = await self._lane_on(link, message)
         assert lane is not None
         self._connections.health.follow(lane.link)
         return lane
 
-    def _is_for(self, message: Message, address: str) -> bool:
-        return self._connections.health.is_ready(address) and address not in message.refused_by
+    def _load(self, lane: Lane) -> tuple[bool, int]:
+        return self._connections.rests.is_full(lane.link.address), lane.under_way
 
-    def _trouble(self, link: Link) -> tuple[float, bool]:
-        return self._connections.rest_s(link.address), not self._connections.known(link)
+    def _trouble(self, link: Link) -> tuple[float, bool, bool]:
+        connections, address = self._connections, link.address
+        return connections.rests.left_s(address), not connections.known(link), connections.rests.is_full(address)
 
     async def _lane_on(self, link: Link, message: Message) -> Lane:
         """The link's lane, once its server can be used; a new one where it has none."""
         if link in self._free:  # if it is in vain, the others come first
             self._free.remove(link)
             self._free.append(link)
-        if wait_s := self._connections.rest_s(link.address):
+        if wait_s := self._connections.rests.left_s(link.address):
             wait_s += random.uniform(0, pause_s(0))  # not all at the same moment
-            refusal = self._connections.refusal(link.address)
+            refusal = self._connections.rests.refusal(link.address)
             if refusal is not None and message.left_s is not None and message.left_s <= wait_s:
                 raise refusal
             await asyncio.sleep(wait_s)
@@ -119,20 +123,12 @@ class Lanes:
     def _on_answer(self, lane: Lane, message: Message, response: Any) -> None:
         if response.retry_after_ms:
             told = f"the server has no room now; again in {response.retry_after_ms} ms"
-            error = ServerOverloaded(told, retry_after_s=response.retry_after_ms / 1000)
-            self._again([message], error, elsewhere=self._may_be_elsewhere(message, lane.link.address))
+            self._connections.rests.no_room(lane.link.address)
+            self._again([message], ServerOverloaded(told, retry_after_s=response.retry_after_ms / 1000))
         elif not message.answer.done():
             self._connections.budget.refill()
             self._answered = True
             message.answer.set_result(response)
-
-    def _may_be_elsewhere(self, message: Message, refused_by: str) -> bool:
-        """Whether an address is free that has not refused this message; once all have, they are asked anew."""
-        message.refused_by.add(refused_by)
-        others = set(self._connections.addresses) - message.refused_by
-        if not (is_free := any(map(self._connections.is_free, others))):
-            message.refused_by.clear()
-        return is_free
 
     def _on_end(self, lane: Lane, unanswered: list[Message], error: CallError | None) -> None:
         self._lanes.remove(lane)
@@ -142,14 +138,14 @@ class Lanes:
         elif isinstance(error, ServerOverloaded):
             self._connections.refused(lane.link.address, error)
         told = error or ServerUnavailable(f"{lane.link.address}: the call ended without an answer")
-        elsewhere = any(map(self._connections.is_free, self._connections.addresses))
-        self._again(unanswered, told, elsewhere=elsewhere)
+        self._again(unanswered, told)
 
-    def _again(self, messages: Sequence[Message], error: CallError, *, elsewhere: bool = False) -> None:
-        """Send what a server has not answered again after a while, if that may help; where another address is free,
-        to that one sooner."""
+    def _again(self, messages: Sequence[Message], error: CallError) -> None:
+        """Send what a server has not answered again after a while, if that may help; what one had no room for, to
+        another one that is free at once: one that refuses is not free for a while, so that this comes to an end."""
+        elsewhere = any(map(self._connections.is_free, self._connections.addresses))
         waits_s = [self._wait_s(message, error, elsewhere=elsewhere) for message in messages]
-        may_ask = any(wait_s is not None for wait_s in waits_s) and self._may_ask(error)
+        may_ask = any(wait_s is not None for wait_s in waits_s) and (elsewhere or self._may_ask(error))
         for message, wait_s in zip(messages, waits_s, strict=True):
             if wait_s is None or not may_ask:
                 message.fail(error)
@@ -171,7 +167,7 @@ class Lanes:
             return None
         wait_s = random.uniform(0, pause_s(message.attempts - 1))
         if isinstance(error, ServerOverloaded) and error.retry_after_s is not None:
-            wait_s += 0 if elsewhere else error.retry_after_s
+            wait_s = 0.0 if elsewhere else wait_s + error.retry_after_s
         elif not isinstance(error, ServerUnavailable | AnswerTimeout):  # an AnswerTimeout may be another message's
             return None
         left_s = message.left_s

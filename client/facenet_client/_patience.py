@@ -1,9 +1,12 @@
 """How long to wait before trying again, and how often to."""
 
+import asyncio
+import random
 from typing import NamedTuple
 
 from facenet_client.errors import ServerOverloaded
 
+_LONGEST_REST_S = 1.0  # of an address that has no room
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _MOST_DOUBLINGS = 0.05, 2.0, 16  # a float's power has an end
 
 
@@ -18,6 +21,58 @@ class Rest(NamedTuple):
     times: int
     until: float
     refusal: ServerOverloaded | None = None
+
+
+class Rests:
+    """Which addresses are left alone for a while: those that were lost, longer each time, and those that refused."""
+
+    def __init__(self) -> None:
+        self._rests: dict[str, Rest] = {}
+        self._full_until: dict[str, float] = {}
+
+    def lost(self, address: str) -> None:
+        """The address did not serve."""
+        now = _now()
+        rest = self._rests.get(address, Rest(0, now))
+        if rest.until <= now:  # its other lanes were lost with it
+            longest = pause_s(rest.times)
+            self._rests[address] = Rest(rest.times + 1, now + random.uniform(longest / 2, longest))
+
+    def back(self, address: str) -> None:
+        """It serves."""
+        self._rests.pop(address, None)
+
+    def refused(self, address: str, error: ServerOverloaded, retry_after_s: float) -> None:
+        """The address has no room now: new streams wait as long as it last said, though not very long: it guesses."""
+        self.no_room(address)
+        now = _now()
+        until, rest = now + min(retry_after_s, _LONGEST_REST_S), self._rests.get(address, Rest(0, now))
+        if not rest.times:  # where it was lost since, it rests for that
+            self._rests[address] = Rest(0, until, error)
+
+    def refusal(self, address: str) -> ServerOverloaded | None:
+        """Why the address rests, where that is because it had no room, with what is left of the rest."""
+        rest, left_s = self._rests.get(address), self.left_s(address)
+        if rest is None or rest.refusal is None or not left_s:
+            return None
+        return ServerOverloaded(str(rest.refusal), retry_after_s=left_s)
+
+    def left_s(self, address: str) -> float:
+        """How long the address still rests."""
+        rest = self._rests.get(address)
+        return 0.0 if rest is None else max(0.0, rest.until - _now())
+
+    def no_room(self, address: str) -> None:
+        """The address had no room for a message just now: for a second others come first, where they are free."""
+        self._full_until[address] = _now() + _LONGEST_REST_S
+
+    def is_full(self, address: str) -> bool:
+        """Whether it had no room a moment ago."""
+        return self._full_until.get(address, 0.0) > _now()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class Budget:

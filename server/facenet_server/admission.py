@@ -28,10 +28,10 @@ _PATIENCE_S = 3.0  # then a stream is read as soon as there is any room: its nex
 
 
 class Admission:
-    """The door of one server; of each kind of work it does ``n_at_once`` items side by side."""
+    """The door of one server, with the ``backlogs`` of each kind of work."""
 
     def __init__(
-        self, capacity: Capacity, n_at_once: Mapping[str, int], clock: Callable[[], float] = time.monotonic
+        self, capacity: Capacity, backlogs: Mapping[str, Backlog], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.counts = Counts()
         self._capacity = capacity
@@ -41,7 +41,7 @@ class Admission:
         self.crop_room = CropRoom(capacity.n_bytes)
         self._waiting: dict[str, deque[_Turn]] = {}  # callers in turn
         self._pace = Pace(clock)
-        self._backlogs = {kind: Backlog(n, clock) for kind, n in n_at_once.items()}
+        self._backlogs = backlogs
 
     def enter(self, caller: str) -> "Visit":
         """A new stream of the caller's, to be entered as a context. Raises Refused where there is no room."""

@@ -17,6 +17,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from facenet_server import memory, messages
+from facenet_server.backlog import Backlog
 from facenet_server.batching import Batcher
 from facenet_server.canvases import ROWS_A_RUN
 from facenet_server.cascade import Cascade, WorkLimits, warm_up
@@ -63,8 +64,8 @@ async def serve(config: Config, opener: OpenNetworks | None = None) -> None:
     pipeline_of = open_pipeline(networks, config, stats, lambda: loop.call_soon_threadsafe(lost.set))
     with ExitStack() as last_words:  # above all that waits for threads
         async with pipeline_of as pipeline, stats.loop_lag, memory.given_back(_GIVE_BACK_S):
-            described, at_once = _describe(networks, config), _at_once(networks, config)
-            service = FaceService(pipeline, described, stats, at_once, config.max_write_stall_s)
+            described, backlogs = _describe(networks, config), _backlogs(networks, config)
+            service = FaceService(pipeline, described, stats, backlogs, config.max_write_stall_s)
             await _listen(service, config, stats, lost, last_words)
 
 
@@ -129,14 +130,11 @@ async def open_pipeline(
         yield Pipeline(detector, embedders, default, decode_limits(config), compute)
 
 
-def _at_once(networks: Mapping[str, Network], config: Config) -> dict[str, int]:
-    """How many items of each kind of work do not wait for each other: an accelerator's share its batches."""
+def _backlogs(networks: Mapping[str, Network], config: Config) -> dict[str, Backlog]:
+    """Of each kind of work, with how many items do not wait for each other: an accelerator's share its batches."""
     on_cuda, threads = any(network.on_cuda for network in networks.values()), _threads(config)
-    return {
-        WORK: config.max_images_in_flight if on_cuda else threads,
-        CROPS: config.max_batch_rows if on_cuda else threads,
-        VECTORS: 1,
-    }
+    images, crops = (config.max_images_in_flight, config.max_batch_rows) if on_cuda else (threads, threads)
+    return {WORK: Backlog(images, one_takes_all=True), CROPS: Backlog(crops), VECTORS: Backlog()}
 
 
 def _shares_levels(by_kind: Mapping[str, Network], config: Config) -> bool:

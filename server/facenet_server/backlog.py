@@ -24,28 +24,33 @@ class Backlog:
     with an answer or without.
     """
 
-    def __init__(self, n_at_once: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
-        self._n_at_once = n_at_once  # items that do not wait for each other
-        self._pace = Pace(clock, n_at_once)
+    def __init__(
+        self, n_at_once: int = 1, clock: Callable[[], float] = time.monotonic, *, one_takes_all: bool = False
+    ) -> None:
+        """``n_at_once``: items that do not wait for each other; ``one_takes_all``: where one is alone, all threads work
+        on it, so that what it takes then is the pace of all."""
+        self._n_at_once = n_at_once
+        self._pace = Pace(clock, 1 if one_takes_all else n_at_once)
         self._of_caller = Counter[str]()
         self._of_stream = Counter[Hashable]()
         self._seated = Counter[str]()  # of each caller, and not answered
         self._n_seated = 0
 
-    def wait_s(self, caller: str, stream: Hashable, n_items: int) -> float:
-        """About how long so many items more of a caller's stream would wait for others. 0 where nobody can tell."""
-        return sum(self._waits_s(caller, stream, n_items))
-
     def back_in_s(self, caller: str, stream: Hashable, n_items: int, left_s: float) -> float:
         """When to send so many items again, for whose answer there are ``left_s`` seconds; 0 or less where they would
-        not wait for too much of these. Whoever comes back then may have less time left, by this wait."""
-        certain_s, guessed_s = self._waits_s(caller, stream, n_items)
+        not wait for too much of these. By then both what they would wait for and their time are less."""
+        certain_s, guessed_s = self.waits_s(caller, stream, n_items)
         too_late_s = certain_s / _SEATED + guessed_s / _GUESSED - left_s
-        return too_late_s * _GUESSED / (1 - _GUESSED)
+        back_s = too_late_s * _SEATED / (1 - _SEATED)
+        if back_s <= certain_s:
+            return back_s
+        too_late_s -= certain_s * (1 - _SEATED) / _SEATED  # what is certain has gone by then
+        return certain_s + too_late_s * _GUESSED / (1 - _GUESSED)
 
-    def _waits_s(self, caller: str, stream: Hashable, n_items: int) -> tuple[float, float]:
-        """For what goes first, whatever comes: what the caller has in other streams, and what others have in seats;
-        and for the rest of what others have, of each as much as the caller has then, since their shares are equal."""
+    def waits_s(self, caller: str, stream: Hashable, n_items: int) -> tuple[float, float]:
+        """About how long so many items more of a caller's stream would wait: for what goes first, whatever comes, which
+        is what the caller has in other streams, and what others have in seats; and for the rest of what others have, of
+        each as much as the caller has then, since their shares are equal. 0 where nobody can tell."""
         mine, seated = self._of_caller[caller], self._seated
         first = mine - self._of_stream[stream] + self._n_seated - seated[caller]
         rest = sum(

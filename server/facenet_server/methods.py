@@ -15,9 +15,9 @@ Paths: TypeAlias = Mapping[str, "Paths"]  # fields of a message by name, as in w
 
 
 class Place(NamedTuple):
-    """Where a message's items are worked on: as whose, of what kind, and of what those beside are that are no work, in
-    which seats of its stream, until when (on the loop's clock; None: for ever), with what room for their crops, and
-    what is told of its items' seats."""
+    """Where a message's items are worked on: as whose; of what kind the message is, and of what kind are items that are
+    no work for threads; in which seats of its stream; until when (on the loop's clock; None: for ever); with what room
+    for their crops; and what is told of their seats."""
 
     caller: str
     kind: str
@@ -48,9 +48,11 @@ class Method(NamedTuple):
             names["id"].number, items.number, names["timeout_ms"].number, _numbers(items.message_type, self.to_work)
         )
 
-    def kind(self, outline: wire.Outline) -> tuple[str, int]:
-        """The kind of such a request, and how many of its items are of it."""
-        return (WORK, outline.n_work) if outline.n_work else (self.else_kind, outline.n_items)
+    def kinds(self, outline: wire.Outline) -> dict[str, int]:
+        """How many of such a request's items are of which kind. The first is the request's."""
+        rest = outline.n_items - outline.n_work
+        of_rest = {self.else_kind: rest} if rest or not outline.n_work else {}
+        return {WORK: outline.n_work, **of_rest} if outline.n_work else of_rest
 
 
 def _numbers(message: Any, paths: Paths) -> wire.Paths:

@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable
 
 _OVER_S = 10.0  # it forgets what was longer ago, counted in time that was not idle; a pause of seconds is no new pace
-_IDLE_OVER_S = 60.0  # what was before an idle time says less the longer it is, beside what comes after it
-_LITTLE_S = 1e-9  # to which all of it shrinks at most, so that it goes on saying how fast
+_IDLE_OVER_S = 60.0  # what was before an idle time says less the longer that was, once there is anything after it
 _UNKNOWN_S = 1.0
 _FAR_MORE = 4.0  # than there was to answer when the pace was learned: batches were smaller then, and nothing full
 
@@ -25,12 +24,18 @@ class Pace:
         self._at_s = clock()
         self._in_flight = 0
         self._gone = self._seconds = self._item_seconds = 0.0
+        self._idle_fades = 1.0  # of the sums before an idle time, where nothing has gone since
+        self._since_s = self._item_since_s = 0.0  # their parts since anything has gone
 
     def note(self, in_flight: int, gone: int = 0) -> None:
         """So many items are in flight from now on, and so many have just gone: with their answer, or
         without."""
         self._advance()
-        self._gone += gone
+        if gone:
+            self._gone = self._gone * self._idle_fades + gone
+            self._seconds = (self._seconds - self._since_s) * self._idle_fades + self._since_s
+            self._item_seconds = (self._item_seconds - self._item_since_s) * self._idle_fades + self._item_since_s
+            self._idle_fades, self._since_s, self._item_since_s = 1.0, 0.0, 0.0
         self._in_flight = in_flight
 
     def seconds_for(self, n_items: int) -> float:
@@ -47,10 +52,13 @@ class Pace:
     def _advance(self) -> None:
         now = self._clock()
         passed_s, self._at_s = now - self._at_s, now
-        fades = math.exp(-passed_s / (_OVER_S if self._in_flight else _IDLE_OVER_S))
-        if not self._in_flight and self._seconds:
-            fades = max(fades, min(1.0, _LITTLE_S / self._seconds))
-        weight = _OVER_S * (1 - fades) * min(1.0, self._in_flight / self._n_at_once)
+        if not self._in_flight:
+            self._idle_fades *= math.exp(-passed_s / _IDLE_OVER_S)
+            return
+        fades = math.exp(-passed_s / _OVER_S)
+        weight_s = _OVER_S * (1 - fades) * min(1.0, self._in_flight / self._n_at_once)
+        item_weight_s = weight_s * self._in_flight
         self._gone *= fades
-        self._seconds = self._seconds * fades + weight
-        self._item_seconds = self._item_seconds * fades + weight * self._in_flight
+        self._seconds, self._since_s = self._seconds * fades + weight_s, self._since_s * fades + weight_s
+        self._item_seconds = self._item_seconds * fades + item_weight_s
+        self._item_since_s = self._item_since_s * fades + item_weight_s

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 
 from facenet_server import messages
 from facenet_server.admission import Admission
+from facenet_server.backlog import Backlog
 from facenet_server.capacity import Capacity
 from facenet_server.company import Company
 from facenet_server.errors import Refused
@@ -40,7 +41,7 @@ class FaceService:
         pipeline: Pipeline,
         info: pb.GetServerInfoResponse,
         stats: Stats,
-        n_at_once: Mapping[str, int],
+        backlogs: Mapping[str, Backlog],
         max_write_stall_s: float = 30.0,
     ) -> None:
         self._pipeline = pipeline
@@ -58,7 +59,7 @@ class FaceService:
                 n_bytes=limits.max_bytes_in_flight,
                 streams=limits.max_streams,
             ),
-            n_at_once,
+            backlogs,
         )
 
     def handlers(self) -> grpc.GenericRpcHandler:

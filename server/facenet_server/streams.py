@@ -10,7 +10,7 @@ from __future__ import annotations  # grpcio's classes take their type arguments
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +19,6 @@ from google.protobuf.message import DecodeError, Message
 
 from facenet_server import messages, wire
 from facenet_server.admission import Admission, Visit, retry_s
-from facenet_server.backlog import Backlog
 from facenet_server.crop_room import Crops
 from facenet_server.errors import OVERLOADED, ItemError, Overloaded, ProtocolError, TimedOut
 from facenet_server.methods import Method, Place, StreamLimits
@@ -171,22 +170,23 @@ class Stream:
         left_s, refuse = self._left_s(outline.timeout_ms), partial(self._refusal, outline)
         if not visit.hold(outline.n_items, len(data)):
             return _Pending(partial(refuse, Overloaded("the server has no room for this message now")))
-        kind, n_items = self._method.kind(outline)
-        backlog = admission.backlog(kind)
-        back_in_s = backlog.back_in_s(self._caller, visit, n_items, left_s)
+        kinds = self._method.kinds(outline)
+        kind = next(iter(kinds))
+        back_in_s = admission.backlog(kind).back_in_s(self._caller, visit, kinds[kind], left_s)
         if back_in_s > 0:
             visit.refuse(outline.n_items)
             no_time = Overloaded("this message would wait for too much of the time that it has")
             free_at_s = asyncio.get_running_loop().time() + back_in_s
             return _Pending(partial(refuse, no_time), n_bytes=len(data), free_at_s=free_at_s)
-        return await self._begin(data, outline, visit, backlog, tasks, draining)
+        return await self._begin(data, outline, kinds, visit, admission, tasks, draining)
 
     async def _begin(
         self,
         data: bytes,
         outline: wire.Outline,
+        kinds: Mapping[str, int],
         visit: Visit,
-        backlog: Backlog,
+        admission: Admission,
         tasks: asyncio.TaskGroup,
         draining: asyncio.Task[Any],
     ) -> _Pending | None:
@@ -200,12 +200,18 @@ class Stream:
             visit.refuse(outline.n_items)
             return _Pending(partial(self._refusal, outline, TimedOut()), n_bytes=len(data))
         request = self._parsed(data)
-        kind, n_items = self._method.kind(outline)
-        crops, work = visit.accept(outline.n_items), backlog.begin(self._caller, visit, n_items)
+        crops = visit.accept(outline.n_items)
+        works = {kind: admission.backlog(kind).begin(self._caller, visit, n) for kind, n in kinds.items()}
+        kind, work = next(iter(works.items()))
         place = Place(self._caller, kind, self._method.else_kind, self._seats, deadline, crops, work)
+
+        def is_done(_: object) -> None:
+            for each in works.values():
+                each.over()
+            crops.done()
+
         answer = tasks.create_task(self._method.answer(request, place))
-        answer.add_done_callback(lambda _: work.over())
-        answer.add_done_callback(lambda _: crops.done())
+        answer.add_done_callback(is_done)
         return _Pending(answer, outline.n_items, len(data), crops)
 
     def _outline(self, data: bytes) -> wire.Outline:
