@@ -51,6 +51,14 @@ def learned(clock: Clock, work_off: Worker) -> Callable[..., Backlog]:
     return learn
 
 
+def one_takes(backlog: Backlog, clock: Clock, caller: str, seconds: float) -> None:
+    """A caller's item that is seated at once, takes so long, and is over."""
+    work = backlog.begin(caller, "1", 1)
+    work.seated(1)
+    clock.now_s += seconds
+    work.over()
+
+
 def wait_s(backlog: Backlog, caller: str, n_items: int, stream: str = "a new one") -> float:
     return sum(backlog.waits_s(caller, stream, n_items))
 
@@ -132,20 +140,14 @@ def test_items_that_are_worked_on_at_once_do_not_wait_for_each_other(learned: Ca
 def test_what_was_done_one_by_one_does_not_make_many_threads_slow(clock: Clock, n_at_once: int) -> None:
     backlog = Backlog(n_at_once, clock)
     for number in range(600):  # a minute of one caller after the other
-        work = backlog.begin(str(number), number, 1)
-        work.seated(1)
-        clock.now_s += 0.1
-        work.over()
+        one_takes(backlog, clock, str(number), 0.1)
     backlog.begin("a", "1", 11 * n_at_once)
     assert wait_s(backlog, "b", 11 * n_at_once) == pytest.approx(1, rel=ABOUT)
 
 
 def test_of_work_that_takes_all_threads_when_alone_what_one_takes_is_the_pace(clock: Clock) -> None:
     backlog = Backlog(16, clock, one_takes_all=True)
-    work = backlog.begin("a", "1", 1)
-    work.seated(1)
-    clock.now_s += 0.1
-    work.over()
+    one_takes(backlog, clock, "a", 0.1)
     backlog.begin("a", "1", 25)
     assert wait_s(backlog, "b", 25) == pytest.approx(1, rel=ABOUT)
 
@@ -154,15 +156,9 @@ def test_of_work_that_takes_all_threads_when_alone_what_one_takes_is_the_pace(cl
 def test_after_an_idle_time_what_was_slow_before_is_soon_forgotten(clock: Clock, slow_s: float) -> None:
     backlog = Backlog(1, clock)
     for _ in range(int(60 / slow_s)):
-        work = backlog.begin("a", "1", 1)
-        work.seated(1)
-        clock.now_s += slow_s
-        work.over()
+        one_takes(backlog, clock, "a", slow_s)
     clock.now_s += 3600
-    work = backlog.begin("b", "1", 1)
-    work.seated(1)
-    clock.now_s += 0.05
-    work.over()
+    one_takes(backlog, clock, "b", 0.05)
     backlog.begin("c", "1", 16)
     assert wait_s(backlog, "d", 16) == pytest.approx(0.8, rel=ABOUT)
 
