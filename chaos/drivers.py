@@ -3,10 +3,13 @@
 import asyncio
 import itertools
 import random
+import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from hashlib import sha256
+from typing import Any, NamedTuple
 
 import grpc
 from facenet_proto.v1 import face_pb2 as pb
@@ -40,12 +43,33 @@ async def channels(
         await asyncio.gather(*(channel.close() for channel in opened))
 
 
+class Named(NamedTuple):
+    """A connection of a caller who has a token: the subject's name is its own token."""
+
+    channel: Any
+    subject: str
+
+    def unary_stream(self, *args: Any, **details: Any) -> Any:
+        """As the channel's, for calls with the token."""
+        token = (("authorization", f"Bearer {self.subject}"),)
+        return partial(self.channel.unary_stream(*args, **details), metadata=token)
+
+
+@contextmanager
+def tokens_of(subjects: Iterable[str]) -> Iterator[str]:
+    """A file that lets them in by their names."""
+    with tempfile.NamedTemporaryFile("w", suffix=".tokens") as file:
+        file.writelines(f"{each} {sha256(each.encode()).hexdigest()}\n" for each in sorted(set(subjects)))
+        file.flush()
+        yield file.name
+
+
 def stream(channel: grpc.aio.Channel) -> Any:
     """Embed, as bytes in and messages out."""
     return channel.stream_stream(PATH, response_deserializer=pb.EmbedResponse.FromString)
 
 
-def one_message(channel: grpc.aio.Channel) -> Any:
+def one_message(channel: Any) -> Any:
     """The same for calls of one message. On the wire they are alike; but where a stream's refusal overtakes its
     writing, grpc.aio tells its caller INTERNAL, of the write, instead of the refusal."""
     return channel.unary_stream(PATH, response_deserializer=pb.EmbedResponse.FromString)
@@ -144,7 +168,7 @@ async def hurried(method: Any, ledger: Ledger, sent: bytes, timeout_s: float) ->
 
 
 async def open_loop(
-    opened: Sequence[grpc.aio.Channel],
+    opened: Sequence[grpc.aio.Channel | Named],
     ledger: Ledger,
     rate_per_s: float,
     duration_s: float,

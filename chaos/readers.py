@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 from facenet_server.config import MIB
 
-from chaos.drivers import PATIENT_S, channels, open_loop, read, stream, written
+from chaos.drivers import PATIENT_S, Named, channels, open_loop, read, stream, tokens_of, written
 from chaos.ledger import Ledger, Marked
 from chaos.overload import BUDGET_MB, CAPACITY, HEADROOM_MB, at_rest
 from chaos.process import Server
@@ -17,6 +17,7 @@ from chaos.report import Report
 from chaos.stub import Behaviour
 
 _A_STREAM_MB = 1.25  # what HTTP/2 lets in, and what belongs to it
+_CALM_S = 90.0
 _SMALL_WINDOWS = [
     ("grpc.http2.bdp_probe", 0),
     ("grpc.use_local_subchannel_pool", 1),
@@ -144,7 +145,7 @@ async def slow_readers(*, seconds: float, stopped: int = 200, slow: int = 50, st
     async with Server(Behaviour(limits, batch_s=0.005, side=crops.side, dimension=8192)) as server:
         async with channels(server.address, 1) as good, channels(server.address, 2, _SMALL_WINDOWS) as bad:
             await open_loop(good, Ledger(crops=crops), _GOOD_PER_S, 1)
-            calm_s = seconds - _FILLING_S  # a p99 is compared with one of as many calls
+            calm_s = min(seconds - _FILLING_S, _CALM_S)  # a p99 is compared with one of as many calls, or of many
             others = open_loop(bad[:1], Ledger(crops=crops), slow, calm_s)
             await asyncio.gather(open_loop(good, calm, _GOOD_PER_S, calm_s), others)
             async with server.growth() as grown:
@@ -206,20 +207,26 @@ async def _ends(server: Server, start: float, stopped: int, others: int, within_
     return first_s, within_s
 
 
-async def fairness(*, seconds: float) -> Report:
-    """T30: one caller offers twenty times its share, nine theirs."""
+async def fairness(*, seconds: float, connections: int = 1, named: bool = False) -> Report:
+    """T30: one caller, over so many connections, offers twenty times its share, nine theirs. ``named``: callers are the
+    subjects of their tokens; else, so near, each connection is one."""
     report, share = Report(), CAPACITY / 10
     limits = {"max_batch_rows": 1, "max_items_in_flight": 60, "max_items_per_caller": 20, "max_images_in_flight": 8}
-    async with Server(Behaviour(limits)) as server, channels(server.address, 10) as opened:
-        baseline = [Ledger() for _ in range(9)]
-        await asyncio.gather(
-            *(open_loop([c], each, share * 0.9, seconds) for c, each in zip(opened[:9], baseline, strict=True))
-        )
-        hog, fair = Ledger(), [Ledger() for _ in range(9)]
-        await asyncio.gather(
-            open_loop(opened[9:], hog, 20 * share, seconds),
-            *(open_loop([c], each, share * 0.9, seconds, PATIENT_S) for c, each in zip(opened[:9], fair, strict=True)),
-        )
+    subjects = [*(f"fair-{number}" for number in range(9)), *(connections * ["greedy"])]
+    with tokens_of(subjects) as tokens:
+        behaviour = Behaviour(limits | ({"tokens": tokens} if named else {}))
+        async with Server(behaviour) as server, channels(server.address, len(subjects)) as opened:
+            callers = [Named(each, subject) for each, subject in zip(opened, subjects, strict=True)]
+            nine, greedy = [[each] for each in callers[:9]], callers[9:]
+            baseline = [Ledger() for _ in nine]
+            await asyncio.gather(
+                *(open_loop(c, each, share * 0.9, seconds) for c, each in zip(nine, baseline, strict=True))
+            )
+            hog, fair = Ledger(), [Ledger() for _ in nine]
+            await asyncio.gather(
+                open_loop(greedy, hog, 20 * share, seconds),
+                *(open_loop(c, each, share * 0.9, seconds, PATIENT_S) for c, each in zip(nine, fair, strict=True)),
+            )
     got = [each.outcomes["answered"] / max(1, each.offered) for each in fair]
     report.note = f"the hog {dict(hog.outcomes)}; fair ones got {min(got):.2f} to {max(got):.2f} of what they asked"
     report.least("the worst-off fair caller's share", min(got), 0.8)

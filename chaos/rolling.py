@@ -73,6 +73,7 @@ async def rolling(*, calls: int, hard: bool = False, retry: bool = True, kill: b
     report.most("wrong or missing", seen.wrong, 0)
     if kill:
         report.most("the slowest call, seconds", seen.slowest_s, 5)
+    if beside and kill:
         in_flight = (_CALLERS + _STREAMERS) * unsent.cycles
         report.most("failures without resending, over what was in flight", len(unsent.failures) - in_flight, 0)
     return report

@@ -29,7 +29,8 @@ _USUAL = re.compile(r"\d{4}-\d\d-\d\d \S+ INFO |E\d{4} .* add_port\.cc|Usage: |T
 
 @dataclass(frozen=True)
 class Fault:
-    """What keeps a server from starting, and what its one line must name: a file, a setting, or what to do."""
+    """What keeps a server from starting, and what its one line must name: a file, a setting, or what to do. ``flags``
+    may name the models' folder: {folder}."""
 
     name: str
     told: str
@@ -93,9 +94,16 @@ def _with_weights_elsewhere(data: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def _garbage_key(folder: Path) -> None:
+    (folder / "server.pem").write_bytes(bytes(range(256)))
+    (folder / "server.key").write_bytes(bytes(range(256)))
+
+
 def _of(name: str) -> Callable[[Path], None]:
     return lambda folder: _file(lambda _: (folder / name).read_bytes(), listed=True)(folder)
 
+
+_CHAIN_AND_KEY = ("{folder}/server.pem", "--tls-key", "{folder}/server.key")
 
 FAULTS = [
     Fault("no folder", "manifest.json", shutil.rmtree),
@@ -114,9 +122,18 @@ FAULTS = [
     Fault("nowhere to listen", "HOST:PORT", flags=("--listen", "nowhere")),
     Fault("no such embedder", "default embedder", flags=("--default-embedder", "x")),
     Fault("batches of no rows", "max_batch_rows", flags=("--max-batch-rows", "0")),
+    Fault("no certificate", "nowhere.pem", flags=("--tls-certificate", "nowhere.pem", "--tls-key", "nowhere.key")),
+    Fault("a key that is none", "server.key", _garbage_key, ("--tls-certificate", *_CHAIN_AND_KEY)),
+    Fault("a key without a certificate", "--tls-certificate", flags=("--tls-key", "server.key")),
+    Fault("no tokens", "nobody", flags=("--tokens", "nobody")),
+    Fault("tokens in plain text", "tokens are secret", flags=("--tokens", "tokens", "--listen", "0.0.0.0:0")),
     Fault("no such flag", "--models", flags=("--models-folder", "models")),
 ]
 NO_GPU = Fault("no GPU", "device cuda cannot be had", flags=("--device", "cuda"))
+
+
+def _named(flags: tuple[str, ...], folder: Path) -> list[str]:
+    return [flag.format(folder=folder) for flag in flags]
 
 
 async def refused_starts(*, models: str, rounds: int, every: int = 1) -> Report:
@@ -131,7 +148,7 @@ async def refused_starts(*, models: str, rounds: int, every: int = 1) -> Report:
                 folder = Path(room) / "models"
                 await asyncio.to_thread(shutil.copytree, models, folder)
                 fault.damage(folder)
-                ended = await asyncio.to_thread(refusal, "--models", str(folder), *fault.flags)
+                ended = await asyncio.to_thread(refusal, "--models", str(folder), *_named(fault.flags, folder))
             slowest_s = max(slowest_s, ended.seconds)
             if fault.told not in ended.line:
                 otherwise.append(f"{fault.name}: {ended.code} {ended.line!r}")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from facenet_server import app, facenet
+from facenet_server import app, facenet, listening
 from facenet_server.backlog import Backlog
 from facenet_server.batching import Batcher
 from facenet_server.config import Config
@@ -30,6 +30,7 @@ from facenet_server.service import FaceService
 from facenet_server.sessions import ModelInfo
 
 _APP: Any = app  # what is switched off is patched here, against their types
+_LISTENING: Any = listening
 _SERVICE: Any = FaceService
 _FACENET: Any = facenet
 _BACKLOG: Any = Backlog
@@ -171,9 +172,9 @@ def _no_faces(rows: np.ndarray) -> tuple[np.ndarray, ...]:
 
 def _change_options(without: tuple[str, ...], more: list[tuple[str, int]]) -> None:
     """Let gRPC have other options than the server gives it."""
-    ours = _APP._channel_options
+    ours = _LISTENING._channel_options
     names = (*without, *(name for name, _ in more))
-    _APP._channel_options = lambda config: [option for option in ours(config) if option[0] not in names] + more
+    _LISTENING._channel_options = lambda config: [option for option in ours(config) if option[0] not in names] + more
 
 
 def _keepalive(between_s: float, answer_s: float) -> list[tuple[str, int]]:

@@ -145,9 +145,15 @@ def call(request: pytest.FixtureRequest) -> Call:
             return getattr(client, method)(*args, **options)
 
     async def run(
-        target: Any, method: str, *args: Any, timeout_s: float = 10, connections: int = 1, **options: Any
+        target: Any,
+        method: str,
+        *args: Any,
+        timeout_s: float = 10,
+        connections: int = 1,
+        credentials: Any = None,
+        **options: Any,
     ) -> Any:
-        settings: Any = {"timeout_s": timeout_s, "connections": connections}
+        settings: Any = {"timeout_s": timeout_s, "connections": connections, "credentials": credentials}
         if request.param == "sync":
             return await asyncio.to_thread(sync, target, settings, method, *args, **options)
         async with AsyncClient(target, **settings) as client:

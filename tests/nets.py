@@ -8,18 +8,21 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from facenet_server import messages
-from facenet_server.app import bind, decode_limits, work_limits
+from facenet_server.app import decode_limits, work_limits
 from facenet_server.backlog import Backlog
 from facenet_server.batching import Batcher
 from facenet_server.calibration import Calibration, OperatingPoint
+from facenet_server.callers import Callers, read_tokens
 from facenet_server.cascade import Cascade
 from facenet_server.compute import Compute
 from facenet_server.config import Config
 from facenet_server.detector import Detector, Nets
+from facenet_server.listening import bind
 from facenet_server.methods import CROPS, VECTORS, WORK
 from facenet_server.pipeline import Embedder, Finder, Pipeline
 from facenet_server.service import FaceService
@@ -138,8 +141,9 @@ async def fake_service(
         ]
         info = messages.server_info("test", models, ["FakeExecutionProvider"], default, config)
         backlogs = {kind: Backlog(compute.n_threads) for kind in (WORK, CROPS, VECTORS)}
-        service = FaceService(pipeline, info, stats, backlogs, config.max_write_stall_s)
-        server, port = bind(service, config)
+        callers = Callers(read_tokens(Path(config.tokens)) if config.tokens else None)
+        service = FaceService(pipeline, info, stats, backlogs, callers, config.max_write_stall_s)
+        server, port = bind(service.handlers(), config, callers)
         await server.start()
         try:
             yield f"127.0.0.1:{port}", service

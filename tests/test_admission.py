@@ -4,8 +4,8 @@ from contextlib import ExitStack
 import pytest
 from doors import Clock, accept, door, door_with, waiting
 from facenet_server.admission import Visit
+from facenet_server.callers import host
 from facenet_server.errors import Refused
-from facenet_server.streams import caller_of
 
 
 def test_a_stream_beyond_the_limit_is_refused_and_room_comes_back() -> None:
@@ -158,8 +158,8 @@ def test_a_refused_caller_is_told_about_when_there_will_be_room(idle_s: float) -
         ("unix:/run/facenet.sock", "unix:/run/facenet.sock"),
     ],
 )
-def test_a_caller_is_a_host_but_near_ones_are_told_apart_by_connection(peer: str, caller: str) -> None:
-    assert caller_of(peer) == caller
+def test_a_caller_without_a_name_is_a_host_but_near_ones_are_told_apart_by_connection(peer: str, caller: str) -> None:
+    assert host(peer) == caller
 
 
 async def test_who_waits_no_longer_is_forgotten() -> None:

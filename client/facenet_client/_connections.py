@@ -45,7 +45,13 @@ class Connections:
     """
 
     def __init__(
-        self, target: str | Sequence[str], per_address: int, timeout_s: float | None, *, retry: bool = True
+        self,
+        target: str | Sequence[str],
+        per_address: int,
+        timeout_s: float | None,
+        *,
+        retry: bool = True,
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         if per_address < 1:
             raise ValueError(f"connections is {per_address}; it takes one at least")
@@ -56,6 +62,7 @@ class Connections:
         self._next = 0
         self._info: pb.GetServerInfoResponse | None = None
         self.retry = retry
+        self._credentials = credentials
         self.budget = Budget()
         self.rests = Rests()
         self.health = Health(self.lost, self.check)
@@ -69,10 +76,13 @@ class Connections:
     def open(self) -> None:
         """Make the channels; they connect when they are used. Called on an event loop."""
         self._links = [
-            Link(address, grpc.aio.insecure_channel(address, options=_wire.CHANNEL_OPTIONS))
-            for _ in range(self._per_address)
-            for address in self.addresses
+            Link(address, self._channel(address)) for _ in range(self._per_address) for address in self.addresses
         ]
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(address, options=_wire.CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(address, self._credentials, options=_wire.CHANNEL_OPTIONS)
 
     async def close(self) -> None:
         """Close the channels."""

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
+import grpc
+
 from facenet_client import _answers, _wire
 from facenet_client._call import Link
 from facenet_client._connections import Connections
@@ -30,20 +32,27 @@ class AsyncClient:
     """A connection to a FaceNet Serve server, for asyncio.
 
     ``target`` is a gRPC target as "127.0.0.1:50051", or several: a list, or "host:50051,host:50052". The messages of
-    each stream, and small calls one by one, spread over all of them; they must run the same models. ``connections``
-    is how many connections there are to each. ``timeout_s`` bounds the wait for each message's answer
-    (None: for ever); a stream as a whole has no deadline. Methods take any iterable or asynchronous iterable,
-    of any length, cut it into messages by the server's limits, and answer in input order. What is wrong with
-    one item sits on its result's ``error``; what is wrong with the call is raised as a CallError.
+    each stream, and small calls one by one, spread over all of them; they must run the same models. ``connections`` is
+    how many connections there are to each. ``credentials`` are gRPC's, for TLS and tokens (None: plain text).
+    ``timeout_s`` bounds the wait for each message's answer (None: for ever); a stream as a whole has no deadline.
+    Methods take any iterable or asynchronous iterable, of any length, cut it into messages by the server's limits, and
+    answer in input order. What is wrong with one item sits on its result's ``error``; what is wrong with the call is
+    raised as a CallError.
 
     Ordinary iterables are advanced in a worker thread, so that they may block.
     """
 
     def __init__(
-        self, target: str | Sequence[str], *, timeout_s: float | None = 30.0, connections: int = 1, retry: bool = True
+        self,
+        target: str | Sequence[str],
+        *,
+        timeout_s: float | None = 30.0,
+        connections: int = 1,
+        retry: bool = True,
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self.timeout_s = timeout_s
-        self._connections = Connections(target, connections, timeout_s, retry=retry)
+        self._connections = Connections(target, connections, timeout_s, retry=retry, credentials=credentials)
         self._streams: weakref.WeakSet[Stream[Any, Any]] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:

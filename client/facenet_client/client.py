@@ -8,6 +8,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
+import grpc
+
 from facenet_client import _loops, _wire
 from facenet_client._stream import Stream
 from facenet_client.aio import AsyncClient
@@ -34,19 +36,27 @@ class Client:
     """A connection to a FaceNet Serve server.
 
     ``target`` is a gRPC target as "127.0.0.1:50051", or several: a list, or "host:50051,host:50052". The messages of
-    each stream, and small calls one by one, spread over all of them; they must run the same models. ``connections``
-    is how many connections there are to each. ``timeout_s`` bounds the wait for each message's answer
-    (None: for ever); a stream as a whole has no deadline. Methods take any iterable, of any length, cut it
-    into messages by the server's limits, and answer in input order. What is wrong with one item sits on its
-    result's ``error``; what is wrong with the call is raised as a CallError.
+    each stream, and small calls one by one, spread over all of them; they must run the same models. ``connections`` is
+    how many connections there are to each. ``credentials`` are gRPC's, for TLS and tokens (None: plain text).
+    ``timeout_s`` bounds the wait for each message's answer (None: for ever); a stream as a whole has no deadline.
+    Methods take any iterable, of any length, cut it into messages by the server's limits, and answer in input order.
+    What is wrong with one item sits on its result's ``error``; what is wrong with the call is raised as a CallError.
 
     Iterables are advanced in a worker thread, ahead of the results. A client may be used from several threads.
     """
 
     def __init__(
-        self, target: str | Sequence[str], *, timeout_s: float | None = 30.0, connections: int = 1, retry: bool = True
+        self,
+        target: str | Sequence[str],
+        *,
+        timeout_s: float | None = 30.0,
+        connections: int = 1,
+        retry: bool = True,
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        self._client = AsyncClient(target, timeout_s=timeout_s, connections=connections, retry=retry)
+        self._client = AsyncClient(
+            target, timeout_s=timeout_s, connections=connections, retry=retry, credentials=credentials
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._leaving: set[asyncio.Future[None]] = set()  # a loop alone would let its tasks be collected

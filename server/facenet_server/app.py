@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -19,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from facenet_server import memory, messages
 from facenet_server.backlog import Backlog
 from facenet_server.batching import Batcher
+from facenet_server.callers import Callers, read_tokens
 from facenet_server.canvases import ROWS_A_RUN
 from facenet_server.cascade import Cascade, WorkLimits, warm_up
 from facenet_server.compute import Compute
@@ -29,6 +31,7 @@ from facenet_server.errors import FatalError, StartError
 from facenet_server.faults import Enduring
 from facenet_server.health import Health
 from facenet_server.images import DecodeLimits
+from facenet_server.listening import bind
 from facenet_server.methods import CROPS, VECTORS, WORK
 from facenet_server.pipeline import Embedder, Finder, Pipeline
 from facenet_server.service import SERVICE, FaceService
@@ -39,11 +42,9 @@ _LOST_GRACE_S, _LOST_END_S = 1.0, 4.0  # once the device is lost: for the answer
 _SECOND_SIGNAL_END_S = 0.8
 _LAST_S = 5.0  # after the grace, for threads to end
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_CALLS_BESIDE = 256  # calls that are no streams of work: health, information, refusals on their way
 _TURN_AWAY_S = 0.3
 _GIVE_BACK_S = 10.0
 _MAX_HELD_S = 0.03  # the end of an image's work, where threads are busy with others
-_UNREAD_BYTES = 128 * 1024  # of a stream that is not read
 
 _log = logging.getLogger(__name__)
 
@@ -59,13 +60,14 @@ async def serve(config: Config, opener: OpenNetworks | None = None) -> None:
     config = config.with_streams_for(memory.usable_bytes())
     config.check()
     memory.limit_heaps(usable_cores())
+    callers = Callers(read_tokens(Path(config.tokens)) if config.tokens else None)
     stats, lost, loop = Stats(), asyncio.Event(), asyncio.get_running_loop()
     networks = await asyncio.to_thread(opener or open_networks, config)
     pipeline_of = open_pipeline(networks, config, stats, lambda: loop.call_soon_threadsafe(lost.set))
     with ExitStack() as last_words:  # above all that waits for threads
         async with pipeline_of as pipeline, stats.loop_lag, memory.given_back(_GIVE_BACK_S):
             described, backlogs = _describe(networks, config), _backlogs(networks, config)
-            service = FaceService(pipeline, described, stats, backlogs, config.max_write_stall_s)
+            service = FaceService(pipeline, described, stats, backlogs, callers, config.max_write_stall_s)
             await _listen(service, config, stats, lost, last_words)
 
 
@@ -151,7 +153,7 @@ def _is_on(choice: str, network: Network) -> bool:
 async def _listen(
     service: FaceService, config: Config, stats: Stats, lost: asyncio.Event, last_words: ExitStack
 ) -> None:
-    server, port = bind(service, config)
+    server, port = bind(service.handlers(), config, service.callers)
     status = Health(("", SERVICE), stats, config.stall_s, config.max_connections)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     if config.reflection:
@@ -208,23 +210,6 @@ def _end_within(seconds: float) -> threading.Timer:
     return last_word
 
 
-def bind(service: FaceService, config: Config) -> tuple[grpc.aio.Server, int]:
-    """A server with the service on ``config.listen``, not started yet, and its port.
-
-    Raises StartError where the port is taken.
-    """
-    calls = config.max_streams + config.max_connections + _CALLS_BESIDE  # a connection may watch the health
-    server = grpc.aio.server(options=_channel_options(config), maximum_concurrent_rpcs=calls)
-    server.add_generic_rpc_handlers((service.handlers(),))
-    try:
-        port = server.add_insecure_port(config.listen)
-    except RuntimeError as error:
-        raise StartError(
-            f"cannot listen on {config.listen}: stop the server that has this port, or choose another with --listen"
-        ) from error
-    return server, port
-
-
 def _embedders(networks: Mapping[str, Network]) -> list[str]:
     return [name for name, network in networks.items() if network.info.kind == "embedder"]
 
@@ -261,29 +246,6 @@ def work_limits(config: Config) -> WorkLimits:
 def decode_limits(config: Config) -> DecodeLimits:
     """What the configuration lets an image be."""
     return DecodeLimits(config.formats, config.max_image_mib * MIB, config.max_image_megapixels * 1_000_000)
-
-
-def _channel_options(config: Config) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", config.max_message_mib * MIB),
-        ("grpc.max_send_message_length", -1),  # answers are bounded by their requests and max_crop_mib
-        ("grpc.max_concurrent_streams", config.max_streams_per_connection),
-        ("grpc.max_allowed_incoming_connections", config.max_connections),
-        ("grpc.server_handshake_timeout_ms", 5_000),  # who connects and says nothing is sent away
-        ("grpc.max_connection_idle_ms", 300_000),
-        ("grpc.enable_channelz", 0),
-        ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent sharer
-        # Bounded flow control: with bandwidth probing on, one unread stream can hold tens of megabytes. So it holds
-        # _UNREAD_BYTES, and 1 MiB more where a larger message is read (C-core's kMaxWindowDelta).
-        ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
-        # Dead peers are noticed, and callers may probe as often.
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.ping_timeout_ms", 10_000),
-        ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-    ]
 
 
 def _signals() -> asyncio.Queue[int]:

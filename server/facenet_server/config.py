@@ -25,6 +25,16 @@ class Config:
 
     models: Path = _option(Path("models"), "Folder with the ONNX files and manifest.json.")
     listen: str = _option("127.0.0.1:50051", "Address and port; port 0 takes a free one, which is logged.")
+    tls_certificate: str = _option("", "PEM file with the server's certificate chain. With tls_key it speaks TLS.")
+    tls_key: str = _option("", "PEM file with the key of tls_certificate.")
+    tls_client_ca: str = _option(
+        "", "PEM file with authorities: who has no certificate of one of them is kept out. With TLS only."
+    )
+    tokens: str = _option(
+        "",
+        "File with a line for each token that is let in: SUBJECT and the token's SHA-256 in hex. Callers send "
+        "'authorization: Bearer TOKEN'. With TLS only, or on loopback.",
+    )
     device: str = _option(
         "auto",
         "Where the networks run. auto: CUDA if it can be had, else the CPU; cuda: refuse to start without.",
@@ -127,6 +137,17 @@ class Config:
         port = self.listen.rpartition(":")[2]
         if not (port.isdecimal() and int(port) <= 65_535):
             raise StartError(f"--listen takes HOST:PORT, with a port up to 65535, not {self.listen!r}")
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise StartError("--tls-certificate and --tls-key go together")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise StartError("--tls-client-ca needs --tls-certificate and --tls-key")
+        if self.tokens and not self.tls_certificate and not self.is_near:
+            raise StartError("--tokens needs --tls-certificate and --tls-key, or a loopback address: tokens are secret")
+
+    @property
+    def is_near(self) -> bool:
+        """Whether only this machine's programs can call."""
+        return self.listen.startswith(("127.", "localhost:", "[::1]:"))
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from facenet_server import messages
 from facenet_server.admission import Admission
 from facenet_server.backlog import Backlog
+from facenet_server.callers import Callers
 from facenet_server.capacity import Capacity
 from facenet_server.company import Company
 from facenet_server.errors import Refused
@@ -42,6 +43,7 @@ class FaceService:
         info: pb.GetServerInfoResponse,
         stats: Stats,
         backlogs: Mapping[str, Backlog],
+        callers: Callers,
         max_write_stall_s: float = 30.0,
     ) -> None:
         self._pipeline = pipeline
@@ -51,6 +53,7 @@ class FaceService:
         self._max_write_stall_s = max_write_stall_s
         self._groups = Groups(pipeline, limits)
         self._draining = asyncio.Event()
+        self.callers = callers
         self.admission = Admission(
             Capacity(
                 items_per_stream=limits.max_items_per_stream,
@@ -72,9 +75,7 @@ class FaceService:
             max_write_stall_s=self._max_write_stall_s,
         )
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.stream_stream_rpc_method_handler(
-                _handler(method, bounds, self.admission, self._draining), response_serializer=_serialize
-            )
+            name: grpc.stream_stream_rpc_method_handler(self._handler(method, bounds), response_serializer=_serialize)
             for name, method in self._methods().items()
         }
         methods["GetServerInfo"] = grpc.unary_unary_rpc_method_handler(
@@ -84,6 +85,23 @@ class FaceService:
             self._get_server_stats, response_serializer=_serialize
         )
         return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    def _handler(self, method: Method, limits: StreamLimits) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
+        """A method as grpc.aio calls it."""
+
+        async def handle(_: Any, context: Context) -> None:
+            try:
+                caller = self.callers.name(context)
+                end = await Stream(method, context, limits, self._draining).serve(self.admission, caller)
+            except Refused as refused:
+                pushback = ((PUSHBACK, str(round(1000 * refused.retry_after_s))),)
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused), pushback)
+            except Exception:
+                end = End(grpc.StatusCode.INTERNAL, f"internal error {log_incident('a stream failed')}")
+            if end is not None:
+                await context.abort(end.code, end.details)
+
+        return handle
 
     def drain(self) -> None:
         """Read no further message; streams end with UNAVAILABLE once what they accepted is answered."""
@@ -177,28 +195,6 @@ class FaceService:
         except DecodeError:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the bytes are no GetServerStatsRequest")
         return messages.server_stats(self._stats, self.admission.counts)
-
-
-def _handler(
-    method: Method,
-    limits: StreamLimits,
-    admission: Admission,
-    draining: asyncio.Event,
-) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
-    """A method as grpc.aio calls it."""
-
-    async def handle(_: Any, context: Context) -> None:
-        try:
-            end = await Stream(method, context, limits, draining).serve(admission)
-        except Refused as refused:
-            pushback = ((PUSHBACK, str(round(1000 * refused.retry_after_s))),)
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused), pushback)
-        except Exception:
-            end = End(grpc.StatusCode.INTERNAL, f"internal error {log_incident('a stream failed')}")
-        if end is not None:
-            await context.abort(end.code, end.details)
-
-    return handle
 
 
 def _serialize(message: Message) -> bytes:

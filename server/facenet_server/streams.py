@@ -64,7 +64,6 @@ class Stream:
         self._context = context
         self._limits = limits
         self._draining = draining
-        self._caller = caller_of(context.peer())
         self._fields = method.fields()
         self._seats = Seats(limits.max_images)
         self._credits = asyncio.Semaphore(limits.max_messages)
@@ -72,9 +71,10 @@ class Stream:
         self._unfinished: asyncio.Future[None] | None = None
         self._leaving: Crops | None = None  # of the answer that is being written
 
-    async def serve(self, admission: Admission) -> End | None:
-        """Write its answers, in request order, until it ends. Raises Refused where there is no room for it."""
-        with admission.enter(self._caller) as visit:
+    async def serve(self, admission: Admission, caller: str) -> End | None:
+        """Write the caller's answers, in request order, until it ends. Raises Refused where there is no room for
+        it."""
+        with admission.enter(caller) as visit:
             try:
                 return await self._answer(visit, admission)
             except ExceptionGroup as failures:
@@ -172,7 +172,7 @@ class Stream:
             return _Pending(partial(refuse, Overloaded("the server has no room for this message now")))
         kinds = self._method.kinds(outline)
         kind = next(iter(kinds))
-        back_in_s = admission.backlog(kind).back_in_s(self._caller, visit, kinds[kind], left_s)
+        back_in_s = admission.backlog(kind).back_in_s(visit.caller, visit, kinds[kind], left_s)
         if back_in_s > 0:
             visit.refuse(outline.n_items)
             no_time = Overloaded("this message would wait for too much of the time that it has")
@@ -201,9 +201,9 @@ class Stream:
             return _Pending(partial(self._refusal, outline, TimedOut()), n_bytes=len(data))
         request = self._parsed(data)
         crops = visit.accept(outline.n_items)
-        works = {kind: admission.backlog(kind).begin(self._caller, visit, n) for kind, n in kinds.items()}
+        works = {kind: admission.backlog(kind).begin(visit.caller, visit, n) for kind, n in kinds.items()}
         kind, work = next(iter(works.items()))
-        place = Place(self._caller, kind, self._method.else_kind, self._seats, deadline, crops, work)
+        place = Place(visit.caller, kind, self._method.else_kind, self._seats, deadline, crops, work)
 
         def is_done(_: object) -> None:
             for each in works.values():
@@ -244,13 +244,6 @@ class Stream:
         """How long the answer to a message that has just come is of use: by its own time, and its stream's."""
         of_message, of_stream = None if timeout_ms is None else timeout_ms / 1000, self._context.time_remaining()
         return min(math.inf if left_s is None else left_s for left_s in (of_message, of_stream))
-
-
-def caller_of(peer: str) -> str:
-    """Who a gRPC peer is ("ipv4:10.0.0.7:50312"): its host, or where the host says nothing its connection."""
-    host = peer.rpartition(":")[0]
-    is_near = peer.startswith(("unix", "ipv4:127.", "ipv6:%5B::1%5D", "ipv6:[::1]"))
-    return peer if is_near or not host else host
 
 
 def _retry_after_s(free_at_s: float | None, admission: Admission) -> float:

@@ -17,6 +17,7 @@ from rich.table import Table
 from facenet_client import AsyncClient, ImageError, ImageLike, load
 from facenet_client._connections import addresses
 from facenet_client.cli import console, options
+from facenet_client.cli.access import Access
 from facenet_client.load import Report, Workload
 
 _METHODS = ("detect", "embed", "embed-crops")
@@ -49,18 +50,17 @@ _COUNT, _POSITIVE = click.IntRange(min=1), click.FloatRange(min=0, min_open=True
 @click.option("--min-face-px", type=_COUNT, help="Smallest face looked for, px.  [default: 20]")
 @options.MODEL
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
-@click.pass_context
-def bench(ctx: click.Context, /, target: str, paths: Sequence[Path], as_json: bool, **given: Any) -> None:
+@click.pass_obj
+def bench(access: Access, /, target: str, paths: Sequence[Path], as_json: bool, **given: Any) -> None:
     """Load the server at TARGET with images, and tell how fast it answers and what it waits for.
 
     PATHs are images or folders; without any, crops are generated, or for --method detect and embed a portrait is used.
     TARGET may be several addresses with commas between. Latency is that of a message; with --rate it counts from the
     time at which the message was due.
     """
-    assert ctx.parent is not None
     try:
         work = _workload(paths, given)
-        report = asyncio.run(_run(target, ctx.parent.params["timeout_s"], work, given))
+        report = asyncio.run(_run(target, access, work, given))
     except (ValueError, ImageError) as error:  # what no server was asked for, or what its limits forbid
         raise click.UsageError(str(error)) from error
     if as_json:
@@ -71,7 +71,7 @@ def bench(ctx: click.Context, /, target: str, paths: Sequence[Path], as_json: bo
         raise SystemExit(1)
 
 
-async def _run(target: str, timeout_s: float, work: Workload, given: dict[str, Any]) -> Report:
+async def _run(target: str, access: Access, work: Workload, given: dict[str, Any]) -> Report:
     duration_s = given["duration_s"] or (None if given["count"] else 10.0)
     plan = load.Plan(
         callers=given["concurrency"],
@@ -82,13 +82,14 @@ async def _run(target: str, timeout_s: float, work: Workload, given: dict[str, A
         poisson=given["arrivals"] == "poisson",
         warm_up_s=given["warm_up_s"],
     )
-    async with AsyncClient(target, timeout_s=timeout_s) as client:
+    ways: Any = {"timeout_s": access.timeout_s, "credentials": access.credentials}
+    async with AsyncClient(target, **ways) as client:
         limits = (await client.server_info()).limits
     per_connection = (limits["max_streams_per_connection"] - 1) * len(addresses(target))
     connections = given["connections"] or math.ceil(plan.callers / max(1, per_connection))
     err = Console(stderr=True)
     with err.status("warming up") if err.is_terminal else nullcontext() as status:
-        async with AsyncClient(target, timeout_s=timeout_s, connections=connections) as client:
+        async with AsyncClient(target, connections=connections, **ways) as client:
             return await load.run(client, work, plan, None if status is None else _teller(status.update))
 
 

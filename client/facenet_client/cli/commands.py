@@ -9,6 +9,7 @@ import click
 
 from facenet_client import Client, FaceNetError
 from facenet_client.cli import console, options, tables
+from facenet_client.cli.access import Access, credentials, of_callers
 from facenet_client.cli.align import align
 from facenet_client.cli.bench import bench
 from facenet_client.cli.cluster import cluster
@@ -41,13 +42,14 @@ class _Group(click.Group):
     help="Where the server listens.",
 )
 @click.option("--timeout-s", default=300.0, show_default=True, show_envvar=True, help="Wait for each answer, seconds.")
+@of_callers
 @click.pass_context
-def facenet(ctx: click.Context, server: str, timeout_s: float) -> None:
+def facenet(ctx: click.Context, /, server: str, timeout_s: float, **given: Any) -> None:
     """Find, embed and compare faces on a FaceNet Serve server.
 
     A PATH is an image or a folder, whose images count. The exit code is 1 where any item failed.
     """
-    ctx.obj = lambda: Client(server, timeout_s=timeout_s)
+    ctx.obj = Access(server, timeout_s, credentials(**given))
 
 
 @facenet.command()

@@ -1,0 +1,92 @@
+"""The port that the server listens on: its connections' options, and its TLS."""
+
+import logging
+import ssl
+from pathlib import Path
+
+import grpc
+
+from facenet_server.callers import Callers
+from facenet_server.config import MIB, Config
+from facenet_server.errors import StartError
+
+_CALLS_BESIDE = 256  # calls that are no streams of work: health, information, refusals on their way
+_UNREAD_BYTES = 128 * 1024  # of a stream that is not read
+
+_log = logging.getLogger(__name__)
+
+
+def bind(service: grpc.GenericRpcHandler, config: Config, callers: Callers) -> tuple[grpc.aio.Server, int]:
+    """A server of the service for the callers on ``config.listen``, not started yet, and its port.
+
+    Raises StartError where the port is taken, or the certificates are none.
+    """
+    credentials = _credentials(config)
+    calls = config.max_streams + config.max_connections + _CALLS_BESIDE  # a connection may watch the health
+    server = grpc.aio.server(
+        options=_channel_options(config), maximum_concurrent_rpcs=calls, interceptors=callers.interceptors()
+    )
+    server.add_generic_rpc_handlers((service,))
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(config.listen)
+        else:
+            port = server.add_secure_port(config.listen, credentials)
+    except RuntimeError as error:
+        raise StartError(
+            f"cannot listen on {config.listen}: stop the server that has this port, or choose another with --listen"
+        ) from error
+    if credentials is None and not config.is_near:
+        _log.warning("%s is open to others in plain text: --tls-certificate, --tls-key", config.listen)
+    return server, port
+
+
+def _credentials(config: Config) -> grpc.ServerCredentials | None:
+    """What TLS needs; None without it. gRPC would not tell a bad file from a port that is taken: they are looked at
+    before."""
+    if not config.tls_certificate:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    chain, key = _pem(config.tls_certificate), _pem(config.tls_key)
+    authorities = _pem(config.tls_client_ca) if config.tls_client_ca else None
+    try:
+        context.load_cert_chain(config.tls_certificate, config.tls_key, password="")  # or it would ask for one
+    except (ssl.SSLError, ValueError) as error:
+        named = f"{config.tls_certificate} and {config.tls_key}"
+        raise StartError(f"{named} are no certificate chain and its key, unencrypted, in PEM: {error}") from error
+    if authorities is not None:
+        try:
+            context.load_verify_locations(config.tls_client_ca)
+        except ssl.SSLError as error:
+            raise StartError(f"{config.tls_client_ca} holds no certificates in PEM: {error}") from error
+    return grpc.ssl_server_credentials([(key, chain)], authorities, authorities is not None)
+
+
+def _pem(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise StartError(f"{file}: {error.strerror}") from error
+
+
+def _channel_options(config: Config) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", config.max_message_mib * MIB),
+        ("grpc.max_send_message_length", -1),  # answers are bounded by their requests and max_crop_mib
+        ("grpc.max_concurrent_streams", config.max_streams_per_connection),
+        ("grpc.max_allowed_incoming_connections", config.max_connections),
+        ("grpc.server_handshake_timeout_ms", 5_000),  # who connects and says nothing is sent away
+        ("grpc.max_connection_idle_ms", 300_000),
+        ("grpc.enable_channelz", 0),
+        ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent sharer
+        # Bounded flow control: with bandwidth probing on, one unread stream can hold tens of megabytes. So it holds
+        # _UNREAD_BYTES, and 1 MiB more where a larger message is read (C-core's kMaxWindowDelta).
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
+        # Dead peers are noticed, and callers may probe as often.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
