@@ -19,8 +19,8 @@ def door(**limits: int) -> Admission:
 
 
 def door_with(clock: Clock, /, **limits: int) -> Admission:
-    capacity = {"items_per_stream": 8, "items_per_caller": 16, "items": 32, "n_bytes": 1000, "streams": 40, **limits}
-    return Admission(Capacity(**capacity), {}, clock)
+    few = {"items_per_stream": 8, "items_per_caller": 16, "items": 32, "n_bytes": 1000, "streams": 40}
+    return Admission(Capacity(**{**few, "connections": 40, **limits}), {}, clock)
 
 
 def accept(visit: Visit, n_items: int, n_bytes: int = 1) -> None:

@@ -188,3 +188,30 @@ async def test_a_message_that_is_held_does_not_wait_behind_a_stream_that_waits_f
         held.accept(1)
         held.answered(1, 400)
         await behind[0]
+
+
+def test_no_caller_has_more_of_the_connections_than_leaves_as_many_for_a_newcomer() -> None:
+    admission = door(connections=4)
+    with ExitStack() as open_streams:
+        for connection in ("a1", "a1", "a2"):
+            open_streams.enter_context(admission.enter("a", connection))
+        with pytest.raises(Refused):
+            admission.enter("a", "a3")
+        b1 = open_streams.enter_context(admission.enter("b", "b1"))
+        assert b1
+        with pytest.raises(Refused):
+            admission.enter("b", "b2")
+    for connection in ("b1", "b2"):  # those that are over do not count
+        open_streams.enter_context(admission.enter("b", connection))
+    open_streams.close()
+
+
+def test_a_connection_that_callers_share_counts_once_and_is_forgotten_with_its_last_stream() -> None:
+    admission = door(connections=2)
+    for _ in range(3):
+        with admission.enter("a", "proxy"):
+            with admission.enter("b", "proxy"), admission.enter("c", "proxy"), admission.enter("d", "another"):
+                with pytest.raises(Refused):
+                    admission.enter("e", "a third")
+            with admission.enter("e", "a third"):
+                pass

@@ -5,11 +5,14 @@ import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -113,29 +116,59 @@ def test_a_setting_that_makes_no_sense_is_refused_in_one_line_that_says_what_wou
 
 
 def connection(target: str) -> grpc.Channel:
-    """A channel whose connection is its own; where it is refused it is soon tried again."""
-    backoffs = [(f"grpc.{each}_reconnect_backoff_ms", 100) for each in ("initial", "min", "max")]
-    return grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1), *backoffs])
+    """A channel whose connection is its own."""
+    return grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)])
 
 
-def asked(channel: grpc.Channel, **how: bool) -> Any:
-    """GetServerInfo, whose answer is to come."""
+def detecting(channel: grpc.Channel, messages: Iterable[pb.DetectRequest]) -> Any:
     stub: Any = FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
-    return stub.GetServerInfo.future(pb.GetServerInfoRequest(), **how)
+    return stub.Detect(messages)
 
 
-def test_a_connection_beyond_the_most_is_refused_until_another_one_closes(tiny: Path) -> None:
+def held() -> tuple[Iterator[pb.DetectRequest], "SimpleQueue[pb.DetectRequest | None]"]:
+    """A stream's messages, as they are put."""
+    queue: SimpleQueue[pb.DetectRequest | None] = SimpleQueue()
+    return iter(queue.get, None), queue
+
+
+def test_streams_of_a_connection_beyond_the_most_are_refused_until_another_one_has_none(tiny: Path) -> None:
+    one = pb.DetectRequest(images=[pb.Image(encoded=b"no image")])
     with server_process("--models", str(tiny), "--max-connections", "2") as (target, _), ExitStack() as connections:
         first, second, third = (connections.enter_context(connection(target)) for _ in range(3))
-        assert [asked(each).result().limits.max_connections for each in (first, second)] == [2, 2]
+        messages, queues = zip(*(held() for _ in range(2)), strict=True)
+        streams = [detecting(each, sent) for each, sent in zip((first, second), messages, strict=True)]
+        for stream, queue in zip(streams, queues, strict=True):
+            queue.put(one)
+            assert next(stream).results[0].error.reason == "UNSUPPORTED_FORMAT"
         with pytest.raises(grpc.RpcError) as refused:
-            asked(third).result()
-        waiting = asked(third, wait_for_ready=True)
-        assert [asked(each).code() for each in (first, second)] == [grpc.StatusCode.OK] * 2
-        assert not waiting.done()
-        first.close()
-        assert [call.code() for call in (waiting, asked(second))] == [grpc.StatusCode.OK] * 2
-    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            next(detecting(third, iter([one])))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        trailers: Any = refused.value.trailing_metadata()
+        health = health_pb2_grpc.HealthStub(third)
+        assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+        assert next(detecting(second, iter([one]))).results  # a connection that counts already
+        queues[0].put(None)
+        assert not list(streams[0])
+        time.sleep(int(dict(trailers)["grpc-retry-pushback-ms"]) / 1000)
+        assert next(detecting(third, iter([one]))).results
+        queues[1].put(None)
+
+
+def test_connections_far_beyond_the_most_are_closed(tiny: Path) -> None:
+    with server_process("--models", str(tiny), "--max-connections", "2") as (target, _), ExitStack() as connections:
+        host, _, port = target.rpartition(":")
+        ends = [connections.enter_context(socket.create_connection((host, int(port)), 5)) for _ in range(2 + 128 + 8)]
+        time.sleep(0.5)
+        greeted = [end for end in ends if _is_greeted(end)]
+    assert len(greeted) == 2 + 128
+
+
+def _is_greeted(end: socket.socket) -> bool:
+    """Whether the server said something, HTTP/2's settings, or closed it at once."""
+    try:
+        return bool(end.recv(1))
+    except ConnectionResetError:
+        return False
 
 
 def test_every_setting_is_a_documented_flag_and_environment_variable() -> None:

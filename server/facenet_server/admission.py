@@ -1,10 +1,10 @@
 """Who is let in: counts of what callers have with the server, and the limits that keep them bounded.
 
 A message's bytes count from the moment it was read, its items from the moment they are accepted, both until the answer
-is written. A new stream is refused where there is no room for anything of it, or its caller has its share of streams. A
-running one is not read while there is none, and for a while not while there is none for a message like its last; a
-message whose bytes do not fit is refused, one whose items do not waits, as its stream does, in turn with those of other
-callers. Pure counting on one event loop: no locks.
+is written. A new stream is refused where there is no room for anything of it, or its caller has its share of streams,
+or of connections. A running one is not read while there is none, and for a while not while there is none for a message
+like its last; a message whose bytes do not fit is refused, one whose items do not waits, as its stream does, in turn
+with those of other callers. Pure counting on one event loop: no locks.
 """
 
 import asyncio
@@ -15,13 +15,12 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from facenet_server.backlog import Backlog
-from facenet_server.capacity import Capacity, Counts, Expected, Share, share
+from facenet_server.capacity import Capacity, Connections, Counts, Expected, Share, share
 from facenet_server.crop_room import CropRoom, Crops
 from facenet_server.errors import Refused
-from facenet_server.pace import Pace
+from facenet_server.pace import Pace, retry_s
 
-_MIN_RETRY_S, _MAX_RETRY_S = 0.02, 5.0
-_STREAM_RETRY_S = 1.0  # at least, where it is streams that are too many: they end whenever their callers like
+_STREAM_RETRY_S = 1.0  # at least, where streams or connections are too many: they end whenever their callers like
 _FIRST_BYTES = 8 << 20  # what a stream's first message is expected to have: it may be as large as any
 _EXPECTED_S, _BYTES_PER_S = 0.2, 20e6  # a read that takes longer, beside the time for its bytes, is an idle stream's
 _PATIENCE_S = 3.0  # then a stream is read as soon as there is any room: its next message may well be smaller
@@ -37,15 +36,17 @@ class Admission:
         self._capacity = capacity
         self._of_caller: defaultdict[str, Share] = defaultdict(Share)
         self._streams_of = Counter[str]()
+        self._connections = Connections(capacity.connections)
         self._expected = Expected()
         self.crop_room = CropRoom(capacity.n_bytes)
         self._waiting: dict[str, deque[_Turn]] = {}  # callers in turn
         self._pace = Pace(clock)
         self._backlogs = backlogs
 
-    def enter(self, caller: str) -> "Visit":
+    def enter(self, caller: str, connection: str = "") -> "Visit":
         """A new stream of the caller's, to be entered as a context. Raises Refused where there is no room."""
-        visit, may_stay = Visit(self, caller), self._has_stream(caller)
+        may_stay = self._has_stream(caller) and self._connections.has_room(caller, connection)
+        visit = Visit(self, caller, connection)
         if not (may_stay and self._has_items(visit, 1) and self._has_bytes(caller, 1)):
             self.counts.refused_streams += 1
             raise Refused(self.retry_after_s() if may_stay else max(self.retry_after_s(), _STREAM_RETRY_S))
@@ -150,16 +151,12 @@ class Admission:
                 del self._waiting[turn.visit.caller]
 
 
-def retry_s(seconds: float) -> float:
-    """A time as callers are told it."""
-    return min(max(seconds, _MIN_RETRY_S), _MAX_RETRY_S)
-
-
 class Visit:
     """One stream's part in it, from its first message to its end, whatever that is."""
 
-    def __init__(self, admission: Admission, caller: str) -> None:
+    def __init__(self, admission: Admission, caller: str, connection: str) -> None:
         self.caller = caller
+        self._connection = connection
         self.items = 0  # accepted and not answered
         self.n_bytes = 0  # of the messages that hold them, and of the one that is held
         self.held_bytes = 0  # of a message that was read and is not accepted yet
@@ -175,6 +172,7 @@ class Visit:
     def __enter__(self) -> Self:
         self._admission.counts.streams += 1
         self._admission._streams_of[self.caller] += 1
+        self._admission._connections.add(self.caller, self._connection, 1)
         return self
 
     def __exit__(
@@ -186,6 +184,7 @@ class Visit:
         admission._streams_of[self.caller] -= 1
         if not admission._streams_of[self.caller]:
             del admission._streams_of[self.caller]
+        admission._connections.add(self.caller, self._connection, -1)
         self._abandon()
 
     def _abandon(self) -> None:

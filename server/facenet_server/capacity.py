@@ -2,17 +2,20 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The limits: items of a stream, of a caller, of all; bytes of the messages that hold them; streams."""
+    """The limits: items of a stream, of a caller, of all; bytes of the messages that hold them; streams; connections
+    that have any."""
 
     items_per_stream: int
     items_per_caller: int
     items: int
     n_bytes: int
     streams: int
+    connections: int
 
 
 @dataclass(slots=True)
@@ -47,9 +50,38 @@ class Expected:
     def add(self, caller: str, n_bytes: int) -> None:
         """Count so many bytes more of the caller's; fewer where they are negative."""
         self.of_all += n_bytes
-        self.of_caller[caller] += n_bytes
-        if not self.of_caller[caller]:
-            del self.of_caller[caller]
+        _count(self.of_caller, caller, n_bytes)
+
+
+class Connections:
+    """Connections that have streams open: of each caller, and of all. gRPC tells of no others. One that a proxy shares
+    between callers is one, and each one's."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._streams_on = Counter[str]()
+        self._streams_of = Counter[tuple[str, str]]()  # each caller's on each connection
+        self._of_caller = Counter[str]()
+
+    def has_room(self, caller: str, connection: str) -> bool:
+        """Whether the caller may have a stream there: it is open, or there is room for another one of the caller's."""
+        mine = self._of_caller[caller]
+        may_have = not mine or mine < share(self._most, len(self._of_caller))
+        return connection in self._streams_on or (may_have and len(self._streams_on) < self._most)
+
+    def add(self, caller: str, connection: str, n_streams: int) -> None:
+        """Count one stream more, or fewer where it is negative."""
+        there = caller, connection
+        was_there = there in self._streams_of
+        _count(self._streams_on, connection, n_streams)
+        _count(self._streams_of, there, n_streams)
+        _count(self._of_caller, caller, (there in self._streams_of) - was_there)
+
+
+def _count(counter: Counter[Any], of: Any, more: int) -> None:
+    counter[of] += more
+    if not counter[of]:
+        del counter[of]
 
 
 def share(limit: int, callers: int) -> int:

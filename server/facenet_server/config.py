@@ -100,7 +100,9 @@ class Config:
         "Streams open at once, over all callers. 0: 1024, or as many as could each bring their largest message within "
         "half of the memory that there is.",
     )
-    max_connections: int = _option(512, "Connections open at once.")
+    max_connections: int = _option(
+        512, "Connections with streams open at once. gRPC itself closes those beyond 128 more, for health and refusals."
+    )
     max_write_stall_s: float = _option(30.0, "How long a caller may leave an answer unread before its stream is ended.")
     max_streams_per_connection: int = _option(100, "Streams that one connection may hold open.")
     max_items_per_message: int = _option(64, "Images, crops or pairs of one message.")

@@ -11,6 +11,7 @@ from facenet_server.config import MIB, Config
 from facenet_server.errors import StartError
 
 _CALLS_BESIDE = 256  # calls that are no streams of work: health, information, refusals on their way
+_CONNECTIONS_BESIDE = 128  # those of health's callers, and those that are told that they are too many
 _UNREAD_BYTES = 128 * 1024  # of a stream that is not read
 
 _log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def _channel_options(config: Config) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", config.max_message_mib * MIB),
         ("grpc.max_send_message_length", -1),  # answers are bounded by their requests and max_crop_mib
         ("grpc.max_concurrent_streams", config.max_streams_per_connection),
-        ("grpc.max_allowed_incoming_connections", config.max_connections),
+        ("grpc.max_allowed_incoming_connections", config.max_connections + _CONNECTIONS_BESIDE),
         ("grpc.server_handshake_timeout_ms", 5_000),  # who connects and says nothing is sent away
         ("grpc.max_connection_idle_ms", 300_000),
         ("grpc.enable_channelz", 0),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 _OVER_S = 10.0  # it forgets what was longer ago, counted in time that was not idle; a pause of seconds is no new pace
 _IDLE_OVER_S = 60.0  # what was before an idle time says less the longer that was, once there is anything after it
 _UNKNOWN_S = 1.0
+_MIN_RETRY_S, _MAX_RETRY_S = 0.02, 5.0
 _FAR_MORE = 4.0  # than there was to answer when the pace was learned: batches were smaller then, and nothing full
 
 
@@ -62,3 +63,8 @@ class Pace:
         self._seconds, self._since_s = self._seconds * fades + weight_s, self._since_s * fades + weight_s
         self._item_seconds = self._item_seconds * fades + item_weight_s
         self._item_since_s = self._item_since_s * fades + item_weight_s
+
+
+def retry_s(seconds: float) -> float:
+    """A time as callers are told it."""
+    return min(max(seconds, _MIN_RETRY_S), _MAX_RETRY_S)

@@ -61,6 +61,7 @@ class FaceService:
                 items=limits.max_items_in_flight,
                 n_bytes=limits.max_bytes_in_flight,
                 streams=limits.max_streams,
+                connections=limits.max_connections,
             ),
             backlogs,
         )

@@ -18,10 +18,11 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from facenet_server import messages, wire
-from facenet_server.admission import Admission, Visit, retry_s
+from facenet_server.admission import Admission, Visit
 from facenet_server.crop_room import Crops
 from facenet_server.errors import OVERLOADED, ItemError, Overloaded, ProtocolError, TimedOut
 from facenet_server.methods import Method, Place, StreamLimits
+from facenet_server.pace import retry_s
 from facenet_server.seats import Seats
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Stream:
     async def serve(self, admission: Admission, caller: str) -> End | None:
         """Write the caller's answers, in request order, until it ends. Raises Refused where there is no room for
         it."""
-        with admission.enter(caller) as visit:
+        with admission.enter(caller, self._context.peer()) as visit:
             try:
                 return await self._answer(visit, admission)
             except ExceptionGroup as failures:
