@@ -2,7 +2,6 @@
 it. It imports little, so that many of them start at once."""
 
 import itertools
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,8 @@ import click
 import grpc
 from facenet_proto.v1 import face_pb2 as pb
 
+from chaos.children import environment
+
 _SIDE = 160
 _LIVES_S = 600  # at most, whatever becomes of the rig
 
@@ -23,7 +24,7 @@ class Caller:
 
     def __init__(self, address: str, salt: int, streams: int = 1) -> None:
         command = [sys.executable, "-m", "chaos.caller", address, str(salt), str(streams)]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        env = environment()
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, env=env, start_new_session=True)
 
     def __enter__(self) -> Self:

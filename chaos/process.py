@@ -18,6 +18,7 @@ from typing import Any, Self
 import grpc
 from facenet_proto.v1 import face_pb2 as pb
 
+from chaos.children import environment
 from chaos.drivers import Send, channels, one_message, one_shot
 from chaos.ledger import Ledger
 from chaos.stub import COUNTS, TASKS, TELL, Behaviour
@@ -81,9 +82,8 @@ class Server:
         if self.address:
             self._behaviour.config["listen"] = self.address
         command = [sys.executable, "-m", "chaos.stub", json.dumps(asdict(self._behaviour))]
-        path = os.pathsep.join(sys.path)
         process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}, start_new_session=True
+            command, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True
         )
         assert process.stderr is not None
         self._process, self.log = process, []
@@ -162,7 +162,7 @@ class Server:
     async def probed(self) -> AsyncIterator[list[float]]:
         """How long its health took to answer meanwhile, ms, asked by another process; filled in at the end."""
         command = [sys.executable, "-m", "chaos.probe", self.address]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        env = environment()
         pipe = asyncio.subprocess.PIPE
         probe = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=env, limit=1 << 22)
         took_ms: list[float] = []

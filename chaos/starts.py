@@ -4,7 +4,6 @@ be had."""
 import asyncio
 import hashlib
 import json
-import os
 import re
 import shutil
 import socket
@@ -19,6 +18,7 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
+from chaos.children import environment
 from chaos.report import Report
 
 _FILE = "rnet.onnx"
@@ -51,7 +51,7 @@ class Refusal:
 def refusal(*flags: str) -> Refusal:
     """Start a server, which must end by itself."""
     command, start = [sys.executable, "-m", "facenet_server", *flags], time.monotonic()
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    env = environment()
     ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=30)
     lines = [line for line in ended.stderr.splitlines() if not _USUAL.match(line)]
     begins = {1: "facenet-server: ", 2: "Error: "}.get(ended.returncode, "nothing else is right")

@@ -1,7 +1,6 @@
 """Checks that the test suite makes by itself, whose figure is how many of their cases hold."""
 
 import asyncio
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from chaos.children import environment
 from chaos.report import Report
 
 _TESTS = Path(__file__).parent.parent / "tests"
@@ -37,7 +37,7 @@ async def _cases(file: Path) -> list[tuple[str, bool]]:
     with tempfile.TemporaryDirectory() as room:
         results = Path(room) / "results.xml"
         command = [sys.executable, "-m", "pytest", "-q", str(file), f"--junitxml={results}"]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        env = environment()
         quiet = asyncio.subprocess.DEVNULL
         run = await asyncio.create_subprocess_exec(*command, cwd=_TESTS.parent, env=env, stdout=quiet, stderr=quiet)
         try:

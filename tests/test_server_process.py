@@ -31,6 +31,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from PIL import Image
 from test_sessions import tiny_model, write
 
+from chaos.children import environment
 from chaos.starts import refusal
 
 pytestmark = pytest.mark.timeout(60)
@@ -173,8 +174,7 @@ def _is_greeted(end: socket.socket) -> bool:
 
 def test_every_setting_is_a_documented_flag_and_environment_variable() -> None:
     command = [sys.executable, "-m", "facenet_server", "--help"]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    text = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=20).stdout
+    text = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True, timeout=20).stdout
     for name in Config.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in text
         assert f"FACENET_{name.upper()}" in "".join(text.split())
