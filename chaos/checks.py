@@ -103,7 +103,7 @@ CHECKS = {
         bites=("failures",),
     ),
     "T11": Check(partial(rolling.rolling, kill=True), 3, {"calls": 400}, {"calls": 10_000, "beside": 2000}),
-    "T20": Check(starts.refused_starts, 2, {"rounds": 1, "every": 7}, {"rounds": 5}, real=True),
+    "T20": Check(starts.refused_starts, 4, {"rounds": 1, "every": 7}, {"rounds": 5}, real=True),
     "T22": Check(engines.failing_engine, 2, {"seconds": 2}, {"seconds": 60}),
     "T23": Check(engines.lost_device, 1, {"repeats": 1}, {"repeats": 10}),
     "T24": Check(engines.ending_workers, 2, {"seconds": 3, "share": 0.05}, {"seconds": 120, "share": 0.01}),

@@ -17,14 +17,15 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
+import trustme
 
 from chaos.children import environment
 from chaos.report import Report
 
 _FILE = "rnet.onnx"
 
-# What a start may say before its one line: its log, gRPC's own of a port, how to use the command.
-_USUAL = re.compile(r"\d{4}-\d\d-\d\d \S+ INFO |E\d{4} .* add_port\.cc|Usage: |Try '|$")
+# What a start may say before its one line: its log, gRPC's own of a port and its TLS, how to use the command.
+_USUAL = re.compile(r"\d{4}-\d\d-\d\d \S+ INFO |E\d{4} .* (add_port|ssl_\w+)\.cc|Usage: |Try '|$")
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def _with_weights_elsewhere(data: bytes) -> bytes:
 
 
 def _garbage_key(folder: Path) -> None:
-    (folder / "server.pem").write_bytes(bytes(range(256)))
+    issued = trustme.CA().issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(str(folder / "server.pem"))
     (folder / "server.key").write_bytes(bytes(range(256)))
 
 
@@ -122,8 +124,8 @@ FAULTS = [
     Fault("nowhere to listen", "HOST:PORT", flags=("--listen", "nowhere")),
     Fault("no such embedder", "default embedder", flags=("--default-embedder", "x")),
     Fault("batches of no rows", "max_batch_rows", flags=("--max-batch-rows", "0")),
+    Fault("a key that is none", "server.key is not the key", _garbage_key, ("--tls-certificate", *_CHAIN_AND_KEY)),
     Fault("no certificate", "nowhere.pem", flags=("--tls-certificate", "nowhere.pem", "--tls-key", "nowhere.key")),
-    Fault("a key that is none", "server.key", _garbage_key, ("--tls-certificate", *_CHAIN_AND_KEY)),
     Fault("a key without a certificate", "--tls-certificate", flags=("--tls-key", "server.key")),
     Fault("no tokens", "nobody", flags=("--tokens", "nobody")),
     Fault("tokens in plain text", "tokens are secret", flags=("--tokens", "tokens", "--listen", "0.0.0.0:0")),

@@ -1,10 +1,12 @@
-"""The command ``facenet`` as a process."""
+"""Commands as processes."""
 
 import os
 import subprocess
 import sys
 
 from conftest import ROOT
+
+from chaos.starts import refusal
 
 
 def facenet(server: str, *arguments: object, before: str = "") -> "subprocess.CompletedProcess[str]":
@@ -14,3 +16,10 @@ def facenet(server: str, *arguments: object, before: str = "") -> "subprocess.Co
     env = {**os.environ, "PYTHONPATH": path, "FACENET_SERVER": server, "COLUMNS": "250"}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def error_line(*flags: str) -> str:
+    """All that a server says of why it does not start."""
+    ended = refusal(*flags)
+    assert ended.line, ended
+    return ended.line

@@ -16,10 +16,14 @@ import matplotlib.cbook
 import numpy as np
 import pytest
 import skimage.data
+import trustme
+from authority import Authority
 from facenet_client import AsyncClient, Client
 from facenet_server.cascade import warm_up
+from facenet_server.sessions import PORTS
 from hypothesis import settings
 from PIL import Image
+from tiny_models import tiny_model, write
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as the packages do: some tests import ONNX Runtime before them
 
@@ -160,3 +164,23 @@ def call(request: pytest.FixtureRequest) -> Call:
             return await getattr(client, method)(*args, **options)
 
     return run
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A folder of whole models, all of them tiny."""
+    (folder := tmp_path / "models").mkdir()
+    return write(folder, {f"{kind}.onnx": tiny_model(kind) for kind in (*PORTS, "embedder")})
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    """A certificate authority of the test's own."""
+    return Authority(trustme.CA(), tmp_path)
+
+
+@pytest.fixture
+def tls_files(authority: Authority) -> dict[str, str]:
+    """The settings of a server that speaks TLS."""
+    chain, key = authority.certificate("127.0.0.1")
+    return {"tls_certificate": chain, "tls_key": key}

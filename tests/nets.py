@@ -22,7 +22,7 @@ from facenet_server.cascade import Cascade
 from facenet_server.compute import Compute
 from facenet_server.config import Config
 from facenet_server.detector import Detector, Nets
-from facenet_server.listening import bind
+from facenet_server.listening import bind, tls
 from facenet_server.methods import CROPS, VECTORS, WORK
 from facenet_server.pipeline import Embedder, Finder, Pipeline
 from facenet_server.service import FaceService
@@ -143,7 +143,7 @@ async def fake_service(
         backlogs = {kind: Backlog(compute.n_threads) for kind in (WORK, CROPS, VECTORS)}
         callers = Callers(read_tokens(Path(config.tokens)) if config.tokens else None)
         service = FaceService(pipeline, info, stats, backlogs, callers, config.max_write_stall_s)
-        server, port = bind(service.handlers(), config, callers)
+        server, port = bind(service.handlers(), config, callers, tls(config))
         await server.start()
         try:
             yield f"127.0.0.1:{port}", service

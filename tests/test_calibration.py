@@ -12,7 +12,7 @@ from facenet_convert.errors import SourceError
 from facenet_server import calibration
 from hypothesis import given
 from hypothesis import strategies as st
-from test_sessions import tiny_model
+from tiny_models import tiny_model
 
 
 def made_up_pairs(n: int = 1000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,54 +5,35 @@ import io
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import grpc
 import numpy as np
 import onnxruntime
 import pytest
+from commandline import error_line
 from conftest import ServerProcess, server_process
 from facenet_client import AsyncClient, Client, ServerUnavailable
 from facenet_proto.v1 import face_pb2 as pb
-from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
 from facenet_server.config import Config
 from facenet_server.sessions import PORTS
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
-from test_sessions import tiny_model, write
+from tiny_models import tiny_model, write
 
 from chaos.children import environment
-from chaos.starts import refusal
 
 pytestmark = pytest.mark.timeout(60)
 
 READS_ALL = getattr(os, "geteuid", lambda: 0)() == 0
 NOT_BY_ALL = pytest.mark.skipif(READS_ALL, reason="this user may read everything")
 HAS_GPU = Path("/dev/nvidiactl").exists() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-
-
-def error_line(*flags: str) -> str:
-    """All that a server says of why it does not start."""
-    ended = refusal(*flags)
-    assert ended.line, ended
-    return ended.line
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    """A folder of whole models, all of them tiny."""
-    (folder := tmp_path / "models").mkdir()
-    return write(folder, {f"{kind}.onnx": tiny_model(kind) for kind in (*PORTS, "embedder")})
 
 
 def replace_by_folder(file: Path) -> None:
@@ -114,62 +95,6 @@ def test_a_setting_that_makes_no_sense_is_refused_in_one_line_that_says_what_wou
     tiny: Path, flag: str, value: str, instead: str
 ) -> None:
     assert instead in error_line("--models", str(tiny), flag, value)
-
-
-def connection(target: str) -> grpc.Channel:
-    """A channel whose connection is its own."""
-    return grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)])
-
-
-def detecting(channel: grpc.Channel, messages: Iterable[pb.DetectRequest]) -> Any:
-    stub: Any = FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
-    return stub.Detect(messages)
-
-
-def held() -> tuple[Iterator[pb.DetectRequest], "SimpleQueue[pb.DetectRequest | None]"]:
-    """A stream's messages, as they are put."""
-    queue: SimpleQueue[pb.DetectRequest | None] = SimpleQueue()
-    return iter(queue.get, None), queue
-
-
-def test_streams_of_a_connection_beyond_the_most_are_refused_until_another_one_has_none(tiny: Path) -> None:
-    one = pb.DetectRequest(images=[pb.Image(encoded=b"no image")])
-    with server_process("--models", str(tiny), "--max-connections", "2") as (target, _), ExitStack() as connections:
-        first, second, third = (connections.enter_context(connection(target)) for _ in range(3))
-        messages, queues = zip(*(held() for _ in range(2)), strict=True)
-        streams = [detecting(each, sent) for each, sent in zip((first, second), messages, strict=True)]
-        for stream, queue in zip(streams, queues, strict=True):
-            queue.put(one)
-            assert next(stream).results[0].error.reason == "UNSUPPORTED_FORMAT"
-        with pytest.raises(grpc.RpcError) as refused:
-            next(detecting(third, iter([one])))
-        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        trailers: Any = refused.value.trailing_metadata()
-        health = health_pb2_grpc.HealthStub(third)
-        assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
-        assert next(detecting(second, iter([one]))).results  # a connection that counts already
-        queues[0].put(None)
-        assert not list(streams[0])
-        time.sleep(int(dict(trailers)["grpc-retry-pushback-ms"]) / 1000)
-        assert next(detecting(third, iter([one]))).results
-        queues[1].put(None)
-
-
-def test_connections_far_beyond_the_most_are_closed(tiny: Path) -> None:
-    with server_process("--models", str(tiny), "--max-connections", "2") as (target, _), ExitStack() as connections:
-        host, _, port = target.rpartition(":")
-        ends = [connections.enter_context(socket.create_connection((host, int(port)), 5)) for _ in range(2 + 128 + 8)]
-        time.sleep(0.5)
-        greeted = [end for end in ends if _is_greeted(end)]
-    assert len(greeted) == 2 + 128
-
-
-def _is_greeted(end: socket.socket) -> bool:
-    """Whether the server said something, HTTP/2's settings, or closed it at once."""
-    try:
-        return bool(end.recv(1))
-    except ConnectionResetError:
-        return False
 
 
 def test_every_setting_is_a_documented_flag_and_environment_variable() -> None:

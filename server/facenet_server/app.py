@@ -31,7 +31,7 @@ from facenet_server.errors import FatalError, StartError
 from facenet_server.faults import Enduring
 from facenet_server.health import Health
 from facenet_server.images import DecodeLimits
-from facenet_server.listening import bind
+from facenet_server.listening import bind, tls
 from facenet_server.methods import CROPS, VECTORS, WORK
 from facenet_server.pipeline import Embedder, Finder, Pipeline
 from facenet_server.service import SERVICE, FaceService
@@ -60,7 +60,7 @@ async def serve(config: Config, opener: OpenNetworks | None = None) -> None:
     config = config.with_streams_for(memory.usable_bytes())
     config.check()
     memory.limit_heaps(usable_cores())
-    callers = Callers(read_tokens(Path(config.tokens)) if config.tokens else None)
+    credentials, callers = tls(config), Callers(read_tokens(Path(config.tokens)) if config.tokens else None)
     stats, lost, loop = Stats(), asyncio.Event(), asyncio.get_running_loop()
     networks = await asyncio.to_thread(opener or open_networks, config)
     pipeline_of = open_pipeline(networks, config, stats, lambda: loop.call_soon_threadsafe(lost.set))
@@ -68,7 +68,7 @@ async def serve(config: Config, opener: OpenNetworks | None = None) -> None:
         async with pipeline_of as pipeline, stats.loop_lag, memory.given_back(_GIVE_BACK_S):
             described, backlogs = _describe(networks, config), _backlogs(networks, config)
             service = FaceService(pipeline, described, stats, backlogs, callers, config.max_write_stall_s)
-            await _listen(service, config, stats, lost, last_words)
+            await _listen(service, credentials, config, stats, lost, last_words)
 
 
 def open_networks(config: Config) -> dict[str, Network]:
@@ -151,9 +151,14 @@ def _is_on(choice: str, network: Network) -> bool:
 
 
 async def _listen(
-    service: FaceService, config: Config, stats: Stats, lost: asyncio.Event, last_words: ExitStack
+    service: FaceService,
+    credentials: grpc.ServerCredentials | None,
+    config: Config,
+    stats: Stats,
+    lost: asyncio.Event,
+    last_words: ExitStack,
 ) -> None:
-    server, port = bind(service.handlers(), config, service.callers)
+    server, port = bind(service.handlers(), config, service.callers, credentials)
     status = Health(("", SERVICE), stats, config.stall_s, config.max_connections)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     if config.reflection:

@@ -38,11 +38,13 @@ class Callers:
         return [] if self._tokens is None else [_KnownOnly(self._subject)]
 
     def _subject(self, metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
-        if self._tokens is None:
+        given = [str(value) for key, value in metadata if key == "authorization"]
+        if self._tokens is None or len(given) != 1:
             return None
-        scheme, _, token = str(dict(metadata).get("authorization", "")).partition(" ")
+        scheme, _, token = given[0].partition(" ")
         # Looked up by its hash, a token's time tells nothing of those that are known.
-        return self._tokens.get(sha256(token.encode()).hexdigest()) if scheme.lower() == "bearer" else None
+        known = self._tokens.get(sha256(token.encode()).hexdigest())
+        return known if token and scheme.lower() == "bearer" else None
 
 
 class _KnownOnly(grpc.aio.ServerInterceptor):
@@ -70,7 +72,7 @@ def read_tokens(file: Path) -> dict[str, str]:
     Raises StartError.
     """
     try:
-        lines = file.read_text("utf-8").splitlines()
+        lines = file.read_text("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise StartError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
     tokens: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, fields, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class Config:
     models: Path = _option(Path("models"), "Folder with the ONNX files and manifest.json.")
     listen: str = _option("127.0.0.1:50051", "Address and port; port 0 takes a free one, which is logged.")
     tls_certificate: str = _option("", "PEM file with the server's certificate chain. With tls_key it speaks TLS.")
-    tls_key: str = _option("", "PEM file with the key of tls_certificate.")
+    tls_key: str = _option("", "PEM file with the key of tls_certificate: RSA, P-256 or P-384.")
     tls_client_ca: str = _option(
         "", "PEM file with authorities: who has no certificate of one of them is kept out. With TLS only."
     )
@@ -90,7 +91,9 @@ class Config:
     )
     max_messages_in_flight: int = _option(4, "Messages of one stream read and not yet answered.")
     max_items_per_stream: int = _option(256, "Items (images, crops, pairs) of one stream under way.")
-    max_items_per_caller: int = _option(1024, "Items of one caller (a host) under way.")
+    max_items_per_caller: int = _option(
+        1024, "Items of one caller under way: a token's or certificate's subject, or a host."
+    )
     max_items_in_flight: int = _option(2048, "Items of all callers under way.")
     max_mib_in_flight: int = _option(
         256, "Request messages of all callers under way, MiB; as much again of the crops that they ask for."
@@ -149,7 +152,11 @@ class Config:
     @property
     def is_near(self) -> bool:
         """Whether only this machine's programs can call."""
-        return self.listen.startswith(("127.", "localhost:", "[::1]:"))
+        host = self.listen.rpartition(":")[0].strip("[]")
+        try:
+            return ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
 
     @property
     def formats(self) -> tuple[str, ...]:

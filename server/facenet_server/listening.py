@@ -17,23 +17,22 @@ _UNREAD_BYTES = 128 * 1024  # of a stream that is not read
 _log = logging.getLogger(__name__)
 
 
-def bind(service: grpc.GenericRpcHandler, config: Config, callers: Callers) -> tuple[grpc.aio.Server, int]:
+def bind(
+    service: grpc.GenericRpcHandler, config: Config, callers: Callers, credentials: grpc.ServerCredentials | None
+) -> tuple[grpc.aio.Server, int]:
     """A server of the service for the callers on ``config.listen``, not started yet, and its port.
 
-    Raises StartError where the port is taken, or the certificates are none.
+    Raises StartError where the port is taken, or gRPC can make nothing of the credentials.
     """
-    credentials = _credentials(config)
     calls = config.max_streams + config.max_connections + _CALLS_BESIDE  # a connection may watch the health
     server = grpc.aio.server(
         options=_channel_options(config), maximum_concurrent_rpcs=calls, interceptors=callers.interceptors()
     )
     server.add_generic_rpc_handlers((service,))
     try:
-        if credentials is None:
-            port = server.add_insecure_port(config.listen)
-        else:
-            port = server.add_secure_port(config.listen, credentials)
+        port = _add_port(server, config.listen, credentials)
     except RuntimeError as error:
+        _check_by_grpc(credentials, config)
         raise StartError(
             f"cannot listen on {config.listen}: stop the server that has this port, or choose another with --listen"
         ) from error
@@ -42,25 +41,47 @@ def bind(service: grpc.GenericRpcHandler, config: Config, callers: Callers) -> t
     return server, port
 
 
-def _credentials(config: Config) -> grpc.ServerCredentials | None:
-    """What TLS needs; None without it. gRPC would not tell a bad file from a port that is taken: they are looked at
-    before."""
+def _add_port(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> int:
+    if credentials is None:
+        return server.add_insecure_port(listen)
+    return server.add_secure_port(listen, credentials)
+
+
+def _check_by_grpc(credentials: grpc.ServerCredentials | None, config: Config) -> None:
+    """Raises StartError where no port could be had with the credentials: gRPC tells that as it tells one that is
+    taken."""
+    try:
+        _add_port(grpc.aio.server(), "127.0.0.1:0", credentials)
+    except RuntimeError as error:
+        files = [file for file in (config.tls_certificate, config.tls_key, config.tls_client_ca) if file]
+        raise StartError(
+            f"gRPC cannot use {', '.join(files)}: a key of RSA, P-256 or P-384 is what it takes"
+        ) from error
+
+
+def tls(config: Config) -> grpc.ServerCredentials | None:
+    """The credentials that TLS needs, read from their files; None without it. Raises StartError, which names the
+    file."""
     if not config.tls_certificate:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     chain, key = _pem(config.tls_certificate), _pem(config.tls_key)
     authorities = _pem(config.tls_client_ca) if config.tls_client_ca else None
+    for file in filter(None, (config.tls_certificate, config.tls_client_ca)):
+        _check_certificates(file)
     try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(config.tls_certificate, config.tls_key, password="")  # or it would ask for one
     except (ssl.SSLError, ValueError) as error:
-        named = f"{config.tls_certificate} and {config.tls_key}"
-        raise StartError(f"{named} are no certificate chain and its key, unencrypted, in PEM: {error}") from error
-    if authorities is not None:
-        try:
-            context.load_verify_locations(config.tls_client_ca)
-        except ssl.SSLError as error:
-            raise StartError(f"{config.tls_client_ca} holds no certificates in PEM: {error}") from error
+        named = f"{config.tls_key} is not the key of {config.tls_certificate}"
+        raise StartError(f"{named}, in PEM and unencrypted: {error}") from error
     return grpc.ssl_server_credentials([(key, chain)], authorities, authorities is not None)
+
+
+def _check_certificates(file: str) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(file)
+    except ssl.SSLError as error:
+        raise StartError(f"{file} holds no certificates in PEM: {error}") from error
 
 
 def _pem(file: str) -> bytes:

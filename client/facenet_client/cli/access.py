@@ -60,5 +60,5 @@ def credentials(
     files = (None if file is None else file.read_bytes() for file in (ca, key, certificate))
     channel = grpc.ssl_channel_credentials(*files)
     if token:
-        return grpc.composite_channel_credentials(channel, grpc.access_token_call_credentials(token))
+        return grpc.composite_channel_credentials(channel, grpc.access_token_call_credentials(token.strip()))
     return channel
