@@ -41,8 +41,8 @@ def work_off(clock: Clock) -> Worker:
 def learned(clock: Clock, work_off: Worker) -> Callable[..., Backlog]:
     """A backlog of which ten items a second were done."""
 
-    def learn(n_at_once: int = 1) -> Backlog:
-        backlog = Backlog(n_at_once, clock)
+    def learn(n_at_once: int = 1, most_of_stream: int | None = None) -> Backlog:
+        backlog = Backlog(n_at_once, clock, most_of_stream=most_of_stream)
         work = backlog.begin("before", "its stream", 2 * max(10, n_at_once))
         work_off(work, 2 * max(10, n_at_once), n_at_once)
         work.over()
@@ -74,6 +74,17 @@ def test_a_caller_waits_for_what_it_has_in_other_streams(learned: Callable[..., 
     backlog.begin("a", "1", 30)
     assert wait_s(backlog, "a", 1, stream="2") == pytest.approx(3, rel=ABOUT)
     assert wait_s(backlog, "a", 64, stream="2") == pytest.approx(3, rel=ABOUT)  # the new ones are no wait for others
+
+
+def test_of_a_caller_s_other_streams_no_more_goes_first_than_may_wait_for_seats(
+    learned: Callable[..., Backlog],
+) -> None:
+    backlog = learned(most_of_stream=16)
+    backlog.begin("a", "bulk", 256)
+    backlog.begin("a", "another", 4)
+    assert wait_s(backlog, "a", 1, stream="new") == pytest.approx(2, rel=ABOUT)
+    backlog.begin("b", "bulk", 256)
+    assert wait_s(backlog, "a", 1, stream="new") == pytest.approx(2 + 2.1, rel=ABOUT)  # of each other as much
 
 
 def test_what_a_stream_has_itself_is_no_wait_for_others(learned: Callable[..., Backlog]) -> None:
@@ -245,7 +256,21 @@ def test_a_message_that_is_over_counts_no_more_however_often_it_is_said(learned:
         work.over()
         work.done()
     assert wait_s(backlog, "b", 100) == 0
-    assert not backlog._of_caller + backlog._of_stream + backlog._seated
+    assert not backlog._of_caller + backlog._seated
+    assert not backlog._streams_of
+
+
+def test_of_a_message_s_items_no_more_have_seats_than_it_was_taken_to_have(learned: Callable[..., Backlog]) -> None:
+    backlog = learned()
+    work = backlog.begin("a", "1", 2)
+    for _ in range(2):
+        work.seated(2)
+    assert backlog._n_seated == 2
+    for _ in range(4):
+        work.done()
+    work.over()
+    assert not backlog._of_caller + backlog._seated
+    assert not backlog._n_seated
 
 
 @pytest.mark.parametrize("n_at_once", [2, 16])

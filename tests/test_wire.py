@@ -52,6 +52,13 @@ def test_an_image_on_either_side_of_a_pair_is_seen() -> None:
         assert n_work(SIDES, pb.CompareRequest(pairs=[pb.Pair(a=a, b=b)])) == expected
 
 
+@pytest.mark.parametrize("before", [b"\x78\x01", b"\x7d0000", b"\x7900000000", b"\x7a\x01a", 9 * b"\x78\x01"])
+def test_a_photo_behind_fields_that_nobody_knows_is_a_photo_all_the_same(before: bytes) -> None:
+    item = before + pb.EmbedItem(image=pb.Image(encoded=b"a")).SerializeToString()
+    outline = wire.outline(b"\x12" + bytes([len(item)]) + item, FIELDS._replace(to_work={1: {}, 2: {1: {}}}), 64)
+    assert (outline.n_items, outline.n_work) == (1, 1)
+
+
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=5))
 def test_items_of_any_bytes_are_looked_at_or_no_message(items: list[bytes]) -> None:
     data = b"".join(b"\x12" + bytes([len(item)]) + item for item in items)

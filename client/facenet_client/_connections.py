@@ -4,6 +4,7 @@ from __future__ import annotations  # grpcio's classes take their type arguments
 
 import asyncio
 import itertools
+import math
 import random
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
@@ -215,7 +216,11 @@ class Connections:
 
     def is_free(self, address: str) -> bool:
         """Whether the address can be used at once, as far as it said."""
-        return address in self._checked and not self.rests.left_s(address) and not self.rests.is_full(address)
+        return address in self._checked and not self.rests.soonest_s(address)
+
+    def free_in_s(self) -> float:
+        """How long until one of those that serve has room, as far as they said; infinite where none serves."""
+        return min((self.rests.soonest_s(address) for address in self._checked), default=math.inf)
 
     async def _ask_info(self, link: Link) -> Any:
         return await self._ask(link, "GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse)

@@ -94,12 +94,11 @@ class Lanes:
         self._connections.health.follow(lane.link)
         return lane
 
-    def _load(self, lane: Lane) -> tuple[bool, int]:
-        return self._connections.rests.is_full(lane.link.address), lane.under_way
+    def _load(self, lane: Lane) -> tuple[float, int]:
+        return self._connections.rests.full_s(lane.link.address), lane.under_way
 
-    def _trouble(self, link: Link) -> tuple[float, bool, bool]:
-        connections, address = self._connections, link.address
-        return connections.rests.left_s(address), not connections.known(link), connections.rests.is_full(address)
+    def _trouble(self, link: Link) -> tuple[bool, float]:
+        return not self._connections.known(link), self._connections.rests.soonest_s(link.address)
 
     async def _lane_on(self, link: Link, message: Message) -> Lane:
         """The link's lane, once its server can be used; a new one where it has none."""
@@ -123,7 +122,7 @@ class Lanes:
     def _on_answer(self, lane: Lane, message: Message, response: Any) -> None:
         if response.retry_after_ms:
             told = f"the server has no room now; again in {response.retry_after_ms} ms"
-            self._connections.rests.no_room(lane.link.address)
+            self._connections.rests.no_room(lane.link.address, response.retry_after_ms / 1000)
             self._again([message], ServerOverloaded(told, retry_after_s=response.retry_after_ms / 1000))
         elif not message.answer.done():
             self._connections.budget.refill()
@@ -142,7 +141,8 @@ class Lanes:
 
     def _again(self, messages: Sequence[Message], error: CallError) -> None:
         """Send what a server has not answered again after a while, if that may help; what one had no room for, to
-        another one that is free at once: one that refuses is not free for a while, so that this comes to an end."""
+        another one at once where that is free, or as soon as one is: one that refuses is not free for the time that it
+        told, so that this comes to an end."""
         elsewhere = any(map(self._connections.is_free, self._connections.addresses))
         waits_s = [self._wait_s(message, error, elsewhere=elsewhere) for message in messages]
         may_ask = any(wait_s is not None for wait_s in waits_s) and (elsewhere or self._may_ask(error))
@@ -167,7 +167,7 @@ class Lanes:
             return None
         wait_s = random.uniform(0, pause_s(message.attempts - 1))
         if isinstance(error, ServerOverloaded) and error.retry_after_s is not None:
-            wait_s = 0.0 if elsewhere else wait_s + error.retry_after_s
+            wait_s = 0.0 if elsewhere else wait_s + min(error.retry_after_s, self._connections.free_in_s())
         elif not isinstance(error, ServerUnavailable | AnswerTimeout):  # an AnswerTimeout may be another message's
             return None
         left_s = message.left_s

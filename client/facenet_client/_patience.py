@@ -44,7 +44,7 @@ class Rests:
 
     def refused(self, address: str, error: ServerOverloaded, retry_after_s: float) -> None:
         """The address has no room now: new streams wait as long as it last said, though not very long: it guesses."""
-        self.no_room(address)
+        self.no_room(address, retry_after_s)
         now = _now()
         until, rest = now + min(retry_after_s, _LONGEST_REST_S), self._rests.get(address, Rest(0, now))
         if not rest.times:  # where it was lost since, it rests for that
@@ -62,13 +62,17 @@ class Rests:
         rest = self._rests.get(address)
         return 0.0 if rest is None else max(0.0, rest.until - _now())
 
-    def no_room(self, address: str) -> None:
-        """The address had no room for a message just now: for a second others come first, where they are free."""
-        self._full_until[address] = _now() + _LONGEST_REST_S
+    def no_room(self, address: str, retry_after_s: float) -> None:
+        """The address had no room for a message just now: until when it told, others come first."""
+        self._full_until[address] = _now() + retry_after_s
 
-    def is_full(self, address: str) -> bool:
-        """Whether it had no room a moment ago."""
-        return self._full_until.get(address, 0.0) > _now()
+    def full_s(self, address: str) -> float:
+        """How long until it has room, as it last told."""
+        return max(0.0, self._full_until.get(address, 0.0) - _now())
+
+    def soonest_s(self, address: str) -> float:
+        """How long until it both serves and has room, as far as can be told."""
+        return max(self.left_s(address), self.full_s(address))
 
 
 def _now() -> float:

@@ -136,7 +136,8 @@ def _backlogs(networks: Mapping[str, Network], config: Config) -> dict[str, Back
     """Of each kind of work, with how many items do not wait for each other: an accelerator's share its batches."""
     on_cuda, threads = any(network.on_cuda for network in networks.values()), _threads(config)
     images, crops = (config.max_images_in_flight, config.max_batch_rows) if on_cuda else (threads, threads)
-    return {WORK: Backlog(images, one_takes_all=True), CROPS: Backlog(crops), VECTORS: Backlog()}
+    of_images = Backlog(images, most_of_stream=config.max_images_per_stream, one_takes_all=True)
+    return {WORK: of_images, CROPS: Backlog(crops), VECTORS: Backlog()}
 
 
 def _shares_levels(by_kind: Mapping[str, Network], config: Config) -> bool:

@@ -25,14 +25,21 @@ class Backlog:
     """
 
     def __init__(
-        self, n_at_once: int = 1, clock: Callable[[], float] = time.monotonic, *, one_takes_all: bool = False
+        self,
+        n_at_once: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        most_of_stream: int | None = None,
+        one_takes_all: bool = False,
     ) -> None:
-        """``n_at_once``: items that do not wait for each other; ``one_takes_all``: where one is alone, all threads work
-        on it, so that what it takes then is the pace of all."""
+        """``n_at_once``: items that do not wait for each other; ``most_of_stream``: how many of a stream wait for seats
+        at once, its others behind them; ``one_takes_all``: where one is alone, all threads work on it, so that what it
+        takes then is the pace of all."""
         self._n_at_once = n_at_once
         self._pace = Pace(clock, 1 if one_takes_all else n_at_once)
         self._of_caller = Counter[str]()
-        self._of_stream = Counter[Hashable]()
+        self._most_of_stream = most_of_stream
+        self._streams_of = dict[str, Counter[Hashable]]()
         self._seated = Counter[str]()  # of each caller, and not answered
         self._n_seated = 0
 
@@ -51,8 +58,9 @@ class Backlog:
         """About how long so many items more of a caller's stream would wait: for what goes first, whatever comes, which
         is what the caller has in other streams, and what others have in seats; and for the rest of what others have, of
         each as much as the caller has then, since their shares are equal. 0 where nobody can tell."""
-        mine, seated = self._of_caller[caller], self._seated
-        first = mine - self._of_stream[stream] + self._n_seated - seated[caller]
+        seated, elsewhere = self._seated, self._elsewhere(caller, stream)
+        mine = self._streams_of.get(caller, Counter())[stream] + elsewhere
+        first = elsewhere + self._n_seated - seated[caller]
         rest = sum(
             max(0, min(n, mine + n_items) - seated[other]) for other, n in self._of_caller.items() if other != caller
         )
@@ -60,6 +68,13 @@ class Backlog:
         certain, before = max(0, first - free), max(0, first + rest - free)
         each_s = self._pace.known_seconds_for(1) or 0.0
         return certain * each_s, (before - certain) * each_s
+
+    def _elsewhere(self, caller: str, stream: Hashable) -> int:
+        """What the caller's other streams have that goes before a new item of this one."""
+        streams, most = self._streams_of.get(caller, Counter()), self._most_of_stream
+        if most is None:
+            return self._of_caller[caller] - streams[stream]
+        return sum(min(n, most) for other, n in streams.items() if other != stream)
 
     def begin(self, caller: str, stream: Hashable, n_items: int) -> "Work":
         """A message of so many items is accepted; its ``over`` must be called, however it ends."""
@@ -69,7 +84,10 @@ class Backlog:
     def _change(self, caller: str, stream: Hashable, n_items: int, seated: int = 0, gone: int = 0) -> None:
         if n_items:
             _add(self._of_caller, caller, n_items)
-            _add(self._of_stream, stream, n_items)
+            streams = self._streams_of.setdefault(caller, Counter())
+            _add(streams, stream, n_items)
+            if not streams:
+                del self._streams_of[caller]
         if seated:
             self._n_seated += seated
             _add(self._seated, caller, seated)
@@ -96,6 +114,7 @@ class Work:
 
     def seated(self, n_items: int) -> None:
         """So many of its items have a seat now."""
+        n_items = min(n_items, self._left - self._seated)  # its outline may have told of fewer
         self._seated += n_items
         self._backlog._change(*self._of, 0, seated=n_items)
 

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -76,10 +77,10 @@ class Groups:
         try:
             async with asyncio.timeout_at(place.deadline) as wait, seated:
                 wait.reschedule(None)
-                # Beside work other items are nothing that anybody waits for.
-                counts = [place.kind != WORK or n > 0 for n in seats_each]
-                place.work.seated(sum(counts))
-                dones = [place.work.done if counted else _nothing for counted in counts]
+                works = [place.works.get(WORK if n else place.else_kind) for n in seats_each]
+                for work, n_items in Counter(filter(None, works)).items():
+                    work.seated(n_items)
+                dones = [work.done if work else _nothing for work in works]
                 return await _gathered([_answer(*each, batch, company) for each in zip(items, dones, strict=True)])
         except TimeoutError:
             return [batch.failed(messages.item_error(TimedOut())) for _ in items]
@@ -100,7 +101,7 @@ class Groups:
             return
         while True:
             if has_crops:  # without a seat, in nobody's way
-                with place.work.aside(sum(n > 0 for n in seats_each)):
+                with place.works[WORK].aside(sum(n > 0 for n in seats_each)) if WORK in place.works else nullcontext():
                     await place.crops.turn()
             async with (
                 place.seats.taken(n_seats),

@@ -15,17 +15,16 @@ Paths: TypeAlias = Mapping[str, "Paths"]  # fields of a message by name, as in w
 
 
 class Place(NamedTuple):
-    """Where a message's items are worked on: as whose; of what kind the message is, and of what kind are items that are
-    no work for threads; in which seats of its stream; until when (on the loop's clock; None: for ever); with what room
-    for their crops; and what is told of their seats."""
+    """Where a message's items are worked on: as whose; of what kind are items that are no work for threads; in which
+    seats of its stream; until when (on the loop's clock; None: for ever); with what room for their crops; and what is
+    told of the seats of each kind."""
 
     caller: str
-    kind: str
     else_kind: str
     seats: Seats
     deadline: float | None
     crops: Crops
-    work: Work
+    works: Mapping[str, Work]
 
 
 class Method(NamedTuple):

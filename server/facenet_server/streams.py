@@ -11,6 +11,7 @@ from __future__ import annotations  # grpcio's classes take their type arguments
 import asyncio
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,6 +70,7 @@ class Stream:
         self._seats = Seats(limits.max_images)
         self._credits = asyncio.Semaphore(limits.max_messages)
         self._accepted: _Accepted = asyncio.Queue()  # bounded by the credits
+        self._has_begun = False  # any of its messages
         self._unfinished: asyncio.Future[None] | None = None
         self._leaving: Crops | None = None  # of the answer that is being written
 
@@ -169,8 +171,12 @@ class Stream:
         where the server drains instead. Raises ProtocolError."""
         outline = self._outline(data)
         left_s, refuse = self._left_s(outline.timeout_ms), partial(self._refusal, outline)
+        no_room = partial(refuse, Overloaded("the server has no room for this message now"))
         if not visit.hold(outline.n_items, len(data)):
-            return _Pending(partial(refuse, Overloaded("the server has no room for this message now")))
+            return _Pending(no_room)
+        if not self._has_begun and not visit.has_room(outline.n_items):  # as at the door: it would wait unseen there
+            visit.refuse(outline.n_items)
+            return _Pending(no_room, n_bytes=len(data))
         kinds = self._method.kinds(outline)
         kind = next(iter(kinds))
         back_in_s = admission.backlog(kind).back_in_s(visit.caller, visit, kinds[kind], left_s)
@@ -191,20 +197,24 @@ class Stream:
         tasks: asyncio.TaskGroup,
         draining: asyncio.Task[Any],
     ) -> _Pending | None:
-        """The message that is held, once there is room for its items; its refusal where its time is up before."""
+        """The message that is held, once there is room for its items; its refusal where its time is up before. Others
+        wait for it from now on."""
         loop = asyncio.get_running_loop()
         deadline = None if outline.timeout_ms is None else loop.time() + outline.timeout_ms / 1000
-        await _turn(visit, outline.n_items, draining, deadline)
-        if draining.done():
-            return None
-        if not visit.has_room(outline.n_items):
-            visit.refuse(outline.n_items)
-            return _Pending(partial(self._refusal, outline, TimedOut()), n_bytes=len(data))
-        request = self._parsed(data)
-        crops = visit.accept(outline.n_items)
         works = {kind: admission.backlog(kind).begin(visit.caller, visit, n) for kind, n in kinds.items()}
-        kind, work = next(iter(works.items()))
-        place = Place(visit.caller, kind, self._method.else_kind, self._seats, deadline, crops, work)
+        with ExitStack() as unless_begun:
+            for each in works.values():
+                unless_begun.callback(each.over)
+            await _turn(visit, outline.n_items, draining, deadline)
+            if draining.done():
+                return None
+            if not visit.has_room(outline.n_items):
+                visit.refuse(outline.n_items)
+                return _Pending(partial(self._refusal, outline, TimedOut()), n_bytes=len(data))
+            request = self._parsed(data)
+            unless_begun.pop_all()
+        crops, self._has_begun = visit.accept(outline.n_items), True
+        place = Place(visit.caller, self._method.else_kind, self._seats, deadline, crops, works)
 
         def is_done(_: object) -> None:
             for each in works.values():

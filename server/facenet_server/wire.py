@@ -12,7 +12,8 @@ from google.protobuf.message import DecodeError
 _OTHER_FIELDS = 64  # more than any request has beside its items
 _LOOKED_AT = 4  # fields of an item, from its first, and of what is in them
 
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_VARINT, _LENGTH = 0, 2
+_FIXED_BYTES = {1: 8, 5: 4}
 
 
 Paths: TypeAlias = Mapping[int, "Paths"]  # fields of a message, each with those of what it holds; none: any will do
@@ -60,8 +61,8 @@ def outline(data: bytes, fields: Fields, most: int) -> Outline:
                 n_work += _leads(data, at, at + size, fields.to_work)
                 n_items += 1
             at += size
-        elif kind in (_FIXED64, _FIXED32):
-            at += 8 if kind == _FIXED64 else 4
+        elif kind in _FIXED_BYTES:
+            at += _FIXED_BYTES[kind]
         else:
             raise DecodeError(f"wire type {kind}")
         if at > len(data):
@@ -70,21 +71,22 @@ def outline(data: bytes, fields: Fields, most: int) -> Outline:
 
 
 def _leads(data: bytes, at: int, end: int, paths: Paths) -> bool:
-    """Whether the message in ``data[at:end]`` has the fields of a path, as far as its first ones tell."""
+    """Whether the message in ``data[at:end]`` has the fields of a path; also where it has more than a message of ours,
+    so that nothing can hide behind them."""
     if not paths:
         return True
+    end = min(end, len(data))
     for _ in range(_LOOKED_AT):
-        if at >= min(end, len(data)):
-            break
+        if at >= end:
+            return False
         tag, at = _varint(data, at)
-        if tag & 7 != _LENGTH:
-            break
-        size, at = _varint(data, at)
-        inner = paths.get(tag >> 3)
-        if inner is not None and _leads(data, at, min(at + size, end), inner):
+        kind = tag & 7
+        value, at = _varint(data, at) if kind in (_VARINT, _LENGTH) else (0, at)
+        inner = paths.get(tag >> 3) if kind == _LENGTH else None
+        if inner is not None and _leads(data, at, at + value, inner):
             return True
-        at += size
-    return False
+        at += value if kind == _LENGTH else _FIXED_BYTES.get(kind, 0)
+    return at < end
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
