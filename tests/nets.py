@@ -140,7 +140,8 @@ async def fake_service(
             ModelInfo(name, "embedder", "test", "0", "0", "fixed", 160, 0.0, 4, calibration) for name in embedders
         ]
         info = messages.server_info("test", models, ["FakeExecutionProvider"], default, config)
-        backlogs = {kind: Backlog(compute.n_threads) for kind in (WORK, CROPS, VECTORS)}
+        backlogs = {kind: Backlog(compute.n_threads) for kind in (CROPS, VECTORS)}
+        backlogs[WORK] = Backlog(compute.n_threads, most_of_stream=config.max_images_per_stream)
         callers = Callers(read_tokens(Path(config.tokens)) if config.tokens else None)
         service = FaceService(pipeline, info, stats, backlogs, callers, config.max_write_stall_s)
         server, port = bind(service.handlers(), config, callers, tls(config))

@@ -2,15 +2,18 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from facenet_client import AnswerTimeout, AsyncClient
 from facenet_client._connections import Connections
 from facenet_client.errors import CallError, ServerUnavailable
 from facenet_proto.v1 import face_pb2 as pb
+from nets import embed, fake_server
 from scripted import Scripted, answer, assert_answers, images, refusing
 
 
@@ -124,3 +127,13 @@ async def test_a_refusing_address_holds_up_no_stream_that_another_serves() -> No
     async with Scripted(answer).serve() as first, Scripted(refusing(3)).serve() as second:
         async with AsyncClient([second, first], timeout_s=15) as client, asyncio.timeout(12):
             assert_answers(await client.embed_crops(sent), sent)
+
+
+async def test_a_stream_sends_a_slow_server_no_more_than_it_answers_in_time() -> None:
+    def net(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        time.sleep(0.01 * len(rows))  # six messages would take 3.8 seconds
+        return embed(rows)
+
+    sent = images(500)
+    async with fake_server({"slow": net}) as target, AsyncClient(target, timeout_s=3) as client:
+        assert_answers(await client.embed_crops(sent), sent)

@@ -10,7 +10,7 @@ from facenet_client import _wire
 from facenet_client._call import Call, Link
 from facenet_client.errors import CallError, ServerFault, ServerUnavailable
 
-_STILL_FRESH = 0.95  # share of a message's time that is left
+_STILL_FRESH = 0.95  # share of a message's time; with less left the server is told
 _END_S = 0.25  # for a server to end a call when all is answered
 
 
@@ -30,10 +30,9 @@ class Message:
         """Seconds that are left for its answer."""
         return None if self.deadline is None else max(0.0, self.deadline - asyncio.get_running_loop().time())
 
-    @property
-    def has_waited(self) -> bool:
-        """Whether so much of its time is gone that the server is to be told."""
-        return self._given_s is not None and (self.left_s or 0) < _STILL_FRESH * self._given_s
+    def has_waited(self, left: float) -> bool:
+        """Whether so much of its time is gone that less than this share is left."""
+        return self._given_s is not None and (self.left_s or 0) < left * self._given_s
 
     def fail(self, error: CallError) -> None:
         """There will be no answer."""
@@ -108,7 +107,7 @@ class Lane:
         message.attempts += 1
         self._unanswered.append(message)
         request = message.chunk.request
-        if message.has_waited and message.left_s is not None:
+        if message.has_waited(_STILL_FRESH) and message.left_s is not None:
             request = _wire.with_time_left(request, message.left_s)
         self._unsent.put_nowait(request)
 

@@ -10,6 +10,7 @@ full messages. Results come in the order of the inputs, whichever lanes their me
 """
 
 import asyncio
+import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, Iterable
@@ -28,6 +29,8 @@ InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
 
 _WINDOW_AHEAD = 2  # messages under way while the server holds as many as it reads ahead
+_FIRST_ITEMS = 128  # under way on each connection before an answer tells how fast those come
+_QUICK = 0.25  # share of its time within which an answer lets as many items more be under way
 _ITEM_OVERHEAD_BYTES = 16  # an item's tag and length in its message
 _REQUEST_OVERHEAD_BYTES = 1024  # a request's id and options
 
@@ -66,6 +69,9 @@ class Stream(Generic[InputT, ResultT]):
         self._room: threading.Semaphore | asyncio.Semaphore = self._thread_room  # of the feeder that is at work
         self._held: list[Any] = []  # taken from the queue, but for the next message
         self._window = asyncio.Semaphore((limits.max_messages_in_flight + _WINDOW_AHEAD) * len(links))
+        self._items = 0  # under way
+        self._most_items = math.inf if timeout_s is None else _FIRST_ITEMS * len(links)
+        self._fewer = asyncio.Event()  # items under way than the most
         self._sent: asyncio.Queue[Message | _End] = asyncio.Queue()  # bounded by the window
         self._end: _End | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -102,7 +108,7 @@ class Stream(Generic[InputT, ResultT]):
         try:
             if not isinstance(sent, _End):
                 response = await sent.answer
-                self._window.release()
+                self._answered(sent)
                 return _wire.results(self._exchange, sent.chunk, response)
         except CallError as error:
             sent = _End(error)
@@ -112,6 +118,22 @@ class Stream(Generic[InputT, ResultT]):
         if sent.error is not None:
             raise sent.error
         return None
+
+    def _answered(self, message: Message) -> None:
+        """Room for the next message; where answers are quick, for more: what waits for a slow server's answers to
+        others would run out of time."""
+        n_items = len(message.chunk.errors)
+        self._items -= n_items
+        if not message.has_waited(1 - _QUICK):
+            self._most_items += n_items
+        self._fewer.set()
+        self._window.release()
+
+    async def _has_room(self) -> None:
+        await self._window.acquire()
+        while self._items >= self._most_items:
+            self._fewer.clear()
+            await self._fewer.wait()
 
     # ---- inputs to prepared items ----
 
@@ -166,10 +188,11 @@ class Stream(Generic[InputT, ResultT]):
         number, end = 0, None
         try:
             while end is None:
-                await self._window.acquire()
+                await self._has_room()
                 items, end = await self._next_items()
                 chunk = _wire.chunk(self._exchange, number, items, self._timeout_s)
                 message = Message(chunk, self._deadline())
+                self._items += len(items)
                 self._sent.put_nowait(message)
                 if chunk.request is None:
                     message.answer.set_result(None)
