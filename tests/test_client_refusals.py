@@ -1,13 +1,12 @@
 """What the SDK makes of servers that have no room: who waits how long for whom, and what is tried again."""
 
-import asyncio
 import time
 from functools import partial
 from typing import Any
 
 import grpc
 import pytest
-from facenet_client import AsyncClient, CallError, RequestRefused, ServerOverloaded, ServerUnavailable
+from facenet_client import AsyncClient, RequestRefused, ServerOverloaded, ServerUnavailable
 from facenet_client._connections import Connections
 from facenet_proto.v1 import face_pb2 as pb
 from scripted import Scripted, answer, answer_all, assert_answers, images, refusing
@@ -111,25 +110,6 @@ async def test_a_stream_goes_on_beside_a_server_that_never_has_room() -> None:
     now_and_then = Scripted(partial(answer_all, refused=range(0, 1000, 10), retry_after_ms=50))
     async with never.serve() as one, now_and_then.serve() as other, AsyncClient([one, other], timeout_s=5) as client:
         assert_answers([each async for each in client.embed_crops_stream(images(200))], images(200))
-
-
-async def test_a_server_that_rests_for_its_refusal_is_preferred_to_one_that_never_answers() -> None:
-    hung = await asyncio.start_server(lambda _, __: asyncio.sleep(100), "127.0.0.1", 0)
-    silent = f"127.0.0.1:{hung.sockets[0].getsockname()[1]}"
-    refusing_once = Scripted(refusing(0.5), answer)
-    async with refusing_once.serve() as other, AsyncClient([silent, other], timeout_s=1.5) as client:
-        await client.server_info()
-        assert await asyncio.gather(*(_outcome(client, 0.05 * number) for number in range(9))) == [None] * 9
-    hung.close()
-
-
-async def _outcome(client: AsyncClient, after_s: float) -> CallError | None:
-    await asyncio.sleep(after_s)
-    try:
-        assert_answers(await client.embed_crops(images(1)), images(1))
-    except CallError as error:
-        return error
-    return None
 
 
 async def test_what_comes_too_late_anyway_costs_no_try() -> None:

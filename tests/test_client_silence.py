@@ -129,6 +129,22 @@ async def test_a_refusing_address_holds_up_no_stream_that_another_serves() -> No
             assert_answers(await client.embed_crops(sent), sent)
 
 
+async def test_a_server_that_rests_for_its_refusal_is_preferred_to_one_that_never_answers(silent: str) -> None:
+    refusing_once = Scripted(refusing(0.5), answer)
+    async with refusing_once.serve() as other, AsyncClient([silent, other], timeout_s=1.5) as client:
+        await client.server_info()
+        assert await asyncio.gather(*(_outcome(client, 0.05 * number) for number in range(9))) == [None] * 9
+
+
+async def _outcome(client: AsyncClient, after_s: float) -> CallError | None:
+    await asyncio.sleep(after_s)
+    try:
+        assert_answers(await client.embed_crops(images(1)), images(1))
+    except CallError as error:
+        return error
+    return None
+
+
 async def test_a_stream_sends_a_slow_server_no_more_than_it_answers_in_time() -> None:
     def net(rows: np.ndarray) -> tuple[np.ndarray, ...]:
         time.sleep(0.01 * len(rows))  # six messages would take 3.8 seconds

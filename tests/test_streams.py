@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from calls import until
+from calls import ask, until
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
 from facenet_server.capacity import Counts
@@ -117,36 +117,30 @@ async def test_a_message_whose_items_have_no_room_waits_and_is_handed_back_when_
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_message_whose_time_is_up_while_it_waits_for_room_is_given_up_then_and_never_begun() -> None:
+async def test_a_message_whose_time_is_up_while_it_waits_for_room_is_told_so_then_and_never_begun() -> None:
     async with held_server(max_items_in_flight=6) as (net, service, stub, _):
         call = await occupied(net, stub, crops(1))
-        await call.write(crops(2, 3, 4, timeout_ms=50, number=7))
-        await until(lambda: service.admission.counts.refused_items == 3)  # though its answer has another before it
-        net.open()
-        assert (await call.read()).results[0].HasField("embedding")
-        answer = await call.read()
+        late = stub.Embed()
+        await late.write(crops(2, 3, 4, timeout_ms=50, number=7))
+        answer = await late.read()
         assert (answer.id, [each.error.reason for each in answer.results]) == (7, ["TIMED_OUT"] * 3)
-        await call.write(crops(5))
-        assert (await call.read()).results[0].HasField("embedding")
-        assert (service.admission.counts.accepted_items, service.admission.counts.refused_items) == (2, 3)
-        assert net.batches == [[1], [5]]
-        call.cancel()
-
-
-async def test_a_new_stream_s_message_without_room_is_refused_as_at_the_door() -> None:
-    async with held_server(max_items_in_flight=6) as (net, service, stub, _):
-        call = await occupied(net, stub, crops(1))
-        new = stub.Embed()
-        await new.write(crops(2, 3, 4, timeout_ms=5000, number=7))
-        answer = await new.read()
-        assert (answer.id, [each.error.reason for each in answer.results]) == (7, ["OVERLOADED"] * 3)
-        assert answer.retry_after_ms
         await until(lambda: service.admission.counts.bytes_in_flight < 4 * 76_800)
+        assert (service.admission.counts.accepted_items, service.admission.counts.refused_items) == (1, 3)
         net.open()
+        await late.write(crops(5))
+        assert (await late.read()).results[0].HasField("embedding")
         assert (await call.read()).results[0].HasField("embedding")
-        await new.write(crops(2, 3, 4))
-        assert len((await new.read()).results) == 3
-        for each in (call, new):
+        for each in (call, late):
+            each.cancel()
+
+
+async def test_streams_that_come_together_are_all_answered_though_one_has_room_at_a_time() -> None:
+    async with held_server(max_items_in_flight=24) as (net, _, stub, _):  # a caller's share is half of it
+        net.open()
+        streams = [stub.Embed() for _ in range(30)]
+        answers = await asyncio.gather(*(ask(each, crops(*range(10))) for each in streams))
+        assert all(result.HasField("embedding") for answer in answers for result in answer.results)
+        for each in streams:
             each.cancel()
 
 

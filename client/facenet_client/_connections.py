@@ -216,11 +216,11 @@ class Connections:
 
     def is_free(self, address: str) -> bool:
         """Whether the address can be used at once, as far as it said."""
-        return address in self._checked and not self.rests.soonest_s(address)
+        return address in self._checked and not self.rests.free_at(address)
 
     def free_in_s(self) -> float:
         """How long until one of those that serve has room, as far as they said; infinite where none serves."""
-        return min((self.rests.soonest_s(address) for address in self._checked), default=math.inf)
+        return min(map(self.rests.free_in_s, self._checked), default=math.inf)
 
     async def _ask_info(self, link: Link) -> Any:
         return await self._ask(link, "GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse)

@@ -95,10 +95,10 @@ class Lanes:
         return lane
 
     def _load(self, lane: Lane) -> tuple[float, int]:
-        return self._connections.rests.full_s(lane.link.address), lane.under_way
+        return self._connections.rests.full_until(lane.link.address), lane.under_way
 
     def _trouble(self, link: Link) -> tuple[bool, float]:
-        return not self._connections.known(link), self._connections.rests.soonest_s(link.address)
+        return not self._connections.known(link), self._connections.rests.free_at(link.address)
 
     async def _lane_on(self, link: Link, message: Message) -> Lane:
         """The link's lane, once its server can be used; a new one where it has none."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from facenet_client.errors import ServerOverloaded
 
 _LONGEST_REST_S = 1.0  # of an address that has no room
+_LONGEST_FULL_S = 60.0  # in which others come first, whatever it told
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _MOST_DOUBLINGS = 0.05, 2.0, 16  # a float's power has an end
 
 
@@ -41,6 +42,7 @@ class Rests:
     def back(self, address: str) -> None:
         """It serves."""
         self._rests.pop(address, None)
+        self._full_until.pop(address, None)
 
     def refused(self, address: str, error: ServerOverloaded, retry_after_s: float) -> None:
         """The address has no room now: new streams wait as long as it last said, though not very long: it guesses."""
@@ -64,15 +66,21 @@ class Rests:
 
     def no_room(self, address: str, retry_after_s: float) -> None:
         """The address had no room for a message just now: until when it told, others come first."""
-        self._full_until[address] = _now() + retry_after_s
+        self._full_until[address] = _now() + min(max(retry_after_s, _FIRST_PAUSE_S), _LONGEST_FULL_S)
 
-    def full_s(self, address: str) -> float:
-        """How long until it has room, as it last told."""
-        return max(0.0, self._full_until.get(address, 0.0) - _now())
+    def full_until(self, address: str) -> float:
+        """Until when it has no room, as it last told, on the loop's clock; 0 where it has some."""
+        until = self._full_until.get(address, 0.0)
+        return until if until > _now() else 0.0
 
-    def soonest_s(self, address: str) -> float:
-        """How long until it both serves and has room, as far as can be told."""
-        return max(self.left_s(address), self.full_s(address))
+    def free_at(self, address: str) -> float:
+        """When it both serves and has room, as far as can be told, on the loop's clock; 0 where that is now."""
+        rest = self._rests.get(address)
+        return max(self.full_until(address), 0.0 if rest is None or rest.until <= _now() else rest.until)
+
+    def free_in_s(self, address: str) -> float:
+        """The same, in seconds from now."""
+        return max(0.0, self.free_at(address) - _now())
 
 
 def _now() -> float:

@@ -29,8 +29,8 @@ InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
 
 _WINDOW_AHEAD = 2  # messages under way while the server holds as many as it reads ahead
-_FIRST_ITEMS = 128  # under way on each connection before an answer tells how fast those come
-_QUICK = 0.25  # share of its time within which an answer lets as many items more be under way
+_FIRST_ITEMS = 64  # under way before an answer tells how fast those come
+_QUICK, _LATE = 0.25, 0.5  # shares of a message's time: as many items more may be under way, or fewer
 _ITEM_OVERHEAD_BYTES = 16  # an item's tag and length in its message
 _REQUEST_OVERHEAD_BYTES = 1024  # a request's id and options
 
@@ -70,7 +70,7 @@ class Stream(Generic[InputT, ResultT]):
         self._held: list[Any] = []  # taken from the queue, but for the next message
         self._window = asyncio.Semaphore((limits.max_messages_in_flight + _WINDOW_AHEAD) * len(links))
         self._items = 0  # under way
-        self._most_items = math.inf if timeout_s is None else _FIRST_ITEMS * len(links)
+        self._most_items = math.inf if timeout_s is None else _FIRST_ITEMS
         self._fewer = asyncio.Event()  # items under way than the most
         self._sent: asyncio.Queue[Message | _End] = asyncio.Queue()  # bounded by the window
         self._end: _End | None = None
@@ -108,7 +108,7 @@ class Stream(Generic[InputT, ResultT]):
         try:
             if not isinstance(sent, _End):
                 response = await sent.answer
-                self._answered(sent)
+                self._window.release()
                 return _wire.results(self._exchange, sent.chunk, response)
         except CallError as error:
             sent = _End(error)
@@ -118,22 +118,6 @@ class Stream(Generic[InputT, ResultT]):
         if sent.error is not None:
             raise sent.error
         return None
-
-    def _answered(self, message: Message) -> None:
-        """Room for the next message; where answers are quick, for more: what waits for a slow server's answers to
-        others would run out of time."""
-        n_items = len(message.chunk.errors)
-        self._items -= n_items
-        if not message.has_waited(1 - _QUICK):
-            self._most_items += n_items
-        self._fewer.set()
-        self._window.release()
-
-    async def _has_room(self) -> None:
-        await self._window.acquire()
-        while self._items >= self._most_items:
-            self._fewer.clear()
-            await self._fewer.wait()
 
     # ---- inputs to prepared items ----
 
@@ -188,21 +172,44 @@ class Stream(Generic[InputT, ResultT]):
         number, end = 0, None
         try:
             while end is None:
-                await self._has_room()
+                await self._wait_for_room()
                 items, end = await self._next_items()
                 chunk = _wire.chunk(self._exchange, number, items, self._timeout_s)
                 message = Message(chunk, self._deadline())
-                self._items += len(items)
                 self._sent.put_nowait(message)
                 if chunk.request is None:
                     message.answer.set_result(None)
                 else:
+                    self._count(message)
                     await self._lanes.send(message)
                 number += 1
             self._lanes.finish()
         except Exception as error:  # nobody may wait for ever, whatever went wrong
             end = _End(CallError(f"a message could not be sent: {error!r}"))
         self._sent.put_nowait(end)
+
+    async def _wait_for_room(self) -> None:
+        """Until another message may be under way."""
+        await self._window.acquire()
+        while self._items >= self._most_items:
+            self._fewer.clear()
+            await self._fewer.wait()
+
+    def _count(self, message: Message) -> None:
+        """Count its items as under way until it has its answer, which then tells how many may be: what waits for a slow
+        server's answers to others would run out of time."""
+        n_items = len(message.chunk.errors)
+        self._items += n_items
+
+        def answered(_: object) -> None:
+            if message.has_waited(1 - _LATE):
+                self._most_items = max(1, self._most_items - n_items)
+            elif self._items >= self._most_items and not message.has_waited(1 - _QUICK):
+                self._most_items += n_items
+            self._items -= n_items
+            self._fewer.set()
+
+        message.answer.add_done_callback(answered)
 
     def _deadline(self) -> float | None:
         return None if self._timeout_s is None else asyncio.get_running_loop().time() + self._timeout_s

@@ -19,9 +19,9 @@ class Backlog:
     """Items of one kind, ready crops say, or images to be searched: how many each caller has here, how many of them are
     worked on, in seats, and how fast those have been done lately.
 
-    Items count from when they are accepted until they are answered. Time counts while there is one in a seat, so that
-    callers who are waited for, to take their answers say, are no slowness; and whoever leaves a seat made it free,
-    with an answer or without.
+    Items count from when their message may begin, though it may have to wait for room, until they are answered. Time
+    counts while there is one in a seat, so that callers who are waited for, to take their answers say, are no
+    slowness; and whoever leaves a seat made it free, with an answer or without.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Backlog:
         return sum(min(n, most) for other, n in streams.items() if other != stream)
 
     def begin(self, caller: str, stream: Hashable, n_items: int) -> "Work":
-        """A message of so many items is accepted; its ``over`` must be called, however it ends."""
+        """A message of so many items is to be answered; its ``over`` must be called, however it ends."""
         self._change(caller, stream, n_items)
         return Work(self, caller, stream, n_items)
 

@@ -70,7 +70,6 @@ class Stream:
         self._seats = Seats(limits.max_images)
         self._credits = asyncio.Semaphore(limits.max_messages)
         self._accepted: _Accepted = asyncio.Queue()  # bounded by the credits
-        self._has_begun = False  # any of its messages
         self._unfinished: asyncio.Future[None] | None = None
         self._leaving: Crops | None = None  # of the answer that is being written
 
@@ -171,12 +170,8 @@ class Stream:
         where the server drains instead. Raises ProtocolError."""
         outline = self._outline(data)
         left_s, refuse = self._left_s(outline.timeout_ms), partial(self._refusal, outline)
-        no_room = partial(refuse, Overloaded("the server has no room for this message now"))
         if not visit.hold(outline.n_items, len(data)):
-            return _Pending(no_room)
-        if not self._has_begun and not visit.has_room(outline.n_items):  # as at the door: it would wait unseen there
-            visit.refuse(outline.n_items)
-            return _Pending(no_room, n_bytes=len(data))
+            return _Pending(partial(refuse, Overloaded("the server has no room for this message now")))
         kinds = self._method.kinds(outline)
         kind = next(iter(kinds))
         back_in_s = admission.backlog(kind).back_in_s(visit.caller, visit, kinds[kind], left_s)
@@ -213,7 +208,7 @@ class Stream:
                 return _Pending(partial(self._refusal, outline, TimedOut()), n_bytes=len(data))
             request = self._parsed(data)
             unless_begun.pop_all()
-        crops, self._has_begun = visit.accept(outline.n_items), True
+        crops = visit.accept(outline.n_items)
         place = Place(visit.caller, self._method.else_kind, self._seats, deadline, crops, works)
 
         def is_done(_: object) -> None:
