@@ -124,6 +124,7 @@ CHECKS = {
         {"seconds": 4, "bytes_a_client": 2_000_000, "left_open": True},
         {"seconds": 60, "left_open": True},
         bites=("open files",),
+        in_suite=True,
     ),
     "T28": Check(determinism.same_in_company, 1, {"crops": 100, "images": 10}, {"crops": 800, "images": 200}),
     "T29": Check(

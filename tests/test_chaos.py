@@ -2,12 +2,16 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from chaos.checks import CHECKS
+from chaos.children import environment
 from chaos.process import SERVER_CORE
 from chaos.report import Figure, Report
 
@@ -82,3 +86,12 @@ def test_without_its_protection_the_check_fails(name: str) -> None:
     figures = report.named(CHECKS[name].bites)
     broken = [figure for figure in figures if not (figure.holds if figure.at_least is None else holds(figure))]
     assert broken, [str(figure) for figure in report.figures]
+
+
+@pytest.mark.timeout(120)
+def test_clients_that_come_and_go_leave_nothing_and_those_left_open_are_found() -> None:
+    """In a process of its own: what this one frees of other tests would count."""
+    command = [sys.executable, "-m", "chaos", "T27-sdk", "--short"]
+    ended = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout
+    assert "control failed as it must: PASS" in ended.stdout
