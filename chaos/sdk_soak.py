@@ -22,7 +22,6 @@ from chaos.stub import Behaviour
 
 _ROUND_S = 5.0
 _CALLS, _STREAM_ITEMS = 20, 100  # of a client's life
-_LEAST_ROUNDS = 3
 _LEFT_OPEN = 3
 _SIDE = 8  # px: what images take and leave behind would hide what clients do
 
@@ -61,7 +60,7 @@ async def sdk_soak(*, seconds: float, left_open: bool = False, bytes_a_client: f
     uses, samples, lives, length_s = _Uses(), list[tuple[float, ...]](), list[int](), min(_ROUND_S, seconds / 10)
     async with Server(Behaviour({"max_batch_rows": 64}, batch_s=0.002, side=_SIDE)) as server:
         start = time.monotonic()
-        while (began := time.monotonic()) - start < seconds or len(samples) < _LEAST_ROUNDS:
+        while (began := time.monotonic()) - start < seconds:
             while time.monotonic() - began < length_s:
                 one, other = (_live(server.address, uses) for _ in range(2))
                 await asyncio.gather(one, other, asyncio.to_thread(_live_without_a_loop, server.address, uses))
@@ -74,8 +73,7 @@ async def sdk_soak(*, seconds: float, left_open: bool = False, bytes_a_client: f
             lives.append(uses.counts["clients"])
         for client in uses.left_open:
             await client.__aexit__(None, None, None)
-    first = max(1, len(samples) // 5)  # in the first round goes what was there before, of other tests say
-    warm, lived = np.array(samples[first:]), np.array(lives[first:])
+    warm, lived = np.array(samples[len(samples) // 5 :]), np.array(lives[len(samples) // 5 :])
     report = grown(warm)
     report.most("memory slope (Theil–Sen), bytes a client", 1e6 * slope(lived, warm[:, 1]), bytes_a_client)
     report.note = f"{dict(uses.counts)} in {len(samples)} rounds; {report.note}"

@@ -20,14 +20,22 @@ def crops(*pixels: np.ndarray, **options: Any) -> pb.EmbedRequest:
 
 
 @asynccontextmanager
-async def stream(target: str, method: str, response: Any) -> AsyncIterator[Any]:
-    """An open call that takes messages or bytes, over a connection of its own: a caller of its own."""
-    async with grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        call = channel.stream_stream(
+async def stream(
+    target: str, method: str, response: Any, credentials: Any = None, metadata: Any = None
+) -> AsyncIterator[Any]:
+    """An open call that takes messages or bytes, over a connection of its own: without a name, a caller of its own."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    if credentials is None:
+        opened = grpc.aio.insecure_channel(target, options)
+    else:
+        opened = grpc.aio.secure_channel(target, credentials, options)
+    async with opened as channel:
+        open_call: Any = channel.stream_stream(
             f"/{SERVICE}/{method}",
             request_serializer=lambda message: message if isinstance(message, bytes) else message.SerializeToString(),
             response_deserializer=response.FromString,
-        )()
+        )
+        call = open_call(metadata=metadata)
         try:
             yield call
         finally:

@@ -1,7 +1,7 @@
 """Who callers are, and who is kept out: tokens and certificates, over TLS on real sockets."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import grpc
 import pytest
 import trustme
 from authority import Authority, flags, read
-from calls import ask, crops
+from calls import ask, crops, stream
 from commandline import facenet
 from conftest import Call, server_process
 from facenet_client import AsyncClient, RequestRefused, ServerUnavailable
@@ -43,22 +43,8 @@ def tokens(tmp_path: Path) -> str:
     return tokens_file(tmp_path, {"s3cret": "ada", "s3cret-too": "ada", "0ther": "bob", "": "nobody"})
 
 
-@asynccontextmanager
-async def call_with(
-    target: str, credentials: grpc.ChannelCredentials, method: str = "Embed", metadata: Any = None
-) -> AsyncIterator[Any]:
-    """An open stream of messages over a connection of its own."""
-    async with grpc.aio.secure_channel(target, credentials, options=A_CONNECTION) as channel:
-        open_call: Any = channel.stream_stream(
-            f"/{SERVICE}/{method}",
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=pb.EmbedResponse.FromString,
-        )
-        call = open_call(metadata=metadata)
-        try:
-            yield call
-        finally:
-            call.cancel()
+def embedding(target: str, credentials: grpc.ChannelCredentials, metadata: Any = None) -> Any:
+    return stream(target, "Embed", pb.EmbedResponse, credentials, metadata)
 
 
 def metadata(token: str | None) -> Any:
@@ -67,7 +53,7 @@ def metadata(token: str | None) -> Any:
 
 @pytest.mark.parametrize("token", BAD_TOKENS.values(), ids=BAD_TOKENS.keys())
 @pytest.mark.parametrize("method", MESSAGES)
-async def test_who_has_no_token_is_told_so_before_anything_isread_of_its_call(
+async def test_who_has_no_token_is_told_so_before_anything_is_read_of_its_call(
     tls_files: dict[str, str], tokens: str, authority: Authority, method: str, token: str | None
 ) -> None:
     async def code(token: str | None) -> grpc.StatusCode:
@@ -96,11 +82,13 @@ async def test_a_token_counts_as_such_only_by_its_scheme(
             "s3cret": grpc.StatusCode.UNAUTHENTICATED,
             "Bearer ": grpc.StatusCode.UNAUTHENTICATED,
         }.items():
-            async with call_with(target, authority.trusted(), metadata=(("authorization", value),)) as call:
+            async with stream(
+                target, "Embed", pb.EmbedResponse, authority.trusted(), metadata=(("authorization", value),)
+            ) as call:
                 await call.done_writing()
                 assert (value, await call.code()) == (value, code)
         both = (*metadata("s3cret"), *metadata("0ther"))
-        async with call_with(target, authority.trusted(), metadata=both) as call:
+        async with embedding(target, authority.trusted(), metadata=both) as call:
             assert await call.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -125,10 +113,13 @@ async def test_the_sdk_says_why_it_does_not_trust_a_server(
 
 async def third_stream_of(target: str, first: grpc.ChannelCredentials, second: grpc.ChannelCredentials) -> Any:
     """How a stream fares beside two of ``first``, over connections of their own, where a caller may have two."""
-    async with call_with(target, first) as one, call_with(target, first) as two:
+    async with (
+        embedding(target, first) as one,
+        embedding(target, first) as two,
+    ):
         for each in (one, two):
             assert (await ask(each, crops(square()))).results
-        async with call_with(target, second) as three:
+        async with embedding(target, second) as three:
             await three.done_writing()
             return await three.code()
 
@@ -203,7 +194,7 @@ async def test_who_has_no_certificate_of_the_authorities_is_kept_out(
         (None, "No such file"),
     ],
 )
-def test_tokens_that_cannot_beread_are_refused_by_line_and_not_told(
+def test_tokens_that_cannot_be_read_are_refused_by_line_and_not_told(
     tmp_path: Path, text: str | bytes | None, told: str
 ) -> None:
     file = tmp_path / "tokens"

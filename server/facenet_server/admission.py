@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 
 from facenet_server.backlog import Backlog
 from facenet_server.capacity import Capacity, Connections, Counts, Expected, Share, share
+from facenet_server.counting import add
 from facenet_server.crop_room import CropRoom, Crops
 from facenet_server.errors import Refused
 from facenet_server.pace import Pace, retry_s
@@ -171,7 +172,7 @@ class Visit:
 
     def __enter__(self) -> Self:
         self._admission.counts.streams += 1
-        self._admission._streams_of[self.caller] += 1
+        add(self._admission._streams_of, self.caller, 1)
         self._admission._connections.add(self.caller, self._connection, 1)
         return self
 
@@ -181,9 +182,7 @@ class Visit:
         admission = self._admission
         admission.counts.streams -= 1
         admission.counts.stalled_streams -= self._is_stalled
-        admission._streams_of[self.caller] -= 1
-        if not admission._streams_of[self.caller]:
-            del admission._streams_of[self.caller]
+        add(admission._streams_of, self.caller, -1)
         admission._connections.add(self.caller, self._connection, -1)
         self._abandon()
 

@@ -4,15 +4,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
+from facenet_server.counting import add
 from facenet_server.pace import Pace
 
 # The shares of its time that a message may have to wait: for what has seats already, beside which there is the rest of
 # a batch and its own to wait for; and where all else is guessed, since those who come later have their share, too.
 _SEATED, _GUESSED = 0.75, 0.4
-
-Key = TypeVar("Key")
 
 
 class Backlog:
@@ -83,14 +81,14 @@ class Backlog:
 
     def _change(self, caller: str, stream: Hashable, n_items: int, seated: int = 0, gone: int = 0) -> None:
         if n_items:
-            _add(self._of_caller, caller, n_items)
+            add(self._of_caller, caller, n_items)
             streams = self._streams_of.setdefault(caller, Counter())
-            _add(streams, stream, n_items)
+            add(streams, stream, n_items)
             if not streams:
                 del self._streams_of[caller]
         if seated:
             self._n_seated += seated
-            _add(self._seated, caller, seated)
+            add(self._seated, caller, seated)
             self._pace.note(self._n_seated, gone)
 
 
@@ -129,11 +127,3 @@ class Work:
         """It needs no more work: its answer is made, or nobody wants it."""
         self._backlog._change(*self._of, -self._left, seated=-self._seated, gone=self._seated)
         self._left = self._seated = 0
-
-
-def _add(counts: Counter[Key], key: Key, change: int) -> None:
-    """Change a count; one of none is forgotten."""
-    if count := counts[key] + change:
-        counts[key] = count
-    else:
-        counts.pop(key, None)

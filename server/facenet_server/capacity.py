@@ -2,7 +2,8 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+
+from facenet_server.counting import add
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Expected:
     def add(self, caller: str, n_bytes: int) -> None:
         """Count so many bytes more of the caller's; fewer where they are negative."""
         self.of_all += n_bytes
-        _count(self.of_caller, caller, n_bytes)
+        add(self.of_caller, caller, n_bytes)
 
 
 class Connections:
@@ -73,15 +74,9 @@ class Connections:
         """Count one stream more, or fewer where it is negative."""
         there = caller, connection
         was_there = there in self._streams_of
-        _count(self._streams_on, connection, n_streams)
-        _count(self._streams_of, there, n_streams)
-        _count(self._of_caller, caller, (there in self._streams_of) - was_there)
-
-
-def _count(counter: Counter[Any], of: Any, more: int) -> None:
-    counter[of] += more
-    if not counter[of]:
-        del counter[of]
+        add(self._streams_on, connection, n_streams)
+        add(self._streams_of, there, n_streams)
+        add(self._of_caller, caller, (there in self._streams_of) - was_there)
 
 
 def share(limit: int, callers: int) -> int:

@@ -32,7 +32,8 @@ def bind(
     try:
         port = _add_port(server, config.listen, credentials)
     except RuntimeError as error:
-        _check_by_grpc(credentials, config)
+        if credentials is not None:
+            _check_by_grpc(credentials, config)
         raise StartError(
             f"cannot listen on {config.listen}: stop the server that has this port, or choose another with --listen"
         ) from error
@@ -47,11 +48,11 @@ def _add_port(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCred
     return server.add_secure_port(listen, credentials)
 
 
-def _check_by_grpc(credentials: grpc.ServerCredentials | None, config: Config) -> None:
+def _check_by_grpc(credentials: grpc.ServerCredentials, config: Config) -> None:
     """Raises StartError where no port could be had with the credentials: gRPC tells that as it tells one that is
     taken."""
     try:
-        _add_port(grpc.aio.server(), "127.0.0.1:0", credentials)
+        grpc.aio.server().add_secure_port("127.0.0.1:0", credentials)
     except RuntimeError as error:
         files = [file for file in (config.tls_certificate, config.tls_key, config.tls_client_ca) if file]
         raise StartError(
