@@ -70,17 +70,20 @@ class Rests:
 
     def full_until(self, address: str) -> float:
         """Until when it has no room, as it last told, on the loop's clock; 0 where it has some."""
-        until = self._full_until.get(address, 0.0)
-        return until if until > _now() else 0.0
+        return _ahead(self._full_until.get(address, 0.0))
 
     def free_at(self, address: str) -> float:
         """When it both serves and has room, as far as can be told, on the loop's clock; 0 where that is now."""
         rest = self._rests.get(address)
-        return max(self.full_until(address), 0.0 if rest is None or rest.until <= _now() else rest.until)
+        return max(self.full_until(address), _ahead(rest.until if rest else 0.0))
 
     def free_in_s(self, address: str) -> float:
         """The same, in seconds from now."""
         return max(0.0, self.free_at(address) - _now())
+
+
+def _ahead(time_s: float) -> float:
+    return time_s if time_s > _now() else 0.0
 
 
 def _now() -> float:

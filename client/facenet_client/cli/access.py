@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import grpc
@@ -24,7 +24,12 @@ class Access:
     credentials: grpc.ChannelCredentials | None
 
     def __call__(self) -> Client:
-        return Client(self.server, timeout_s=self.timeout_s, credentials=self.credentials)
+        return Client(self.server, **self.settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of a client of either kind."""
+        return {"timeout_s": self.timeout_s, "credentials": self.credentials}
 
 
 def of_callers(command: CommandT) -> CommandT:

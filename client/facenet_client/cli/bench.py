@@ -82,14 +82,13 @@ async def _run(target: str, access: Access, work: Workload, given: dict[str, Any
         poisson=given["arrivals"] == "poisson",
         warm_up_s=given["warm_up_s"],
     )
-    ways: Any = {"timeout_s": access.timeout_s, "credentials": access.credentials}
-    async with AsyncClient(target, **ways) as client:
+    async with AsyncClient(target, **access.settings) as client:
         limits = (await client.server_info()).limits
     per_connection = (limits["max_streams_per_connection"] - 1) * len(addresses(target))
     connections = given["connections"] or math.ceil(plan.callers / max(1, per_connection))
     err = Console(stderr=True)
     with err.status("warming up") if err.is_terminal else nullcontext() as status:
-        async with AsyncClient(target, connections=connections, **ways) as client:
+        async with AsyncClient(target, connections=connections, **access.settings) as client:
             return await load.run(client, work, plan, None if status is None else _teller(status.update))
 
 
