@@ -10,14 +10,14 @@ import grpc
 import pytest
 import trustme
 from authority import Authority, flags, read
-from calls import ask, crops, stream
+from calls import ask, crops, stream, until
 from commandline import facenet
 from conftest import Call, server_process
 from facenet_client import AsyncClient, RequestRefused, ServerUnavailable
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_server.callers import read_tokens
 from facenet_server.errors import StartError
-from facenet_server.service import SERVICE
+from facenet_server.service import SERVICE, FaceService
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nets import fake_service, square
 
@@ -111,8 +111,12 @@ async def test_the_sdk_says_why_it_does_not_trust_a_server(
             await call(target, "server_info", credentials=stranger.trusted())
 
 
-async def third_stream_of(target: str, first: grpc.ChannelCredentials, second: grpc.ChannelCredentials) -> Any:
-    """How a stream fares beside two of ``first``, over connections of their own, where a caller may have two."""
+async def third_stream_of(
+    served: tuple[str, FaceService], first: grpc.ChannelCredentials, second: grpc.ChannelCredentials
+) -> Any:
+    """How a stream fares beside two of ``first``, over connections of their own, where a caller may have two.
+    No stream is left on the server afterwards."""
+    target, service = served
     async with (
         embedding(target, first) as one,
         embedding(target, first) as two,
@@ -121,25 +125,27 @@ async def third_stream_of(target: str, first: grpc.ChannelCredentials, second: g
             assert (await ask(each, crops(square()))).results
         async with embedding(target, second) as three:
             await three.done_writing()
-            return await three.code()
+            code = await three.code()
+    await until(lambda: service.admission.counts.streams == 0)
+    return code
 
 
 async def test_a_tokens_subject_is_one_caller_whatever_its_connections_and_tokens(
     tls_files: dict[str, str], tokens: str, authority: Authority
 ) -> None:
     ada, ada_too, bob = (authority.trusted(token=token) for token in ("s3cret", "s3cret-too", "0ther"))
-    async with fake_service(tokens=tokens, max_streams=4, **tls_files) as (target, _):
-        assert await third_stream_of(target, ada, ada) == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert await third_stream_of(target, ada, ada_too) == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert await third_stream_of(target, ada, bob) == grpc.StatusCode.OK
+    async with fake_service(tokens=tokens, max_streams=4, **tls_files) as served:
+        assert await third_stream_of(served, ada, ada) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await third_stream_of(served, ada, ada_too) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await third_stream_of(served, ada, bob) == grpc.StatusCode.OK
 
 
 async def test_without_tokens_near_connections_are_callers_each(
     tls_files: dict[str, str], authority: Authority
 ) -> None:
     anybody = authority.trusted()
-    async with fake_service(max_streams=4, **tls_files) as (target, _):
-        assert await third_stream_of(target, anybody, anybody) == grpc.StatusCode.OK
+    async with fake_service(max_streams=4, **tls_files) as served:
+        assert await third_stream_of(served, anybody, anybody) == grpc.StatusCode.OK
 
 
 async def test_a_certificates_subject_is_one_caller_whatever_its_connections_and_certificates(
@@ -147,10 +153,10 @@ async def test_a_certificates_subject_is_one_caller_whatever_its_connections_and
 ) -> None:
     ada, renewed = (authority.trusted("ada.example") for _ in range(2))
     bob = authority.trusted("bob.example")
-    async with fake_service(tls_client_ca=authority.file(), max_streams=4, **tls_files) as (target, _):
-        assert await third_stream_of(target, ada, ada) == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert await third_stream_of(target, ada, renewed) == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert await third_stream_of(target, ada, bob) == grpc.StatusCode.OK
+    async with fake_service(tls_client_ca=authority.file(), max_streams=4, **tls_files) as served:
+        assert await third_stream_of(served, ada, ada) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await third_stream_of(served, ada, renewed) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await third_stream_of(served, ada, bob) == grpc.StatusCode.OK
 
 
 async def test_with_certificates_and_tokens_it_is_the_tokens_subject_that_counts(
@@ -161,9 +167,9 @@ async def test_with_certificates_and_tokens_it_is_the_tokens_subject_that_counts
         authority.trusted(f"host-{number}.example", token=t) for number, t in ((2, "s3cret"), (1, "0ther"))
     )
     both = {"tls_client_ca": authority.file(), "tokens": tokens}
-    async with fake_service(max_streams=4, **tls_files, **both) as (target, _):
-        assert await third_stream_of(target, ada, elsewhere) == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert await third_stream_of(target, ada, bob) == grpc.StatusCode.OK
+    async with fake_service(max_streams=4, **tls_files, **both) as served:
+        assert await third_stream_of(served, ada, elsewhere) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await third_stream_of(served, ada, bob) == grpc.StatusCode.OK
 
 
 async def test_who_has_no_certificate_of_the_authorities_is_kept_out(
