@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from importlib.metadata import version
@@ -42,7 +43,8 @@ _LOST_GRACE_S, _LOST_END_S = 1.0, 4.0  # once the device is lost: for the answer
 _SECOND_SIGNAL_END_S = 0.8
 _LAST_S = 5.0  # after the grace, for threads to end
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_TURN_AWAY_S = 0.3
+_TURN_AWAY_S, _ANSWERED_S = 0.3, 2.0  # from the last answer on; how long that is waited for
+_LOOK_S = 0.02
 _GIVE_BACK_S = 10.0
 _MAX_HELD_S = 0.03  # the end of an image's work, where threads are busy with others
 
@@ -183,7 +185,7 @@ async def _listen(
         last_words.callback(_end_within(grace_s + _LAST_S).cancel)
         status.end()
         service.drain()
-        await _stop(server, grace_s, signals)
+        await _stop(server, grace_s, signals, lambda: service.admission.counts.items_in_flight)
     for number in _SIGNALS:  # what follows may wait for a thread that hangs: another signal ends it
         signal.signal(number, signal.SIG_DFL)
     if lost.is_set():
@@ -191,15 +193,22 @@ async def _listen(
     _log.info("stopped")
 
 
-async def _stop(server: grpc.aio.Server, grace_s: float, signals: asyncio.Queue[int]) -> None:
+async def _stop(
+    server: grpc.aio.Server, grace_s: float, signals: asyncio.Queue[int], items_in_flight: Callable[[], int]
+) -> None:
     """Let calls end for so long, or until another signal.
 
     Calls go on being taken for a moment, only to be told that the server drains: those that meet gRPC's own stop on
-    their way would be told that they were cancelled.
+    their way would be told that they were cancelled. Most come from callers who have just been answered, and so the
+    moment begins at the last answer; but work of many seconds is not waited for, since it is gRPC's stop that sends
+    callers elsewhere.
     """
-    second = asyncio.ensure_future(signals.get())
-    await asyncio.wait({second}, timeout=min(_TURN_AWAY_S, grace_s))
-    stopped = asyncio.ensure_future(server.stop(grace_s))
+    second, end = asyncio.ensure_future(signals.get()), time.monotonic() + grace_s
+    answered_by = min(time.monotonic() + _ANSWERED_S, end)
+    while items_in_flight() and time.monotonic() < answered_by and not second.done():
+        await asyncio.wait({second}, timeout=_LOOK_S)
+    await asyncio.wait({second}, timeout=max(0.0, min(_TURN_AWAY_S, end - time.monotonic())))
+    stopped = asyncio.ensure_future(server.stop(max(0.0, end - time.monotonic())))
     await asyncio.wait({stopped, second}, return_when=asyncio.FIRST_COMPLETED)
     if second.done():
         _end_within(_SECOND_SIGNAL_END_S)
