@@ -101,8 +101,7 @@ async def once_and_in_order(
     how: dict[str, Any] = {"batch_s": 0.004, "varied": True, "side": crops.side, "swap_after": swap_after, "core": -1}
     servers = [Server(Behaviour(dict(_ROOMY), models, **how)) for _ in range(2)]
     async with AsyncExitStack() as stack:
-        for server in servers:
-            await stack.enter_async_context(server)
+        await asyncio.gather(*(stack.enter_async_context(server) for server in servers))
         addresses = [server.address for server in servers]
         client = await stack.enter_async_context(AsyncClient(addresses, timeout_s=300))
         start = time.monotonic()

@@ -35,6 +35,8 @@ NO_LIMITS = {
 }
 _WARM_S = 2.0  # of the overload, before anything is counted
 _RECOVERY_S = 5.0
+_CAPACITY_S = 5.0  # in which it is measured
+_FIRST_RUNS_S = 2.0  # in which the networks are slow
 
 
 class _Phases:
@@ -57,12 +59,10 @@ class _Phases:
         n = self._crops_a_call
         return n * await open_loop(opened, ledger, items_per_s / n, seconds, send=message_of(n))
 
-    async def capacity(self, server: Server) -> float:
-        """Items a second that a server does for callers who wait for their answers."""
-        n, found = self._crops_a_call, 0.0
-        for seconds in (2, 5):  # the networks' first runs are slow
-            found = await server.capacity(Ledger(crops=self.calm.crops), seconds, 12 // n + 2, message_of(n))
-        return found
+    async def capacity(self, server: Server, seconds: float) -> float:
+        """Items a second that a server does for callers who wait for their answers, over so long."""
+        n = self._crops_a_call
+        return await server.capacity(Ledger(crops=self.calm.crops), seconds, 12 // n + 2, message_of(n))
 
     def goodput(self, seconds: float) -> float:
         """What was answered within the counted time, calls and streams, as a share of the capacity."""
@@ -89,12 +89,15 @@ async def sustained(
     one_row = {} if models else {"max_batch_rows": 1}
     overloads = [_Phases(crops or Marked(), crops_a_call) for _ in range(rounds)]
     behaviour = Behaviour({**limits, **one_row}, models, batch_s=1 / _HALF, lets_hopeless_in=not protected)
+    capacity_s = min(seconds, _CAPACITY_S)
     async with Server(behaviour) as server:
-        after = await overloads[0].capacity(server) if models else float(_HALF)
+        if models:
+            await overloads[0].capacity(server, _FIRST_RUNS_S)
+        after = await overloads[0].capacity(server, capacity_s) if models else float(_HALF)
         for phases in overloads:
             before = after
             await _overload(server, phases, before, seconds, streams)
-            after = await phases.capacity(server) if models else before
+            after = await phases.capacity(server, capacity_s) if models else before
             phases.capacity_per_s = (before + after) / 2
     return _judged(overloads, seconds, shipped=shipped)
 
@@ -102,7 +105,7 @@ async def sustained(
 async def _overload(server: Server, phases: _Phases, capacity: float, seconds: float, streams: int) -> None:
     async with channels(server.address, 8) as opened:
         await phases.load(opened, Ledger(crops=phases.calm.crops), capacity / 2, 1)
-        await phases.load(opened, phases.calm, capacity / 2, 3)
+        await phases.load(opened, phases.calm, capacity / 2, min(3, seconds))
         async with server.growth() as phases.grown, server.probed() as phases.health_ms:
             phases.start = time.monotonic() + _WARM_S
             phases.end = phases.start + seconds

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -56,6 +56,18 @@ class Growth:
     mb: float = 0.0
 
 
+@contextmanager
+def _any_core() -> Iterator[None]:
+    """What this thread starts meanwhile may run anywhere, until it pins itself."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    yield
+    os.sched_setaffinity(0, mine)
+
+
 class Server:
     """A server process of the given behaviour, on its own core. Entered: it listens, and is warm."""
 
@@ -82,9 +94,10 @@ class Server:
         if self.address:
             self._behaviour.config["listen"] = self.address
         command = [sys.executable, "-m", "chaos.stub", json.dumps(asdict(self._behaviour))]
-        process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True
-        )
+        with _any_core():
+            process = subprocess.Popen(
+                command, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True
+            )
         assert process.stderr is not None
         self._process, self.log = process, []
         for line in process.stderr:

@@ -50,7 +50,7 @@ async def uploads(
     async with Server(Behaviour(limits, default_flow_control=not protected)) as server:
         # The bad callers' windows are of no matter: they read nothing.
         async with channels(server.address, 1) as good, channels(server.address, 4) as bad:
-            await open_loop(good, Ledger(), 5, 2)
+            await open_loop(good, Ledger(), 5, 1)
             async with server.growth() as grown:
                 calls = [stream(bad[n % 4])() for n in range(streams)]
                 await server.seconds_until_streams(

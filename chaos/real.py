@@ -16,7 +16,7 @@ from chaos.stub import Behaviour
 
 Run = Callable[..., Coroutine[Any, Any, Report]]
 
-_KNOWN: dict[tuple[str, bool], Known] = {}  # by folder and form
+_KNOWN: dict[str, tuple[Known, Known]] = {}  # by folder: as pixels, and as files
 _CROPS = 37  # no divisor of a message's 64 items: whole messages differ, too
 
 
@@ -25,22 +25,31 @@ def on_real_networks(run: Run, *, files: bool = False) -> Run:
     as pixels, 77 kB each, or as JPEG files, of about a tenth of it."""
 
     async def with_known_crops(*, models: str, **how: Any) -> Report:
-        return await run(models=models, crops=await known_crops(models, files=files), **how)
+        return await run(models=models, crops=(await known_crops(models))[files], **how)
 
     return with_known_crops
 
 
-async def known_crops(models: str, *, files: bool = False) -> Known:
-    """Generated crops with the embeddings that a server gives them one by one, while it has nothing else to do."""
-    if (models, files) in _KNOWN:
-        return _KNOWN[models, files]
-    known, crops = dict[bytes, np.ndarray](), Known({}, files=files)
+async def known_crops(models: str) -> tuple[Known, Known]:
+    """Generated crops, as pixels and as files, with the embeddings that a server gives them one by one, while it has
+    nothing else to do."""
+    if models in _KNOWN:
+        return _KNOWN[models]
+    pixels = [generated_crop(number) for number in range(_CROPS)]
     async with Server(Behaviour({}, models, core=-1)) as server, channels(server.address, 1) as (channel,):
-        for number in range(_CROPS):
-            sent = _jpeg(generated_crop(number)) if files else generated_crop(number).tobytes()
-            response = await read(one_message(channel)(crops.message(sent), timeout=30))
-            known[sent] = np.frombuffer(response.results[0].embedding.vector, "<f4")
-    return _KNOWN.setdefault((models, files), Known(known, files=files))
+
+        async def known(sent: list[bytes], *, files: bool) -> Known:
+            embeddings, crops = dict[bytes, np.ndarray](), Known({}, files=files)
+            for each in sent:
+                response = await read(one_message(channel)(crops.message(each), timeout=30))
+                embeddings[each] = np.frombuffer(response.results[0].embedding.vector, "<f4")
+            return Known(embeddings, files=files)
+
+        _KNOWN[models] = (
+            await known([each.tobytes() for each in pixels], files=False),
+            await known([_jpeg(each) for each in pixels], files=True),
+        )
+    return _KNOWN[models]
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:

@@ -76,7 +76,7 @@ async def soak(*, seconds: float, leak_bytes: int = 0, slope_mb_h: float = 8.0) 
     calls, samples = _Calls(), list[tuple[float, ...]]()
     length_s = min(_ROUND_S, seconds / 10)
     killed = round(_KILLED_SHARE * _RATE * length_s)  # a round
-    async with Server(Behaviour({"max_batch_rows": 8}, leak_bytes=leak_bytes)) as server:
+    async with Server(Behaviour({"max_batch_rows": 8}, photos=True, leak_bytes=leak_bytes)) as server:
         start = time.monotonic()
         while time.monotonic() - start < seconds:
             with Caller(server.address, len(samples), killed) as caller:

@@ -58,6 +58,7 @@ class Behaviour:
     batch_s: float = 0.02
     varied: bool = False  # times of batches: exponentially distributed, ``batch_s`` their mean
     side: int = 160  # of a crop, px
+    photos: bool = False  # are sent, too; else half a second is saved at the start, of what finds faces
     dimension: int = DIMENSION
     keepalive_s: tuple[float, float] | None = None  # between probes, and for their answers; None: the server's own
     core: int | None = None  # -1: any
@@ -233,6 +234,8 @@ def _switch(behaviour: Behaviour) -> None:
         _SERVICE.drain = lambda self: None
     if not behaviour.models:
         _FACENET.INPUT_SIZE_PX = behaviour.side
+    if not behaviour.models and not behaviour.photos:
+        _APP.warm_up = lambda: None
 
 
 def _opener(behaviour: Behaviour) -> Any:

@@ -35,8 +35,10 @@ WIDER = {
     "ran for no answer": 4.0,
 }
 
+# Left to `make chaos`, since others here differ little from them: T23-real, and the control of T1-shipped.
 STAND_IN = [name for name, check in CHECKS.items() if not check.real and not check.in_suite]
-REAL = [name for name, check in CHECKS.items() if check.real and not check.in_suite]
+CONTROLS = [name for name in STAND_IN if CHECKS[name].control and name != "T1-shipped"]
+REAL = [name for name, check in CHECKS.items() if check.real and not check.in_suite and name != "T23-real"]
 
 
 def run(name: str, models: Path = Path(), *, control: bool = False) -> Report:
@@ -79,7 +81,7 @@ def test_the_promise_holds_on_the_real_networks(name: str, models: Path) -> None
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", [name for name in STAND_IN if CHECKS[name].control])
+@pytest.mark.parametrize("name", CONTROLS)
 def test_without_its_protection_the_check_fails(name: str) -> None:
     report = run(name, control=True)
     # Noise alone may break a share, and so a control has to break the wider bound; it adds nothing to what is counted.
