@@ -41,7 +41,7 @@ async def same_in_company(*, crops: int, images: int, models: str = "") -> Repor
     messages again once the server was restarted."""
     report, items = Report(), [_item(n, n < images) for n in range(crops + images)]
     order = list(range(len(items)))
-    async with Server(Behaviour({"max_batch_rows": 64}, models, batch_s=0.001, core=-1)) as server:
+    async with Server(Behaviour({"max_batch_rows": 64}, models, batch_s=0.001, core=-1, photos=True)) as server:
         alone = await _ask(server, items, [[[n] for n in order]])
         random.shuffle(order)
         batched = await _ask(server, items, [_cut(order)])

@@ -97,7 +97,7 @@ async def lost_device(*, repeats: int, models: str = "", crops: Marked | None = 
     port, as a supervisor would start it."""
     losses = _Losses(Ledger(crops=crops or Marked()))
     for repeat in range(repeats):
-        async with Server(Behaviour(dict(_EIGHT_ROWS), models)) as server:
+        async with Server(Behaviour(dict(_EIGHT_ROWS), models, photos=True)) as server:
             await _one_loss(server, losses, repeat)
     report, outcomes, ends = Report(), losses.ledger.outcomes, losses.ends
     report.note = f"{repeats} devices lost; items {dict(outcomes)}, streams {dict(ends)}"

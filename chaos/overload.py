@@ -36,7 +36,6 @@ NO_LIMITS = {
 _WARM_S = 2.0  # of the overload, before anything is counted
 _RECOVERY_S = 5.0
 _CAPACITY_S = 5.0  # in which it is measured
-_FIRST_RUNS_S = 2.0  # in which the networks are slow
 
 
 class _Phases:
@@ -61,8 +60,10 @@ class _Phases:
 
     async def capacity(self, server: Server, seconds: float) -> float:
         """Items a second that a server does for callers who wait for their answers, over so long."""
-        n = self._crops_a_call
-        return await server.capacity(Ledger(crops=self.calm.crops), seconds, 12 // n + 2, message_of(n))
+        n, found = self._crops_a_call, 0.0
+        for share in (0.4, 1.0):  # the networks' first runs are slow
+            found = await server.capacity(Ledger(crops=self.calm.crops), share * seconds, 12 // n + 2, message_of(n))
+        return found
 
     def goodput(self, seconds: float) -> float:
         """What was answered within the counted time, calls and streams, as a share of the capacity."""
@@ -91,8 +92,6 @@ async def sustained(
     behaviour = Behaviour({**limits, **one_row}, models, batch_s=1 / _HALF, lets_hopeless_in=not protected)
     capacity_s = min(seconds, _CAPACITY_S)
     async with Server(behaviour) as server:
-        if models:
-            await overloads[0].capacity(server, _FIRST_RUNS_S)
         after = await overloads[0].capacity(server, capacity_s) if models else float(_HALF)
         for phases in overloads:
             before = after

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -63,9 +63,24 @@ def _any_core() -> Iterator[None]:
         yield
         return
     mine = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    yield
-    os.sched_setaffinity(0, mine)
+    with suppress(OSError):  # where cores are allotted otherwise
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, mine)
+
+
+@asynccontextmanager
+async def started(servers: Sequence["Server"]) -> AsyncIterator[None]:
+    """Servers that start beside each other, and end."""
+    async with AsyncExitStack() as stack:
+        for server in servers:
+            stack.push_async_callback(asyncio.to_thread, server.end)
+        ends = await asyncio.gather(*(asyncio.to_thread(server.start) for server in servers), return_exceptions=True)
+        for failed in filter(None, ends):
+            raise failed
+        yield
 
 
 class Server:

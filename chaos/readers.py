@@ -157,11 +157,12 @@ async def slow_readers(*, seconds: float, stopped: int = 200, slow: int = 50, st
                 ends_s = await _ends(server, start, stopped, slow, stall_s + 10)
                 await goodly
             over.set()
+            due = slow * (time.monotonic() - start)
             for call in stalled:
                 call.cancel()
             await asyncio.gather(*writing, *reading, return_exceptions=True)
             counts = await server.quiet(10)
-    report = _on_readers(readers, slow * seconds, ends_s, stall_s)
+    report = _on_readers(readers, due, ends_s, stall_s)
     report.note = (
         f"{stopped} streams that take nothing, timeout {stall_s:g} s; {slow} slow ones; the good caller "
         f"{dict(beside.outcomes)}, p99 {beside.p99_ms('answered'):.0f} ms with the seconds in which all begin, "

@@ -16,7 +16,7 @@ from chaos.stub import Behaviour
 
 Run = Callable[..., Coroutine[Any, Any, Report]]
 
-_KNOWN: dict[str, tuple[Known, Known]] = {}  # by folder: as pixels, and as files
+_KNOWN: dict[str, dict[bool, Known]] = {}  # by folder, and by whether they are files
 _CROPS = 37  # no divisor of a message's 64 items: whole messages differ, too
 
 
@@ -30,9 +30,9 @@ def on_real_networks(run: Run, *, files: bool = False) -> Run:
     return with_known_crops
 
 
-async def known_crops(models: str) -> tuple[Known, Known]:
-    """Generated crops, as pixels and as files, with the embeddings that a server gives them one by one, while it has
-    nothing else to do."""
+async def known_crops(models: str) -> dict[bool, Known]:
+    """Generated crops, as pixels (False) and as files (True), with the embeddings that a server gives them one by one,
+    while it has nothing else to do."""
     if models in _KNOWN:
         return _KNOWN[models]
     pixels = [generated_crop(number) for number in range(_CROPS)]
@@ -45,10 +45,10 @@ async def known_crops(models: str) -> tuple[Known, Known]:
                 embeddings[each] = np.frombuffer(response.results[0].embedding.vector, "<f4")
             return Known(embeddings, files=files)
 
-        _KNOWN[models] = (
-            await known([each.tobytes() for each in pixels], files=False),
-            await known([_jpeg(each) for each in pixels], files=True),
-        )
+        _KNOWN[models] = {
+            False: await known([each.tobytes() for each in pixels], files=False),
+            True: await known([_jpeg(each) for each in pixels], files=True),
+        }
     return _KNOWN[models]
 
 

@@ -14,7 +14,7 @@ from facenet_client import AsyncClient, Embedding
 from facenet_client.errors import FaceNetError
 
 from chaos.ledger import Marked
-from chaos.process import Server
+from chaos.process import Server, started
 from chaos.report import Report
 from chaos.stub import Behaviour
 
@@ -90,7 +90,7 @@ async def _rolled(calls: int, *, hard: bool = False, retry: bool = True, kill: b
     config = {"max_batch_rows": 64, "grace_s": 10}
     servers = [Server(Behaviour(dict(config), batch_s=0.005, hard_stop=hard)) for _ in range(3)]
     async with AsyncExitStack() as stack:
-        await asyncio.gather(*(stack.enter_async_context(server) for server in servers))
+        await stack.enter_async_context(started(servers))
         addresses = [server.address for server in servers]
         client = await stack.enter_async_context(AsyncClient(addresses, timeout_s=20, retry=retry))
         workers = [asyncio.create_task(_call(client, seen, crops, n, finished)) for n in range(_CALLERS)]

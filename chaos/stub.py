@@ -2,7 +2,8 @@
 
 The embedder takes a fixed time for a batch, so that the server's capacity is known, and its vectors are made of each
 crop's SHA-256, so that every answer proves which request it answers. The server around it is the real one. What the
-rig switches off to see its checks fail, it switches off here: nothing of it is in the server. Sent LOSE, it loses its
+rig switches off to see its checks fail, it switches off here: nothing of it is in the server. Where no photos are
+sent, what finds faces is not made ready. Sent LOSE, it loses its
 device; TELL, it logs how many tasks it has.
 """
 
@@ -58,7 +59,7 @@ class Behaviour:
     batch_s: float = 0.02
     varied: bool = False  # times of batches: exponentially distributed, ``batch_s`` their mean
     side: int = 160  # of a crop, px
-    photos: bool = False  # are sent, too; else half a second is saved at the start, of what finds faces
+    photos: bool = False  # are sent, or it is to start as long as it does; half a second
     dimension: int = DIMENSION
     keepalive_s: tuple[float, float] | None = None  # between probes, and for their answers; None: the server's own
     core: int | None = None  # -1: any

@@ -1,4 +1,4 @@
-"""The rig's checks in their short form, and that each control fails its check."""
+"""The rig's checks in their short form, and that controls fail their checks."""
 
 import asyncio
 import os

@@ -43,7 +43,7 @@ _LOST_GRACE_S, _LOST_END_S = 1.0, 4.0  # once the device is lost: for the answer
 _SECOND_SIGNAL_END_S = 0.8
 _LAST_S = 5.0  # after the grace, for threads to end
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_TURN_AWAY_S, _ANSWERED_S = 0.3, 2.0  # from the last answer on; how long that is waited for
+_LAST_ANSWER_S, _TURN_AWAY_S = 2.0, 0.3  # how long it is waited for; from it on
 _LOOK_S = 0.02
 _GIVE_BACK_S = 10.0
 _MAX_HELD_S = 0.03  # the end of an image's work, where threads are busy with others
@@ -204,8 +204,8 @@ async def _stop(
     callers elsewhere.
     """
     second, end = asyncio.ensure_future(signals.get()), time.monotonic() + grace_s
-    answered_by = min(time.monotonic() + _ANSWERED_S, end)
-    while items_in_flight() and time.monotonic() < answered_by and not second.done():
+    wait_until = time.monotonic() + min(_LAST_ANSWER_S, grace_s / 2)
+    while items_in_flight() and time.monotonic() < wait_until and not second.done():
         await asyncio.wait({second}, timeout=_LOOK_S)
     await asyncio.wait({second}, timeout=max(0.0, min(_TURN_AWAY_S, end - time.monotonic())))
     stopped = asyncio.ensure_future(server.stop(max(0.0, end - time.monotonic())))
