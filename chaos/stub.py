@@ -235,8 +235,8 @@ def _switch(behaviour: Behaviour) -> None:
         _SERVICE.drain = lambda self: None
     if not behaviour.models:
         _FACENET.INPUT_SIZE_PX = behaviour.side
-    if not behaviour.models and not behaviour.photos:
-        _APP.warm_up = lambda: None
+        if not behaviour.photos:
+            _APP.warm_up = lambda: None
 
 
 def _opener(behaviour: Behaviour) -> Any:

@@ -82,9 +82,7 @@ async def test_a_token_counts_as_such_only_by_its_scheme(
             "s3cret": grpc.StatusCode.UNAUTHENTICATED,
             "Bearer ": grpc.StatusCode.UNAUTHENTICATED,
         }.items():
-            async with stream(
-                target, "Embed", pb.EmbedResponse, authority.trusted(), metadata=(("authorization", value),)
-            ) as call:
+            async with embedding(target, authority.trusted(), metadata=(("authorization", value),)) as call:
                 await call.done_writing()
                 assert (value, await call.code()) == (value, code)
         both = (*metadata("s3cret"), *metadata("0ther"))
@@ -117,10 +115,7 @@ async def third_stream_of(
     """How a stream fares beside two of ``first``, over connections of their own, where a caller may have two.
     No stream is left on the server afterwards."""
     target, service = served
-    async with (
-        embedding(target, first) as one,
-        embedding(target, first) as two,
-    ):
+    async with embedding(target, first) as one, embedding(target, first) as two:
         for each in (one, two):
             assert (await ask(each, crops(square()))).results
         async with embedding(target, second) as three:
