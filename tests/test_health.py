@@ -170,6 +170,17 @@ async def test_who_comes_right_after_a_drains_last_answer_is_told_of_it() -> Non
 
 
 @pytest.mark.timeout(40)
+async def test_a_server_that_drains_is_not_ready_but_alive() -> None:
+    async with server(hang_s="1") as one:
+        last = await one.begun(9)
+        one.process.terminate()
+        await one.until("", NOT_SERVING)
+        assert await one.status(LIVENESS) == SERVING
+        assert (await last.read()).results[0].HasField("embedding")
+        assert await one.process.wait() == 0
+
+
+@pytest.mark.timeout(40)
 async def test_a_server_whose_work_hangs_is_not_ready_but_alive_and_ready_again_when_it_moves() -> None:
     async with server() as one:
         hanging = asyncio.create_task(one.embed(9))

@@ -106,7 +106,7 @@ class Config:
     max_connections: int = _option(
         512, "Connections with streams open at once. gRPC itself closes those beyond 128 more, for health and refusals."
     )
-    max_write_stall_s: float = _option(30.0, "How long a caller may leave an answer unread before its stream is ended.")
+    max_write_stall_s: float = _option(30.0, "How long an answer may lie unread until its stream's work is given up.")
     max_streams_per_connection: int = _option(100, "Streams that one connection may hold open.")
     max_items_per_message: int = _option(64, "Images, crops or pairs of one message.")
     max_message_mib: int = _option(16, "Size of one request message, MiB.")

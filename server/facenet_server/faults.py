@@ -31,6 +31,7 @@ _LOST = (
     "cuda failure 999",
 )
 _RUNS_TO_RECOVER = 32
+_NO_SHORTAGE = 512  # rows of a run
 
 
 def is_no_memory(error: Exception) -> bool:
@@ -58,11 +59,12 @@ class Enduring:
         self._is_lost = False
 
     def __call__(self, *inputs: Any) -> Outputs:
-        if self._most_rows is None:
-            return self._run(inputs)
-        size = self._most_rows
-        starts = range(0, len(inputs[0]), size)
-        outputs = [self._run(tuple(rows[start : start + size] for rows in inputs)) for start in starts]
+        most_rows = self._most_rows  # once: other threads change it
+        return self._run(inputs) if most_rows is None else self._in_runs(inputs, most_rows)
+
+    def _in_runs(self, inputs: tuple[Any, ...], most_rows: int) -> Outputs:
+        starts = range(0, len(inputs[0]), most_rows)
+        outputs = [self._run(tuple(rows[start : start + most_rows] for rows in inputs)) for start in starts]
         return tuple(map(np.concatenate, zip(*outputs, strict=True)))
 
     def _run(self, inputs: tuple[Any, ...]) -> Outputs:
@@ -81,8 +83,8 @@ class Enduring:
             raise
         except BaseException as error:
             raise RuntimeError(f"a network's thread was to end: {error!r}") from error
-        if self._most_rows is not None:
-            self._recover()
+        if (most_rows := self._most_rows) is not None:
+            self._recover(most_rows)
         return outputs
 
     def _in_halves(self, inputs: tuple[Any, ...], error: Exception) -> Outputs:
@@ -90,11 +92,9 @@ class Enduring:
         if n_rows == 1:
             raise Overloaded("the device has no memory for it now") from error
         self._most_rows, self._went_well = n_rows // 2, 0
-        return self(*inputs)
+        return self._in_runs(inputs, n_rows // 2)
 
-    def _recover(self) -> None:
+    def _recover(self, most_rows: int) -> None:
         self._went_well += 1
         if self._went_well >= _RUNS_TO_RECOVER:
-            self._most_rows, self._went_well = 2 * (self._most_rows or 1), 0
-            if self._most_rows > 1024:
-                self._most_rows = None
+            self._most_rows, self._went_well = 2 * most_rows if most_rows <= _NO_SHORTAGE else None, 0

@@ -20,7 +20,7 @@ _Status = health_pb2.HealthCheckResponse
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated, without types
     """gRPC's health service (its "Health Checking Protocol"): of ``services`` whether they are ready, of LIVENESS that
     the process lives. Ready turns to NOT_SERVING where a stage has something under way and nothing of it has ended for
-    ``stall_s``, and back once something ends. Each is served from ``__aenter__`` to ``end``.
+    ``stall_s``, and back once something ends; from ``end`` on nothing is ready, but the process lives while it answers.
 
     Not gRPC's own servicer: there a watcher who leaves cuts the others off, and one who stays holds up a drain.
     """
@@ -49,7 +49,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
             await asyncio.wait({self._progress})
 
     def end(self) -> None:
-        """Nothing is served any more, whatever comes. Who watches is told so, and let go."""
+        """Nothing is ready any more, whatever comes. Who watches is told so, and let go."""
         self._has_ended = True
         self._set(ready=False)
 
@@ -91,8 +91,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
                 self._set(ready=ready)
 
     def _set(self, *, ready: bool) -> None:
-        alive = not self._has_ended
-        self._told = dict.fromkeys(self._services, _Status.SERVING if ready and alive else _Status.NOT_SERVING)
-        self._told[LIVENESS] = _Status.SERVING if alive else _Status.NOT_SERVING
+        status = _Status.SERVING if ready and not self._has_ended else _Status.NOT_SERVING
+        self._told = dict.fromkeys(self._services, status) | {LIVENESS: _Status.SERVING}
         self._changed.set()
         self._changed = asyncio.Event()
