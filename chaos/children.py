@@ -4,6 +4,6 @@ import os
 import sys
 
 
-def environment() -> dict[str, str]:
-    """That of a process that is to find the packages that this one finds."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+def environment(*first: str) -> dict[str, str]:
+    """That of a process that is to find the packages that this one finds, and before those what is in these folders."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*first, *sys.path])}

@@ -81,11 +81,13 @@ async def sustained(
     crops: Marked | None = None,
     crops_a_call: int = 1,
     streams: int = 4,
+    calm_s: float = 3.0,
 ) -> Report:
     """T1 and T31: ten times the capacity, by the clock, and the server's health asked meanwhile; so many times. The
     networks' capacity is measured before and after each, since a machine's speed drifts. Narrow limits bound what is in
-    flight, or, with those that are ``shipped``, the calls' own time. Long ``streams`` beside them send a message a
-    second each."""
+    flight, or, with those that are ``shipped``, the calls' own time. Half of the capacity is asked for before, for
+    ``calm_s``, whose latencies are the measure, and after. Long ``streams`` beside the overload send a message a second
+    each."""
     limits = {} if shipped else LIMITS if protected else NO_LIMITS
     one_row = {} if models else {"max_batch_rows": 1}
     overloads = [_Phases(crops or Marked(), crops_a_call) for _ in range(rounds)]
@@ -95,16 +97,18 @@ async def sustained(
         after = await overloads[0].capacity(server, capacity_s) if models else float(_HALF)
         for phases in overloads:
             before = after
-            await _overload(server, phases, before, seconds, streams)
+            await _overload(server, phases, before, seconds, streams, calm_s)
             after = await phases.capacity(server, capacity_s) if models else before
             phases.capacity_per_s = (before + after) / 2
     return _judged(overloads, seconds, shipped=shipped)
 
 
-async def _overload(server: Server, phases: _Phases, capacity: float, seconds: float, streams: int) -> None:
+async def _overload(
+    server: Server, phases: _Phases, capacity: float, seconds: float, streams: int, calm_s: float
+) -> None:
     async with channels(server.address, 8) as opened:
         await phases.load(opened, Ledger(crops=phases.calm.crops), capacity / 2, 1)
-        await phases.load(opened, phases.calm, capacity / 2, min(3, seconds))
+        await phases.load(opened, phases.calm, capacity / 2, calm_s)
         async with server.growth() as phases.grown, server.probed() as phases.health_ms:
             phases.start = time.monotonic() + _WARM_S
             phases.end = phases.start + seconds

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +25,8 @@ from chaos.ledger import Ledger
 from chaos.stub import COUNTS, TASKS, TELL, Behaviour
 
 SERVER_CORE = 0
+_START_S = 60.0  # at most, until it listens
+_UNCOMPILED = str(Path(__file__).parent / "uncompiled")
 
 
 class Usage:
@@ -96,7 +99,11 @@ class Server:
         self.log: list[str] = []
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self.start)
+        try:
+            await asyncio.to_thread(self.start)
+        except BaseException:
+            await asyncio.to_thread(self.end)
+            raise
         return self
 
     async def __aexit__(
@@ -109,18 +116,20 @@ class Server:
         if self.address:
             self._behaviour.config["listen"] = self.address
         command = [sys.executable, "-m", "chaos.stub", json.dumps(asdict(self._behaviour))]
+        env = environment() if self._behaviour.finds_faces else environment(_UNCOMPILED)
         with _any_core():
-            process = subprocess.Popen(
-                command, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True
-            )
+            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
         assert process.stderr is not None
         self._process, self.log = process, []
+        too_late, found = threading.Timer(_START_S, process.kill), None
+        too_late.start()
         for line in process.stderr:
             self.log.append(line)
             if found := re.search(r"listening on (\S+)", line):
                 self.address = found[1]
                 break
-        else:
+        too_late.cancel()
+        if found is None:
             raise RuntimeError(f"the server did not start:\n{''.join(self.log)}")
         self._logging = threading.Thread(target=self.log.extend, args=(process.stderr,), daemon=True)
         self._logging.start()
@@ -185,6 +194,8 @@ class Server:
             yield grown
         finally:
             watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
 
     @asynccontextmanager
     async def probed(self) -> AsyncIterator[list[float]]:

@@ -37,7 +37,7 @@ async def budgeted(*, seconds: float, clients: int) -> Report:
         within = await _attempts(server)
         later = asyncio.create_task(load.offer(settling, 0.7 * _CAPACITY, _RECOVERY_S))
         await asyncio.sleep(_RECOVERY_S)
-        await load.offer(after, 0.7 * _CAPACITY, max(3.0, seconds / 5))
+        await load.offer(after, 0.7 * _CAPACITY, max(2.0, seconds / 5))
         await asyncio.gather(begun, later)
         in_all = await _attempts(server)
     report = Report()

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import trustme
 
 from chaos.children import environment
@@ -86,13 +85,31 @@ def _without_golden_answer(data: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _with_weights_elsewhere(data: bytes) -> bytes:
-    model = onnx.load_from_string(data)
-    onnx.external_data_helper.convert_model_to_external_data(model, location="../weights", size_threshold=0)
-    for tensor in model.graph.initializer:
-        if tensor.external_data:
-            tensor.ClearField("raw_data")
-    return bytes(model.SerializeToString())
+def _weights_in(location: str, place: Callable[[Path, Path], object] = Path.rename) -> Callable[[Path], None]:
+    """A model whose weights are a file of their own, which ``place`` has brought from the folder to the one above and
+    left there in one way or another."""
+
+    def damage(folder: Path) -> None:
+        model = onnx.load(folder / _FILE)
+        onnx.save_model(model, folder / _FILE, save_as_external_data=True, location="weights", size_threshold=0)
+        model = onnx.load(folder / _FILE, load_external_data=False)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = location.format(folder=folder)
+        place(folder / "weights", folder.parent / "weights")
+        _file(lambda _: bytes(model.SerializeToString()), listed=True)(folder)
+
+    return damage
+
+
+def _and_link(weights: Path, elsewhere: Path) -> None:
+    weights.rename(elsewhere)
+    weights.symlink_to(elsewhere)
+
+
+def _and_second_name(weights: Path, elsewhere: Path) -> None:
+    elsewhere.hardlink_to(weights)
 
 
 def _garbage_key(folder: Path) -> None:
@@ -120,7 +137,10 @@ FAULTS = [
     Fault("truncated, and listed so", _FILE, _file(lambda data: data[:-1], listed=True)),
     Fault("another network's, and listed so", "no rnet", _of("onet.onnx")),
     Fault("no golden answer, and listed so", _FILE, _file(_without_golden_answer, listed=True)),
-    Fault("weights elsewhere, and listed so", _FILE, _file(_with_weights_elsewhere, listed=True)),
+    Fault("weights elsewhere, and listed so", _FILE, _weights_in("../weights")),
+    Fault("weights elsewhere, by the whole path", _FILE, _weights_in("{folder}/../weights")),
+    Fault("weights elsewhere, behind a link", _FILE, _weights_in("weights", _and_link)),
+    Fault("weights elsewhere, too, by a second name", _FILE, _weights_in("weights", _and_second_name)),
     Fault("nowhere to listen", "HOST:PORT", flags=("--listen", "nowhere")),
     Fault("no such embedder", "default embedder", flags=("--default-embedder", "x")),
     Fault("batches of no rows", "max_batch_rows", flags=("--max-batch-rows", "0")),
@@ -131,7 +151,8 @@ FAULTS = [
     Fault("tokens in plain text", "tokens are secret", flags=("--tokens", "tokens", "--listen", "0.0.0.0:0")),
     Fault("no such flag", "--models", flags=("--models-folder", "models")),
 ]
-NO_GPU = Fault("no GPU", "device cuda cannot be had", flags=("--device", "cuda"))
+if not Path("/dev/nvidiactl").exists():
+    FAULTS.append(Fault("no GPU", "device cuda cannot be had", flags=("--device", "cuda")))
 
 
 def _named(flags: tuple[str, ...], folder: Path) -> list[str]:
@@ -141,10 +162,9 @@ def _named(flags: tuple[str, ...], folder: Path) -> list[str]:
 async def refused_starts(*, models: str, rounds: int, every: int = 1) -> Report:
     """T20: each fault, or each ``every``-th of them, so many times, on a copy of the models."""
     report, otherwise, slowest_s = Report(), list[str](), 0.0
-    faults = FAULTS if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else [*FAULTS, NO_GPU]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        faults = [*faults, Fault("a port that is taken", port, flags=("--listen", f"127.0.0.1:{port}"))]
+        faults = [*FAULTS, Fault("a port that is taken", port, flags=("--listen", f"127.0.0.1:{port}"))]
         for fault in rounds * faults[::every]:
             with tempfile.TemporaryDirectory() as room:
                 folder = Path(room) / "models"

@@ -3,8 +3,7 @@
 The embedder takes a fixed time for a batch, so that the server's capacity is known, and its vectors are made of each
 crop's SHA-256, so that every answer proves which request it answers. The server around it is the real one. What the
 rig switches off to see its checks fail, it switches off here: nothing of it is in the server. Where no photos are
-sent, what finds faces is not made ready. Sent LOSE, it loses its
-device; TELL, it logs how many tasks it has.
+sent, what finds faces is not made ready. Sent LOSE, it loses its device; TELL, it logs how many tasks it has.
 """
 
 import asyncio
@@ -59,7 +58,7 @@ class Behaviour:
     batch_s: float = 0.02
     varied: bool = False  # times of batches: exponentially distributed, ``batch_s`` their mean
     side: int = 160  # of a crop, px
-    photos: bool = False  # are sent, or it is to start as long as it does; half a second
+    photos: bool = False  # are sent, or it is to start as long as it does
     dimension: int = DIMENSION
     keepalive_s: tuple[float, float] | None = None  # between probes, and for their answers; None: the server's own
     core: int | None = None  # -1: any
@@ -72,6 +71,11 @@ class Behaviour:
     default_flow_control: bool = False
     lets_hopeless_in: bool = False  # what will wait for most of its time, too
     hard_stop: bool = False  # SIGTERM ends all calls at once
+
+    @property
+    def finds_faces(self) -> bool:
+        """Whether what does so is to be ready."""
+        return bool(self.models) or self.photos
 
 
 def vector_of(crop: bytes) -> np.ndarray:
@@ -235,8 +239,8 @@ def _switch(behaviour: Behaviour) -> None:
         _SERVICE.drain = lambda self: None
     if not behaviour.models:
         _FACENET.INPUT_SIZE_PX = behaviour.side
-        if not behaviour.photos:
-            _APP.warm_up = lambda: None
+    if not behaviour.finds_faces:
+        _APP.warm_up = lambda: None
 
 
 def _opener(behaviour: Behaviour) -> Any:
