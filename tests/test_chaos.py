@@ -21,7 +21,7 @@ from chaos.report import Figure, Report
 NOISY = ("began after", "until the first")
 WIDER = {
     "good caller's p99": 100,  # within seconds in which others' windows still fill
-    "fair callers' p99": 3,
+    "fair callers' p99": 2,
     "p99": 40,
     "p100": 30,
     "seconds until": 4,
@@ -86,9 +86,8 @@ def test_the_promise_holds_on_the_real_networks(name: str, models: Path) -> None
 @pytest.mark.parametrize("name", CONTROLS)
 def test_without_its_protection_the_check_fails(name: str) -> None:
     report = run(name, control=True)
-    # Noise alone may break a share, and so a control has to break the wider bound; it adds nothing to what is counted.
-    figures = report.named(CHECKS[name].bites)
-    broken = [figure for figure in figures if not (figure.holds if figure.at_least is None else holds(figure))]
+    # Noise alone may break a bound, and so a control has to break the wider one.
+    broken = [figure for figure in report.named(CHECKS[name].bites) if not holds(figure)]
     assert broken, [str(figure) for figure in report.figures]
 
 
