@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import re
 import signal
@@ -99,9 +100,11 @@ class Server:
         self.log: list[str] = []
 
     async def __aenter__(self) -> Self:
+        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
         try:
-            await asyncio.to_thread(self.start)
+            await asyncio.shield(starting)
         except BaseException:
+            await asyncio.wait({starting})
             await asyncio.to_thread(self.end)
             raise
         return self
@@ -129,10 +132,10 @@ class Server:
                 self.address = found[1]
                 break
         too_late.cancel()
-        if found is None:
-            raise RuntimeError(f"the server did not start:\n{''.join(self.log)}")
         self._logging = threading.Thread(target=self.log.extend, args=(process.stderr,), daemon=True)
         self._logging.start()
+        if found is None:
+            raise RuntimeError(f"the server did not start:\n{''.join(self.log)}")
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -194,8 +197,9 @@ class Server:
             yield grown
         finally:
             watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
+            await asyncio.wait({watching})
+            if not watching.cancelled():
+                watching.result()
 
     @asynccontextmanager
     async def probed(self) -> AsyncIterator[list[float]]:
@@ -252,10 +256,10 @@ class Server:
     async def seconds_until_streams(
         self, are_so: Callable[[int], bool], within_s: float, every_s: float = 0.02
     ) -> float:
-        """How long it takes until so many of its streams are open; ``within_s`` where it takes longer."""
+        """How long it takes until so many of its streams are open; for ever where it is more than ``within_s``."""
         start = time.monotonic()
         while (waited_s := time.monotonic() - start) < within_s:
             if are_so((await self.stats()).admission.streams):
                 return waited_s
             await asyncio.sleep(every_s)
-        return within_s
+        return math.inf

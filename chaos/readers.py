@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import time
 from typing import Any
 
@@ -205,7 +206,7 @@ async def _ends(server: Server, start: float, stopped: int, others: int, within_
         if most >= stopped and streams <= others + 1:
             return first_s, now_s
         await asyncio.sleep(0.1)
-    return first_s, within_s
+    return first_s, math.inf
 
 
 async def fairness(*, seconds: float, connections: int = 1, named: bool = False) -> Report:

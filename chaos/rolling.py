@@ -80,7 +80,7 @@ async def rolling(*, calls: int, hard: bool = False, retry: bool = True, kill: b
 
 
 def _cycles(calls: int) -> int:
-    """How often servers end while so many calls are made, at least: one of them, or each five times."""
+    """How often servers end while so many calls are made, at least: each once, or five times."""
     return 3 if calls < 10_000 else 15
 
 

@@ -137,10 +137,12 @@ FAULTS = [
     Fault("truncated, and listed so", _FILE, _file(lambda data: data[:-1], listed=True)),
     Fault("another network's, and listed so", "no rnet", _of("onet.onnx")),
     Fault("no golden answer, and listed so", _FILE, _file(_without_golden_answer, listed=True)),
-    Fault("weights elsewhere, and listed so", _FILE, _weights_in("../weights")),
-    Fault("weights elsewhere, by the whole path", _FILE, _weights_in("{folder}/../weights")),
-    Fault("weights elsewhere, behind a link", _FILE, _weights_in("weights", _and_link)),
-    Fault("weights elsewhere, too, by a second name", _FILE, _weights_in("weights", _and_second_name)),
+    Fault("weights elsewhere, and listed so", "weights in another file", _weights_in("../weights")),
+    Fault("weights elsewhere, by the whole path", "weights in another file", _weights_in("{folder}/../weights")),
+    Fault("weights elsewhere, behind a link", "weights in another file", _weights_in("weights", _and_link)),
+    Fault(
+        "weights elsewhere, too, by a second name", "weights in another file", _weights_in("weights", _and_second_name)
+    ),
     Fault("nowhere to listen", "HOST:PORT", flags=("--listen", "nowhere")),
     Fault("no such embedder", "default embedder", flags=("--default-embedder", "x")),
     Fault("batches of no rows", "max_batch_rows", flags=("--max-batch-rows", "0")),

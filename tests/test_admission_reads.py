@@ -4,8 +4,10 @@ import asyncio
 from contextlib import ExitStack
 
 import pytest
-from doors import accept, door, waiting
+from doors import Clock, accept, door, waiting
 from facenet_server import admission as admission_module
+from facenet_server import capacity as capacity_module
+from facenet_server.capacity import Tries
 
 
 async def test_a_stream_is_read_once_its_callers_share_has_room_for_a_message_like_its_last() -> None:
@@ -35,6 +37,35 @@ async def test_a_stream_with_large_messages_is_read_after_a_while_where_other_ca
         assert not large.has_room()
         await asyncio.wait_for(large.turn(), 1)
         assert not large.hold(1, 900)
+
+
+async def test_streams_whose_messages_are_not_likely_to_fit_are_read_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission_module, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(capacity_module, "_TRIED_BYTES_PER_S", 100)
+    admission = door(n_bytes=1000)
+    with admission.enter("a") as one, admission.enter("b") as another, admission.enter("c") as c:
+        for visit in (one, another):
+            accept(visit, 1, 900)
+            visit.answered(1, 900)
+        accept(c, 1, 300)
+        first, second = await waiting(one), await waiting(another)
+        await asyncio.wait_for(first, 1)
+        assert not one.hold(1, 900)
+        await asyncio.sleep(0.2)
+        assert not second.done()
+        c.answered(1, 300)
+        await asyncio.wait_for(second, 1)
+        assert another.hold(1, 900)
+
+
+def test_so_many_bytes_a_second_are_read_that_are_not_likely_to_fit() -> None:
+    clock = Clock()
+    tries = Tries(clock)
+    assert [tries.wait_s(n_bytes) for n_bytes in (16_000_000, 48_000_000, 1)] == [0, 0.5, 2]
+    clock.now_s = 10
+    assert tries.wait_s(1) == 0
 
 
 async def test_what_is_expected_of_a_callers_other_streams_takes_room_until_it_came_or_is_late() -> None:

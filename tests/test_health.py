@@ -52,9 +52,9 @@ SERVER = """
         kinds = {"pnet": nets.pnet, "rnet": nets.rnet, "onet": nets.onet, "embedder": embed}
         return {kind: Stub(kind, net) for kind, net in kinds.items()}
 
-    app._LAST_S = $last_s
+    app._LAST_S, app._TURN_AWAY_S = $last_s, $turn_away_s
     try:
-        config = Config(listen="$listen", stall_s=0.5, grace_s=$grace_s, runs_per_embedder=3, max_batch_rows=4)
+        config = Config(listen="$listen", stall_s=$stall_s, grace_s=$grace_s, runs_per_embedder=3, max_batch_rows=4)
         import logging; logging.basicConfig(level="INFO", stream=sys.stderr)
         asyncio.run(serve(config, opener))
     except FatalError as error:
@@ -109,7 +109,15 @@ def request(*shades: int) -> pb.EmbedRequest:
 async def server(**changed: str) -> AsyncIterator[Process]:
     """``changed``: texts of the script that are others."""
     script = textwrap.dedent(SERVER)
-    for name, value in {"listen": "127.0.0.1:0", "hang_s": "3", "grace_s": "10", "last_s": "5"}.items():
+    usual = {
+        "listen": "127.0.0.1:0",
+        "hang_s": "3",
+        "stall_s": "0.5",
+        "grace_s": "10",
+        "turn_away_s": "0.3",
+        "last_s": "5",
+    }
+    for name, value in usual.items():
         script = script.replace(f"${name}", changed.get(name, value))
     command = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path}\n{script}"]
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
@@ -159,7 +167,7 @@ async def test_a_lost_device_ends_the_process_though_a_run_hangs_for_ever() -> N
 
 @pytest.mark.timeout(40)
 async def test_who_comes_right_after_a_drains_last_answer_is_told_of_it() -> None:
-    async with server(hang_s="1.5") as one:
+    async with server(hang_s="1.5", turn_away_s="3") as one:
         last = await one.begun(9)
         one.process.terminate()
         assert (await last.read()).results[0].HasField("embedding")
@@ -171,7 +179,7 @@ async def test_who_comes_right_after_a_drains_last_answer_is_told_of_it() -> Non
 
 @pytest.mark.timeout(40)
 async def test_a_server_that_drains_is_not_ready_but_alive() -> None:
-    async with server(hang_s="1") as one:
+    async with server(hang_s="1", stall_s="60", turn_away_s="3") as one:
         last = await one.begun(9)
         one.process.terminate()
         await one.until("", NOT_SERVING)

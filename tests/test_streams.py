@@ -148,7 +148,7 @@ async def test_what_waits_for_room_is_waited_for() -> None:
     async with held_server(max_items_in_flight=6) as (net, service, stub, _):
         call = await occupied(net, stub, crops(1))
         await call.write(crops(2, 3, 4, timeout_ms=300))
-        backlog = service.admission.backlog(CROPS)
+        backlog = service.admission.backlogs[CROPS]
         await until(lambda: backlog._of_caller.total() == 4)
         await until(lambda: backlog._of_caller.total() == 1)  # its time is up
         net.open()

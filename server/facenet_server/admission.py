@@ -8,6 +8,7 @@ with those of other callers. Pure counting on one event loop: no locks.
 """
 
 import asyncio
+import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from facenet_server.backlog import Backlog
-from facenet_server.capacity import Capacity, Connections, Counts, Expected, Share, share
+from facenet_server.capacity import Capacity, Connections, Counts, Expected, Share, Tries, share
 from facenet_server.counting import add
 from facenet_server.crop_room import CropRoom, Crops
 from facenet_server.errors import Refused
@@ -39,10 +40,11 @@ class Admission:
         self._streams_of = Counter[str]()
         self._connections = Connections(capacity.connections)
         self._expected = Expected()
+        self._tries = Tries(clock)
         self.crop_room = CropRoom(capacity.n_bytes)
         self._waiting: dict[str, deque[_Turn]] = {}  # callers in turn
         self._pace = Pace(clock)
-        self._backlogs = backlogs
+        self.backlogs = backlogs  # what is under way of each kind of work
 
     def enter(self, caller: str, connection: str = "") -> "Visit":
         """A new stream of the caller's, to be entered as a context. Raises Refused where there is no room."""
@@ -56,10 +58,6 @@ class Admission:
     def retry_after_s(self) -> float:
         """About when what is in flight now will have been answered."""
         return retry_s(self._pace.seconds_for(self.counts.items_in_flight))
-
-    def backlog(self, kind: str) -> Backlog:
-        """What is under way of that kind of work."""
-        return self._backlogs[kind]
 
     def _fits(self, visit: "Visit", n_items: int) -> bool:
         # What is held has its bytes, however small its caller's share of them has become since.
@@ -133,14 +131,17 @@ class Admission:
 
     def _first_that_fits(self, queue: "deque[_Turn]") -> "_Turn | None":
         """Who waits to be read may be passed: the bytes that it waits for may be those of messages held behind it."""
-        caller = queue[0].visit.caller  # of all of them: under a flood there are hundreds
+        caller, too_many = queue[0].visit.caller, math.inf  # bytes; all are one caller's, hundreds under a flood
         for turn in queue if self._has_items_for(caller, 1) else ():
-            if turn.comes.done():  # it is about to be forgotten
+            visit = turn.visit
+            if turn.comes.done() or (visit.asked_bytes >= too_many and not visit.held_bytes):  # or is to be forgotten
                 continue
-            if self._fits(turn.visit, turn.n_items):
+            if self._fits(visit, turn.n_items):
                 return turn
-            if turn.visit.held_bytes:
+            if visit.held_bytes:
                 break
+            if self._has_items(visit, turn.n_items):
+                too_many = visit.asked_bytes
         return None
 
     def _forget(self, turn: "_Turn") -> None:
@@ -219,8 +220,9 @@ class Visit:
             self._admission._waiting.setdefault(self.caller, deque()).append(turn)
             try:
                 if self.asked_bytes > 1 and not self.held_bytes:
-                    done, _ = await asyncio.wait({turn.comes}, timeout=_PATIENCE_S)
-                    if not done:
+                    comes = {turn.comes}
+                    if not (await asyncio.wait(comes, timeout=_PATIENCE_S))[0]:
+                        await asyncio.wait(comes, timeout=self._admission._tries.wait_s(self.last_bytes))
                         self.asked_bytes = 1
                         self._admission._wake()
                 await turn.comes

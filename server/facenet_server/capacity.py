@@ -1,9 +1,12 @@
 """What may be in flight at the door, and what is."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from facenet_server.counting import add
+
+_TRIED_BYTES_PER_S = 32e6  # a few hundredths of the loop's time, even where a copy of new pages makes 1 GB/s
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,22 @@ class Expected:
         """Count so many bytes more of the caller's; fewer where they are negative."""
         self.of_all += n_bytes
         add(self.of_caller, caller, n_bytes)
+
+
+class Tries:
+    """Reads of messages for which there is no room, should they be as large as those before them: so many bytes a
+    second, whoever waits, since what is read to be thrown away stops the event loop while it is copied."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._next_s = clock()
+
+    def wait_s(self, n_bytes: int) -> float:
+        """How long from now one of so many bytes is to wait."""
+        now_s = self._clock()
+        begins_s = max(now_s, self._next_s)
+        self._next_s = begins_s + n_bytes / _TRIED_BYTES_PER_S
+        return begins_s - now_s
 
 
 class Connections:

@@ -45,7 +45,7 @@ class Enduring:
 
     Where the device has no memory for a run, its rows run in halves, and later runs are as small until some dozens of
     them went well; then twice as large, and so on. A single row without memory is refused. A lost device stays lost:
-    a process cannot get out of a poisoned CUDA context. ``on_lost`` is called then, once, in the thread that met it.
+    a process cannot get out of a poisoned CUDA context. ``on_lost`` is called then, in the thread that met it.
 
     Called as the network is, from any thread. Raises Overloaded, DeviceLost, and what else the network raises; what
     would end the thread comes as RuntimeError.

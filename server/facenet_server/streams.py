@@ -174,7 +174,7 @@ class Stream:
             return _Pending(partial(refuse, Overloaded("the server has no room for this message now")))
         kinds = self._method.kinds(outline)
         kind = next(iter(kinds))
-        back_in_s = admission.backlog(kind).back_in_s(visit.caller, visit, kinds[kind], left_s)
+        back_in_s = admission.backlogs[kind].back_in_s(visit.caller, visit, kinds[kind], left_s)
         if back_in_s > 0:
             visit.refuse(outline.n_items)
             no_time = Overloaded("this message would wait for too much of the time that it has")
@@ -196,7 +196,7 @@ class Stream:
         wait for it from now on."""
         loop = asyncio.get_running_loop()
         deadline = None if outline.timeout_ms is None else loop.time() + outline.timeout_ms / 1000
-        works = {kind: admission.backlog(kind).begin(visit.caller, visit, n) for kind, n in kinds.items()}
+        works = {kind: admission.backlogs[kind].begin(visit.caller, visit, n) for kind, n in kinds.items()}
         with ExitStack() as unless_begun:
             for each in works.values():
                 unless_begun.callback(each.over)
