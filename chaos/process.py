@@ -79,11 +79,10 @@ def _any_core() -> Iterator[None]:
 async def started(servers: Sequence["Server"]) -> AsyncIterator[None]:
     """Servers that start beside each other, and end."""
     async with AsyncExitStack() as stack:
-        for server in servers:
-            stack.push_async_callback(asyncio.to_thread, server.end)
-        ends = await asyncio.gather(*(asyncio.to_thread(server.start) for server in servers), return_exceptions=True)
-        for failed in filter(None, ends):
-            raise failed
+        begun = await asyncio.gather(*map(stack.enter_async_context, servers), return_exceptions=True)
+        for failed in begun:
+            if isinstance(failed, BaseException):
+                raise failed
         yield
 
 

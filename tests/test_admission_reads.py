@@ -6,7 +6,6 @@ from contextlib import ExitStack
 import pytest
 from doors import Clock, accept, door, waiting
 from facenet_server import admission as admission_module
-from facenet_server import capacity as capacity_module
 from facenet_server.capacity import Tries
 
 
@@ -39,33 +38,55 @@ async def test_a_stream_with_large_messages_is_read_after_a_while_where_other_ca
         assert not large.hold(1, 900)
 
 
-async def test_streams_whose_messages_are_not_likely_to_fit_are_read_one_after_the_other(
+async def test_a_callers_streams_whose_messages_are_not_likely_to_fit_are_read_one_after_the_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(admission_module, "_PATIENCE_S", 0.1)
-    monkeypatch.setattr(capacity_module, "_TRIED_BYTES_PER_S", 100)
     admission = door(n_bytes=1000)
-    with admission.enter("a") as one, admission.enter("b") as another, admission.enter("c") as c:
-        for visit in (one, another):
-            accept(visit, 1, 900)
-            visit.answered(1, 900)
-        accept(c, 1, 300)
-        first, second = await waiting(one), await waiting(another)
+    with ExitStack() as stack:
+        one, another, of_other, b, c = (stack.enter_context(admission.enter(name)) for name in "aadbc")
+        for visit in (one, another, of_other):
+            accept(visit, 1, 400)
+            visit.answered(1, 400)
+        accept(b, 1, 330)
+        accept(c, 1, 330)
+        first, second, others = [await waiting(visit) for visit in (one, another, of_other)]
         await asyncio.wait_for(first, 1)
-        assert not one.hold(1, 900)
+        assert not one.hold(1, 400)
+        await asyncio.wait_for(others, 1)
+        assert not of_other.hold(1, 400)
         await asyncio.sleep(0.2)
         assert not second.done()
-        c.answered(1, 300)
+        c.answered(1, 330)
+        b.answered(1, 330)
         await asyncio.wait_for(second, 1)
-        assert another.hold(1, 900)
+        assert another.hold(1, 400)
 
 
-def test_so_many_bytes_a_second_are_read_that_are_not_likely_to_fit() -> None:
+def test_callers_share_what_is_read_though_it_is_not_likely_to_fit() -> None:
     clock = Clock()
     tries = Tries(clock)
-    assert [tries.wait_s(n_bytes) for n_bytes in (16_000_000, 48_000_000, 1)] == [0, 0.5, 2]
-    clock.now_s = 10
-    assert tries.wait_s(1) == 0
+    assert tries.take("a", 16_000_000, 2)  # a second of its half
+    assert tries.take("b", 1_000_000, 2)
+    clock.now_s = 0.5
+    assert not tries.take("a", 1, 2)
+    assert tries.take("b", 1, 2)
+    clock.now_s = 1.0
+    assert tries.take("a", 1, 2)
+
+
+async def test_a_stream_that_has_its_items_does_not_hold_up_one_that_waits_for_more_bytes() -> None:
+    admission = door(n_bytes=1000, items_per_stream=8)
+    with admission.enter("a") as full, admission.enter("a") as other, admission.enter("a") as third:
+        accept(full, 8, 100)
+        accept(other, 1, 200)
+        other.answered(1, 200)
+        accept(third, 1, 350)
+        of_full, of_other = await waiting(full), await waiting(other)
+        third.answered(1, 350)
+        await of_other
+        assert not of_full.done()
+        of_full.cancel()
 
 
 async def test_what_is_expected_of_a_callers_other_streams_takes_room_until_it_came_or_is_late() -> None:

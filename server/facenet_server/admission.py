@@ -25,7 +25,7 @@ from facenet_server.pace import Pace, retry_s
 _STREAM_RETRY_S = 1.0  # at least, where streams or connections are too many: they end whenever their callers like
 _FIRST_BYTES = 8 << 20  # what a stream's first message is expected to have: it may be as large as any
 _EXPECTED_S, _BYTES_PER_S = 0.2, 20e6  # a read that takes longer, beside the time for its bytes, is an idle stream's
-_PATIENCE_S = 3.0  # then a stream is read as soon as there is any room: its next message may well be smaller
+_PATIENCE_S = 3.0  # then a stream may be read as soon as there is any room: its next message may well be smaller
 
 
 class Admission:
@@ -219,10 +219,10 @@ class Visit:
             turn = _Turn(self, n_items, asyncio.get_running_loop().create_future())
             self._admission._waiting.setdefault(self.caller, deque()).append(turn)
             try:
-                if self.asked_bytes > 1 and not self.held_bytes:
-                    comes = {turn.comes}
-                    if not (await asyncio.wait(comes, timeout=_PATIENCE_S))[0]:
-                        await asyncio.wait(comes, timeout=self._admission._tries.wait_s(self.last_bytes))
+                while self.asked_bytes > 1 and not self.held_bytes:
+                    if (await asyncio.wait({turn.comes}, timeout=_PATIENCE_S))[0]:
+                        break
+                    if self._admission._tries.take(self.caller, self.last_bytes, len(self._admission._streams_of)):
                         self.asked_bytes = 1
                         self._admission._wake()
                 await turn.comes

@@ -59,18 +59,21 @@ class Expected:
 
 class Tries:
     """Reads of messages for which there is no room, should they be as large as those before them: so many bytes a
-    second, whoever waits, since what is read to be thrown away stops the event loop while it is copied."""
+    second, of which callers have equal shares, since what is read to be thrown away stops the event loop while it is
+    copied."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._next_s = clock()
+        self._next_s: dict[str, float] = {}  # of callers who had one
 
-    def wait_s(self, n_bytes: int) -> float:
-        """How long from now one of so many bytes is to wait."""
+    def take(self, caller: str, n_bytes: int, callers: int) -> bool:
+        """Whether one of the caller's, who is one of so many, is to be now."""
         now_s = self._clock()
-        begins_s = max(now_s, self._next_s)
-        self._next_s = begins_s + n_bytes / _TRIED_BYTES_PER_S
-        return begins_s - now_s
+        if now_s < self._next_s.get(caller, now_s):
+            return False
+        self._next_s = {each: next_s for each, next_s in self._next_s.items() if next_s > now_s}
+        self._next_s[caller] = now_s + n_bytes * callers / _TRIED_BYTES_PER_S
+        return True
 
 
 class Connections:
