@@ -66,8 +66,9 @@ async def rolling(*, calls: int, hard: bool = False, retry: bool = True, kill: b
         ]
     )
     report.least("calls", seen.calls, calls)
-    report.least("restarts", seen.cycles, _cycles(calls))
-    report.least("streams", seen.streams, calls / 20)
+    restarts, streams = _least(calls)
+    report.least("restarts", seen.cycles, restarts)
+    report.least("streams", seen.streams, streams)
     report.most("failures", len(seen.failures), 0)
     report.most("doubled, or another's", seen.doubled, 0)
     report.most("wrong or missing", seen.wrong, 0)
@@ -79,9 +80,9 @@ async def rolling(*, calls: int, hard: bool = False, retry: bool = True, kill: b
     return report
 
 
-def _cycles(calls: int) -> int:
-    """How often servers end while so many calls are made, at least: each once, or five times."""
-    return 3 if calls < 10_000 else 15
+def _least(calls: int) -> tuple[int, float]:
+    """How often servers end while so many calls are made, each once or five times; and how many streams there are."""
+    return 3 if calls < 10_000 else 15, calls / 20
 
 
 async def _alone(calls: int, name: str, **how: bool) -> str:
@@ -92,6 +93,7 @@ async def _alone(calls: int, name: str, **how: bool) -> str:
 
 async def _rolled(calls: int, *, hard: bool = False, retry: bool = True, kill: bool = False) -> _Seen:
     seen, crops, finished = _Seen(), Marked(), asyncio.Event()
+    restarts, streams = _least(calls)
     config = {"max_batch_rows": 64, "grace_s": 10}
     servers = [Server(Behaviour(dict(config), batch_s=0.005, hard_stop=hard)) for _ in range(3)]
     async with AsyncExitStack() as stack:
@@ -106,7 +108,7 @@ async def _rolled(calls: int, *, hard: bool = False, retry: bool = True, kill: b
             await asyncio.to_thread(server.wait, 20)
             await asyncio.to_thread(server.start)
             seen.cycles += 1
-            if seen.calls >= calls and seen.cycles >= _cycles(calls) and seen.streams >= calls / 20:
+            if seen.calls >= calls and seen.cycles >= restarts and seen.streams >= streams:
                 break
         finished.set()
         await asyncio.gather(*workers)

@@ -137,11 +137,14 @@ FAULTS = [
     Fault("truncated, and listed so", _FILE, _file(lambda data: data[:-1], listed=True)),
     Fault("another network's, and listed so", "no rnet", _of("onet.onnx")),
     Fault("no golden answer, and listed so", _FILE, _file(_without_golden_answer, listed=True)),
-    Fault("weights elsewhere, and listed so", "weights in another file", _weights_in("../weights")),
-    Fault("weights elsewhere, by the whole path", "weights in another file", _weights_in("{folder}/../weights")),
-    Fault("weights elsewhere, behind a link", "weights in another file", _weights_in("weights", _and_link)),
-    Fault(
-        "weights elsewhere, too, by a second name", "weights in another file", _weights_in("weights", _and_second_name)
+    *(
+        Fault(f"weights elsewhere, {how}", "weights in another file", damage)
+        for how, damage in {
+            "above": _weights_in("../weights"),
+            "by the whole path": _weights_in("{folder}/../weights"),
+            "behind a link": _weights_in("weights", _and_link),
+            "by a second name": _weights_in("weights", _and_second_name),
+        }.items()
     ),
     Fault("nowhere to listen", "HOST:PORT", flags=("--listen", "nowhere")),
     Fault("no such embedder", "default embedder", flags=("--default-embedder", "x")),
