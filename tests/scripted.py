@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -21,6 +21,9 @@ def assert_answers(results: Sequence[Embedding], sent: Sequence[np.ndarray]) -> 
     """One answer for each, in order."""
     assert [result.error for result in results] == [None] * len(sent)
     np.testing.assert_allclose([np.asarray(result) for result in results], embed(np.stack(sent))[0], atol=1e-6)
+
+
+LIMITS = {"max_message_bytes": 1 << 20, "max_items_per_message": 1, "max_messages_in_flight": 4}
 
 
 class Seen:
@@ -47,12 +50,22 @@ class Seen:
 
 class Scripted:
     """A server of the contract that answers each call as the next of its scripts says. ``ready`` is what its health
-    says, if it says any; ``watch`` is how it answers a Watch, if it knows any."""
+    says, if it says any; ``watch`` is how it answers a Watch, if it knows any; ``limits``
+    are what it says of itself, unless with ``info_fails`` it says nothing."""
 
-    def __init__(self, *scripts: Any, ready: bool | None = None, watch: Any = None) -> None:
+    def __init__(
+        self,
+        *scripts: Any,
+        ready: bool | None = None,
+        watch: Any = None,
+        limits: Mapping[str, int] | None = None,
+        info_fails: grpc.StatusCode | None = None,
+    ) -> None:
         self._scripts = list(scripts)
         self._ready = ready
         self._watch = watch
+        self._limits = {**LIMITS, **(limits or {})}
+        self.info_fails = info_fails
         self.seen: list[Seen] = []  # a call each
         self.changed = asyncio.Event()  # whether it is ready; a new one with each change
         self.watches = self.watchers = 0  # all that came, and those that are there
@@ -94,7 +107,7 @@ class Scripted:
             server.add_generic_rpc_handlers((handler,))
         methods: dict[str, Any] = {
             "Embed": grpc.stream_stream_rpc_method_handler(self.embed),
-            "GetServerInfo": grpc.unary_unary_rpc_method_handler(_info),
+            "GetServerInfo": grpc.unary_unary_rpc_method_handler(self._info),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("facenet.v1.FaceService", methods),))
         port = server.add_insecure_port("127.0.0.1:0")
@@ -103,6 +116,11 @@ class Scripted:
             yield f"127.0.0.1:{port}"
         finally:
             await server.stop(0)
+
+    async def _info(self, _: bytes, context: Any) -> bytes:
+        if self.info_fails is not None:
+            await context.abort(self.info_fails, "not now")
+        return pb.GetServerInfoResponse(limits=pb.Limits(**self._limits)).SerializeToString()
 
     def _health(self) -> dict[str, Any]:
         async def check(_: bytes, __: Any) -> bytes:
@@ -128,11 +146,6 @@ async def tell_changes(server: Scripted, context: Any) -> None:
         changed = server.changed
         await context.write(server.status)
         await changed.wait()
-
-
-async def _info(_: bytes, __: Any) -> bytes:
-    limits = pb.Limits(max_message_bytes=1 << 20, max_items_per_message=1, max_messages_in_flight=4)
-    return pb.GetServerInfoResponse(limits=limits).SerializeToString()
 
 
 def answered(data: bytes) -> pb.EmbedResponse:

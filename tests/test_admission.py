@@ -24,10 +24,27 @@ def test_a_caller_has_no_more_streams_than_leave_as_many_to_a_newcomer() -> None
             open_streams.enter_context(admission.enter("hog"))
         with pytest.raises(Refused):
             admission.enter("hog")
-        with admission.enter("newcomer"), admission.enter("newcomer"):
+        with admission.enter("newcomer"), admission.enter("another"):
             pass
     with admission.enter("hog"):
         pass
+
+
+@pytest.mark.parametrize("limited", ["streams", "connections"])
+def test_callers_who_take_all_they_may_one_after_the_other_leave_room_for_a_newcomer(limited: str) -> None:
+    admission = door(**{limited: 32})
+    with ExitStack() as open_streams:
+        held = []
+        for hog in "abcd":
+            for number in range(33):
+                try:
+                    open_streams.enter_context(admission.enter(hog, f"{hog}{number}"))
+                except Refused:
+                    held.append(number)
+                    break
+        assert held == [16, 8, 4, 2]
+        for newcomer in "ef":
+            open_streams.enter_context(admission.enter(newcomer, newcomer))
 
 
 def test_a_message_that_is_held_keeps_its_room_when_its_callers_share_shrinks() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from conftest import Call
@@ -13,6 +14,7 @@ from facenet_client import (
 )
 from facenet_client._connections import addresses
 from nets import HeldNet, crop, embed, fake_server
+from scripted import Scripted, answer, assert_answers, images
 
 
 @pytest.mark.parametrize("form", ["{0},{1}", ["{0}", "{1}"], ["{0},{1}"]], ids=str)
@@ -60,6 +62,17 @@ async def test_of_several_servers_the_smallest_limits_hold(call: Call) -> None:
     assert info.limits["max_items_per_message"] == 8
     assert info.limits["max_message_bytes"] == 1 << 20
     assert [result.error for result in results] == [None] * 100
+
+
+@pytest.mark.parametrize(
+    "status", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN]
+)
+async def test_a_server_that_cannot_say_now_what_it_is_keeps_nobody_from_the_others(status: grpc.StatusCode) -> None:
+    sent = images(20)
+    busy, there = Scripted(answer, info_fails=status), Scripted(answer)
+    async with busy.serve() as first, there.serve() as second, AsyncClient([first, second], timeout_s=5) as client:
+        assert_answers(await client.embed_crops(sent), sent)
+    assert busy.calls == 0
 
 
 async def test_servers_with_different_models_are_not_mixed(call: Call) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -15,17 +15,20 @@ from facenet_client import (
     Embedding,
     ItemTimeout,
     ServerFault,
+    ServerItemError,
     ServerOverloaded,
     ServerUnavailable,
 )
 from facenet_proto.v1 import face_pb2 as pb
-from nets import HeldNet, embed, fake_server, fake_service
+from nets import HeldNet, crop, embed, fake_server, fake_service
 from scripted import Scripted, answer, answer_all, answered, assert_answers, images, refusing
 
 refuse = refusing(0.01)
 
 
-async def taken(client: AsyncClient, sent: Sequence[np.ndarray], results: list[Embedding]) -> None:
+async def taken(
+    client: AsyncClient, sent: Sequence[np.ndarray] | AsyncIterator[np.ndarray], results: list[Embedding]
+) -> None:
     async for result in client.embed_crops_stream(sent):
         results.append(result)
 
@@ -209,6 +212,51 @@ async def test_a_message_without_answer_fails_in_its_own_time() -> None:
     async with Scripted(never).serve() as target, AsyncClient(target, timeout_s=0.3) as client:
         with pytest.raises(AnswerTimeout):
             await client.embed_crops(images(2))
+
+
+async def test_a_message_that_is_sent_again_fails_in_its_own_time_behind_one_that_has_longer() -> None:
+    async def die_with_the_first(context: Any) -> None:
+        if pb.EmbedRequest.FromString(await context.read()).id == 0:
+            await asyncio.sleep(0.8)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        while await context.read() is not grpc.aio.EOF:
+            pass
+
+    async def inputs() -> AsyncIterator[np.ndarray]:
+        yield crop(1, 2, 3)
+        await asyncio.sleep(0.5)
+        yield crop(4, 5, 6)
+
+    servers = [Scripted(die_with_the_first, refusing(5)) for _ in range(2)]
+    async with servers[0].serve() as first, servers[1].serve() as second:
+        async with AsyncClient([first, second], timeout_s=1.5) as client:
+            start = asyncio.get_running_loop().time()
+            with pytest.raises(AnswerTimeout):
+                await taken(client, inputs(), [])
+            took_s = asyncio.get_running_loop().time() - start
+    assert 1.4 < took_s < 1.9  # not 2, when the message that it waits behind is out of time
+    assert sorted(server.read_ids for server in servers) == [[0], [1, 0]]
+
+
+async def test_what_of_a_message_a_server_did_is_given_though_it_had_no_room_for_the_rest() -> None:
+    crowded_ids = list[int]()
+
+    async def in_part(context: Any) -> None:
+        while (data := await context.read()) is not grpc.aio.EOF:
+            response = answered(data)
+            if len(response.results) > 1:
+                crowded_ids.append(response.id)
+                response.retry_after_ms = 10
+                response.results[0].error.CopyFrom(pb.ItemError(code=8, reason="OVERLOADED"))
+            await context.write(response.SerializeToString())
+
+    server = Scripted(in_part, limits={"max_items_per_message": 8})
+    async with server.serve() as target, AsyncClient(target, timeout_s=5) as client:
+        results = await client.embed_crops(images(40))
+    assert crowded_ids
+    failed = [result.error for result in results if result.error is not None]
+    assert [type(error) for error in failed] == [ServerItemError] * len(crowded_ids)
+    assert len(server.read_ids) == len(set(server.read_ids))
 
 
 async def test_a_server_that_drains_hands_its_stream_to_the_others() -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import grpc
 import pytest
+from facenet_server.callers import Callers
 from facenet_server.compute import Compute
 from facenet_server.health import Health
+from facenet_server.inquiries import Inquiries
 from facenet_server.stats import Stats
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -73,25 +75,15 @@ async def test_a_service_of_another_name_is_not_found_and_to_watchers_unknown() 
         assert (await call.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
-async def test_watchers_leave_room_for_checks() -> None:
-    request = health_pb2.HealthCheckRequest(service="face")
-    async with watched(Health(["face"], Stats(), stall_s=60, max_watchers=3)) as (_, stub):
-        calls = [stub.Watch(request) for _ in range(3)]
-        for call in calls:
-            await call.read()
-        assert await stub.Watch(request).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert (await stub.Check(request)).status == SERVING
-
-
 async def status_of(told: Health) -> int:
-    return int((await told.Check(health_pb2.HealthCheckRequest(service="face"), None)).status)
+    return int((await told.check(health_pb2.HealthCheckRequest(service="face"), None)).status)
 
 
 @asynccontextmanager
 async def watched(told: Health) -> AsyncIterator[tuple[Health, Any]]:
     """It on a socket, and a stub for it."""
     endpoint = grpc.aio.server()
-    health_pb2_grpc.add_HealthServicer_to_server(told, endpoint)
+    endpoint.add_generic_rpc_handlers((told.handlers(Inquiries(Callers(), 64)),))
     port = endpoint.add_insecure_port("127.0.0.1:0")
     async with told, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         await endpoint.start()

@@ -87,6 +87,8 @@ def test_cuda_is_refused_where_it_cannot_be_had(tiny: Path) -> None:
         ("--max-message-mib", "2048", "at most 2047"),
         ("--listen", "127.0.0.1:99999", "port up to 65535"),
         ("--grace-s", "nan", "number of seconds"),
+        ("--stall-s", "0", "at least 0.01 s"),
+        ("--max-write-stall-s", "0", "at least 0.01 s"),
         ("--models-folder", "models", "'--models'"),
     ],
     ids=lambda text: text,

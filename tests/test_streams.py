@@ -6,14 +6,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from calls import ask, until
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
 from facenet_server.capacity import Counts
+from facenet_server.errors import Overloaded
 from facenet_server.methods import CROPS
 from facenet_server.service import FaceService
-from nets import HeldNet, crop, fake_service
+from nets import HeldNet, crop, embed, fake_server, fake_service
 
 
 def crops(*shades: int, timeout_ms: int | None = None, number: int = 0) -> pb.EmbedRequest:
@@ -66,6 +68,47 @@ async def test_a_new_stream_without_room_is_refused_with_a_time_to_come_back(lim
         await again.write(crops(2))
         assert len((await again.read()).results) == 1
         again.cancel()
+
+
+async def test_a_new_stream_is_refused_where_its_callers_share_of_the_bytes_is_taken() -> None:
+    async with held_server(max_mib_in_flight=1) as (net, _, stub, __):
+        busy = await occupied(net, stub, crops(*range(8)))  # 614 kB, which is more than half, but was alone
+        refused = stub.Embed()
+        assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "grpc-retry-pushback-ms" in dict(await refused.trailing_metadata())
+        net.open()
+        assert len((await busy.read()).results) == 8
+        again = stub.Embed()
+        assert len((await ask(again, crops(1))).results) == 1
+        busy.cancel()
+        again.cancel()
+
+
+async def test_a_new_stream_at_a_server_that_drains_is_sent_elsewhere_though_there_is_no_room() -> None:
+    async with held_server(max_items_in_flight=1) as (net, service, stub, _):
+        busy = await occupied(net, stub, crops(1))
+        service.drain()
+        late = stub.Embed()
+        assert await late.code() is grpc.StatusCode.UNAVAILABLE
+        assert "grpc-retry-pushback-ms" not in dict(await late.trailing_metadata())
+        net.open()
+        assert (await busy.read()).results[0].HasField("embedding")
+        busy.cancel()
+
+
+async def test_of_a_message_in_part_overloaded_the_rest_is_answered_and_a_time_to_come_back_told() -> None:
+    def crowded(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        if (rows[:, 0, 0, 0] == 2).any():
+            raise Overloaded("no memory")
+        return embed(rows)
+
+    async with fake_server({"crowded": crowded}) as target, grpc.aio.insecure_channel(target) as channel:
+        call: Any = FaceServiceStub(channel).Embed()  # type: ignore[no-untyped-call]  # generated
+        response = await ask(call, crops(1, 2, 3))
+        assert [each.WhichOneof("outcome") for each in response.results] == ["embedding", "error", "embedding"]
+        assert (response.results[1].error.code, response.results[1].error.reason) == (8, "OVERLOADED")
+        assert response.retry_after_ms > 0
+        assert (await ask(call, crops(1, 3))).retry_after_ms == 0
 
 
 async def test_a_running_stream_without_room_is_held_back_not_refused() -> None:

@@ -17,7 +17,7 @@ from facenet_client import _wire
 from facenet_client._call import Link
 from facenet_client._health import CHECK_S, Health
 from facenet_client._patience import Budget, Rests, pause_s
-from facenet_client.errors import AnswerTimeout, CallError, ServerOverloaded, ServerUnavailable
+from facenet_client.errors import AnswerTimeout, CallError, ServerFault, ServerOverloaded, ServerUnavailable
 
 T = TypeVar("T")
 
@@ -127,7 +127,7 @@ class Connections:
             try:
                 self._info = await self._ask_for_info()
                 return self._info
-            except ServerUnavailable:
+            except (ServerUnavailable, ServerOverloaded):
                 pause = random.uniform(0, pause_s(attempt))
                 late = until is not None and now() + pause >= until
                 if not self.retry or not self._checked_once or attempt >= _INFO_ATTEMPTS or late:
@@ -280,7 +280,7 @@ def _retrieve(task: asyncio.Task[Any]) -> None:
 
 
 def _is_away(answer: Any) -> bool:
-    return isinstance(answer, ServerUnavailable | AnswerTimeout)
+    return isinstance(answer, ServerUnavailable | AnswerTimeout | ServerOverloaded | ServerFault)
 
 
 def _check_alike(at: Sequence[str], answers: Sequence[pb.GetServerInfoResponse]) -> None:

@@ -1,6 +1,7 @@
 """One call to one server: messages go in, and their answers come out in the same order."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -8,21 +9,21 @@ from typing import Any, NamedTuple, Self
 
 from facenet_client import _wire
 from facenet_client._call import Call, Link
-from facenet_client.errors import CallError, ServerFault, ServerUnavailable
+from facenet_client.errors import AnswerTimeout, CallError, ServerFault, ServerUnavailable
 
 _STILL_FRESH = 0.95  # share of a message's time; with less left the server is told
 _END_S = 0.25  # for a server to end a call when all is answered
 
 
 class Message:
-    """A chunk of a stream on its way: its answer to come, until when (on the loop's clock; None: whenever), and how
-    often it was sent."""
+    """A chunk of a stream on its way: its answer to come, until when (on the loop's clock; None: whenever) and within
+    how long, and how often it was sent."""
 
     def __init__(self, chunk: _wire.Chunk, deadline: float | None) -> None:
         self.chunk = chunk
         self.deadline = deadline
         self.attempts = 0
-        self._given_s = self.left_s
+        self.given_s = self.left_s
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     @property
@@ -32,7 +33,7 @@ class Message:
 
     def has_waited(self, left: float) -> bool:
         """Whether so much of its time is gone that less than this share is left."""
-        return self._given_s is not None and (self.left_s or 0) < left * self._given_s
+        return self.given_s is not None and (self.left_s or 0) < left * self.given_s
 
     def fail(self, error: CallError) -> None:
         """There will be no answer."""
@@ -70,6 +71,8 @@ class Lane:
         self._unanswered: deque[Message] = deque()
         self._unsent: asyncio.Queue[bytes | None] = asyncio.Queue()  # bounded by the stream's window, as is the other
         self._sent: asyncio.Queue[_End | None] = asyncio.Queue()  # None: a message; bounded by the window
+        self._alarm: asyncio.TimerHandle | None = None  # when the first of them is out of time, or earlier
+        self._late: Message | None = None  # out of time
         self._tasks: list[asyncio.Task[None]] = []
         self._is_finishing = False
 
@@ -81,6 +84,7 @@ class Lane:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._call.cancel()  # no effect on one that has ended
+        self._hush()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -106,6 +110,8 @@ class Lane:
         assert message.chunk.request is not None
         message.attempts += 1
         self._unanswered.append(message)
+        if message.deadline is not None and (self._alarm is None or message.deadline < self._alarm.when()):
+            self._keep_time()
         request = message.chunk.request
         if message.has_waited(_STILL_FRESH) and message.left_s is not None:
             request = _wire.with_time_left(request, message.left_s)
@@ -131,9 +137,12 @@ class Lane:
 
     async def _read(self) -> None:
         end = await self._read_answers()
+        if self._late is not None:
+            end = AnswerTimeout(f"{self.link.address}: no answer within {self._late.given_s:.2g} s")
         if end is None:  # in order; a cancel would count as one at the server, and as abuse at proxies
             await self._call.ended(_END_S)
         self._call.cancel()
+        self._hush()
         self._tasks[0].cancel()  # the writer: there is nobody to write to
         unanswered = list(self._unanswered)
         self._unanswered.clear()
@@ -143,7 +152,7 @@ class Lane:
         """Until the call ends; how it did."""
         try:
             while (sent := await self._sent.get()) is None:
-                response = await self._next_response(self._left_s())
+                response = await self._next_response()
                 self._on_answer(self, self._unanswered.popleft(), response)
             return sent.error
         except CallError as error:
@@ -151,12 +160,26 @@ class Lane:
         except Exception as error:  # as above
             return ServerFault(f"{self.link.address}: an answer could not be read: {error!r}")
 
-    def _left_s(self) -> float | None:
-        """Until the first of the messages under way runs out of time: one that is sent again may follow later ones."""
-        return min((each for message in self._unanswered if (each := message.left_s) is not None), default=None)
+    def _keep_time(self) -> None:
+        """End the call once one of the messages under way is out of time. One that is sent again may have less of it
+        than those before it."""
+        self._hush()
+        first = min(self._unanswered, key=lambda message: message.deadline or math.inf, default=None)
+        if first is None or first.deadline is None:
+            return
+        if first.left_s:
+            self._alarm = asyncio.get_running_loop().call_at(first.deadline, self._keep_time)
+        else:
+            self._late = first
+            self._call.cancel()
 
-    async def _next_response(self, timeout_s: float | None) -> Any:
-        response = self._response.FromString(await self._call.read(timeout_s))
+    def _hush(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    async def _next_response(self) -> Any:
+        response = self._response.FromString(await self._call.read(None))
         if response.draining:
             raise ServerUnavailable(f"{self.link.address}: the server is shutting down")
         if any(result.error.reason == "DEVICE_LOST" for result in response.results):

@@ -120,7 +120,7 @@ class Lanes:
         return lane
 
     def _on_answer(self, lane: Lane, message: Message, response: Any) -> None:
-        if response.retry_after_ms:
+        if response.retry_after_ms and all(result.error.reason == "OVERLOADED" for result in response.results):
             told = f"the server has no room now; again in {response.retry_after_ms} ms"
             self._connections.rests.no_room(lane.link.address, response.retry_after_ms / 1000)
             self._again([message], ServerOverloaded(told, retry_after_s=response.retry_after_ms / 1000))

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from facenet_server.backlog import Backlog
-from facenet_server.capacity import Capacity, Connections, Counts, Expected, Share, Tries, share
+from facenet_server.capacity import Capacity, Connections, Counts, Expected, Share, Tries, leaves_as_much, share
 from facenet_server.counting import add
 from facenet_server.crop_room import CropRoom, Crops
 from facenet_server.errors import Refused
@@ -76,8 +76,7 @@ class Admission:
 
     def _has_stream(self, caller: str) -> bool:
         """Whether there is room for another stream of the caller's: in all, and beside as many of a newcomer's."""
-        mine, limit = self._streams_of[caller], self._capacity.streams
-        return self.counts.streams < limit and (not mine or mine < share(limit, len(self._streams_of)))
+        return leaves_as_much(self._capacity.streams, self.counts.streams, self._streams_of[caller])
 
     def _has_bytes(self, caller: str, n_bytes: int, of_all: int = 0, of_caller: int = 0) -> bool:
         """Whether there is room for so many bytes more, beside those expected of all and of the caller."""

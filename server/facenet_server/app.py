@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import grpc
 from facenet_proto.v1 import face_pb2 as pb
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from facenet_server import memory, messages
@@ -162,8 +162,8 @@ async def _listen(
     last_words: ExitStack,
 ) -> None:
     server, port = bind(service.handlers(), config, service.callers, credentials)
-    status = Health(("", SERVICE), stats, config.stall_s, config.max_connections)
-    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    status = Health(("", SERVICE), stats, config.stall_s)
+    server.add_generic_rpc_handlers((status.handlers(service.inquiries),))
     if config.reflection:
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     signals = _signals()

@@ -89,8 +89,7 @@ class Connections:
     def has_room(self, caller: str, connection: str) -> bool:
         """Whether the caller may have a stream there: it is open, or there is room for another one of the caller's."""
         mine = self._of_caller[caller]
-        may_have = not mine or mine < share(self._most, len(self._of_caller))
-        return connection in self._streams_on or (may_have and len(self._streams_on) < self._most)
+        return connection in self._streams_on or leaves_as_much(self._most, len(self._streams_on), mine)
 
     def add(self, caller: str, connection: str, n_streams: int) -> None:
         """Count one stream more, or fewer where it is negative."""
@@ -104,3 +103,9 @@ class Connections:
 def share(limit: int, callers: int) -> int:
     """What one of so many callers may have of a limit: so much that there is as much for a newcomer."""
     return limit // (callers + 1)
+
+
+def leaves_as_much(limit: int, used: int, mine: int) -> bool:
+    """Whether a caller who has ``mine`` of the ``used`` may have one more of what is held for as long as callers like:
+    where it then has no more than is left for a newcomer, whatever the others have; and the first one in any case."""
+    return used < limit and (not mine or mine + 1 <= (limit - (used - mine)) // 2)

@@ -11,6 +11,7 @@ from facenet_server.errors import StartError
 MIB = 1 << 20
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _MOST, _MOST_MIB = 2**31 - 1, 2**11 - 1  # what gRPC can count
+_LEAST_STALL_S = 0.01
 _MOST_STREAMS = 1024  # where memory allows
 _A_STREAM_BYTES = 5 * MIB // 4  # of a stream beside its largest message, by HTTP/2
 
@@ -135,6 +136,8 @@ class Config:
             value = getattr(self, each.name)
             if each.type is float and not 0 <= value < math.inf:
                 raise StartError(f"{each.name} must be a number of seconds from 0, not {value}")
+            if each.name.endswith("stall_s") and value < _LEAST_STALL_S:
+                raise StartError(f"{each.name} must be at least {_LEAST_STALL_S} s, not {value}")
             if each.type is int and each.name.startswith("max_"):
                 most = _MOST_MIB if each.name == "max_message_mib" else _MOST
                 if not 1 <= value <= most:

@@ -1,8 +1,6 @@
 """How a message's items are answered: in groups whose images go side by side, each group in seats for its work."""
 
 import asyncio
-import logging
-import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, nullcontext
@@ -15,13 +13,12 @@ from facenet_server import messages
 from facenet_server.company import Company, companies
 from facenet_server.errors import ItemError, Overloaded, TimedOut
 from facenet_server.images import Encoded, Raw
+from facenet_server.incidents import log_incident
 from facenet_server.methods import CROPS, VECTORS, WORK, Place
 from facenet_server.pipeline import Pipeline
 from facenet_server.seats import Seats
 
 _VECTORS_AT_ONCE = 128  # pairs of embeddings: the event loop compares them itself
-
-_log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -140,10 +137,3 @@ async def _answer(item: Item, done: Callable[[], object], batch: Batch[Item, Res
 
 def _nothing() -> None:
     pass
-
-
-def log_incident(what: str) -> str:
-    """Log the exception being handled under an id that may be told to callers, who see nothing else of it."""
-    incident = uuid.uuid4().hex[:12]
-    _log.exception("%s, incident %s", what, incident)
-    return incident

@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 
+from facenet_server.inquiries import Inquiries
 from facenet_server.stats import Stats
 
 LIVENESS = "liveness"
@@ -17,7 +18,7 @@ _SAMPLES = 10  # of a stall's length
 _Status = health_pb2.HealthCheckResponse
 
 
-class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated, without types
+class Health:
     """gRPC's health service (its "Health Checking Protocol"): of ``services`` whether they are ready, of LIVENESS that
     the process lives. Ready turns to NOT_SERVING where a stage has something under way and nothing of it has ended for
     ``stall_s``, and back once something ends; from ``end`` on nothing is ready, but the process lives while it answers.
@@ -25,15 +26,13 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
     Not gRPC's own servicer: there a watcher who leaves cuts the others off, and one who stays holds up a drain.
     """
 
-    def __init__(self, services: Iterable[str], stats: Stats, stall_s: float, max_watchers: int = 128) -> None:
+    def __init__(self, services: Iterable[str], stats: Stats, stall_s: float) -> None:
         self._services = tuple(services)
-        self._max_watchers = max_watchers
         self._stats = stats
         self._stall_s = stall_s
         self._told: dict[str, int] = {}
         self._changed = asyncio.Event()  # a new one with each change
         self._has_ended = False
-        self._watchers = 0
         self._progress: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -53,30 +52,32 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
         self._has_ended = True
         self._set(ready=False)
 
-    async def Check(self, request: Any, context: Any) -> Any:
+    def handlers(self, inquiries: Inquiries) -> grpc.GenericRpcHandler:
+        """What a grpc.aio server is given."""
+        methods = {
+            name: inquiries.handler(health_pb2.HealthCheckRequest, answer)
+            for name, answer in (("Check", self.check), ("Watch", self.watch))
+        }
+        return grpc.method_handlers_generic_handler(health.SERVICE_NAME, methods)
+
+    async def check(self, request: Any, context: Any) -> Any:
         """The status of a service; NOT_FOUND where there is none of that name."""
         if request.service not in self._told:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r} here")
         return _Status(status=self._told[request.service])
 
-    async def Watch(self, request: Any, context: Any) -> None:
+    async def watch(self, request: Any, context: Any) -> None:
         """The status of a service now and whenever it changes, SERVICE_UNKNOWN where there is none of that name."""
-        if self._watchers >= self._max_watchers:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._watchers} watch already: use Check")
-        self._watchers += 1
-        try:
-            last = None
-            while True:
-                changed, is_last = self._changed, self._has_ended
-                status = self._told.get(request.service, _Status.SERVICE_UNKNOWN)
-                if status != last:
-                    await context.write(_Status(status=status))
-                    last = status
-                if is_last:
-                    return
-                await changed.wait()
-        finally:
-            self._watchers -= 1
+        last = None
+        while True:
+            changed, is_last = self._changed, self._has_ended
+            status = self._told.get(request.service, _Status.SERVICE_UNKNOWN)
+            if status != last:
+                await context.write(_Status(status=status))
+                last = status
+            if is_last:
+                return
+            await changed.wait()
 
     async def _follow_progress(self) -> None:
         ready, ended, still = True, dict[str, int](), Counter[str]()  # samples in which a stage stood still

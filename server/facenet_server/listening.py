@@ -10,7 +10,7 @@ from facenet_server.callers import Callers
 from facenet_server.config import MIB, Config
 from facenet_server.errors import StartError
 
-_CALLS_BESIDE = 256  # calls that are no streams of work: health, information, refusals on their way
+_CALLS_BESIDE = 256  # streams of work: what is asked (128 beside one a connection), refusals on their way
 _CONNECTIONS_BESIDE = 128  # those of health's callers, and those that are told that they are too many
 _UNREAD_BYTES = 128 * 1024  # of a stream that is not read
 

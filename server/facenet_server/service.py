@@ -3,14 +3,13 @@
 from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from facenet_proto.v1 import face_pb2 as pb
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from facenet_server import messages
 from facenet_server.admission import Admission
@@ -19,16 +18,16 @@ from facenet_server.callers import Callers
 from facenet_server.capacity import Capacity
 from facenet_server.company import Company
 from facenet_server.errors import Refused
-from facenet_server.groups import Batch, Groups, log_incident
+from facenet_server.groups import Batch, Groups
+from facenet_server.incidents import log_incident
+from facenet_server.inquiries import Inquiries, refuse, serialized
 from facenet_server.methods import CROPS, VECTORS, Method, Place, StreamLimits
 from facenet_server.pipeline import ByteBudget, Pipeline
 from facenet_server.stats import Stats
 from facenet_server.streams import End, Stream
 
-PUSHBACK = "grpc-retry-pushback-ms"  # gRFC A6's name for when to come back
+_INQUIRIES_BESIDE = 128  # a connection that watches the health
 SERVICE = pb.DESCRIPTOR.services_by_name["FaceService"].full_name
-
-_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, Message]
@@ -54,6 +53,7 @@ class FaceService:
         self._groups = Groups(pipeline, limits)
         self._draining = asyncio.Event()
         self.callers = callers
+        self.inquiries = Inquiries(callers, limits.max_connections + _INQUIRIES_BESIDE)
         self.admission = Admission(
             Capacity(
                 items_per_stream=limits.max_items_per_stream,
@@ -76,15 +76,11 @@ class FaceService:
             max_write_stall_s=self._max_write_stall_s,
         )
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.stream_stream_rpc_method_handler(self._handler(method, bounds), response_serializer=_serialize)
+            name: grpc.stream_stream_rpc_method_handler(self._handler(method, bounds), response_serializer=serialized)
             for name, method in self._methods().items()
         }
-        methods["GetServerInfo"] = grpc.unary_unary_rpc_method_handler(
-            self._get_server_info, response_serializer=_serialize
-        )
-        methods["GetServerStats"] = grpc.unary_unary_rpc_method_handler(
-            self._get_server_stats, response_serializer=_serialize
-        )
+        methods["GetServerInfo"] = self.inquiries.handler(pb.GetServerInfoRequest, self._get_server_info)
+        methods["GetServerStats"] = self.inquiries.handler(pb.GetServerStatsRequest, self._get_server_stats)
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     def _handler(self, method: Method, limits: StreamLimits) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
@@ -95,8 +91,7 @@ class FaceService:
                 caller = self.callers.name(context)
                 end = await Stream(method, context, limits, self._draining).serve(self.admission, caller)
             except Refused as refused:
-                pushback = ((PUSHBACK, str(round(1000 * refused.retry_after_s))),)
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused), pushback)
+                await refuse(context, refused)
             except Exception:
                 end = End(grpc.StatusCode.INTERNAL, f"internal error {log_incident('a stream failed')}")
             if end is not None:
@@ -183,20 +178,8 @@ class FaceService:
         results = await self._groups.answer(request.pairs, batch, place)
         return pb.CompareResponse(id=request.id, results=results)
 
-    async def _get_server_info(self, data: bytes, context: Context) -> pb.GetServerInfoResponse:
-        try:
-            pb.GetServerInfoRequest.FromString(data)
-        except DecodeError:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the bytes are no GetServerInfoRequest")
+    async def _get_server_info(self, _: Message, __: Context) -> pb.GetServerInfoResponse:
         return self._info
 
-    async def _get_server_stats(self, data: bytes, context: Context) -> pb.GetServerStatsResponse:
-        try:
-            pb.GetServerStatsRequest.FromString(data)
-        except DecodeError:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the bytes are no GetServerStatsRequest")
+    async def _get_server_stats(self, _: Message, __: Context) -> pb.GetServerStatsResponse:
         return messages.server_stats(self._stats, self.admission.counts)
-
-
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()

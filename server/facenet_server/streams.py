@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError, Message
 from facenet_server import messages, wire
 from facenet_server.admission import Admission, Visit
 from facenet_server.crop_room import Crops
-from facenet_server.errors import OVERLOADED, ItemError, Overloaded, ProtocolError, TimedOut
+from facenet_server.errors import OVERLOADED, ItemError, Overloaded, ProtocolError, Refused, TimedOut
 from facenet_server.methods import Method, Place, StreamLimits
 from facenet_server.pace import retry_s
 from facenet_server.seats import Seats
@@ -76,7 +76,13 @@ class Stream:
     async def serve(self, admission: Admission, caller: str) -> End | None:
         """Write the caller's answers, in request order, until it ends. Raises Refused where there is no room for
         it."""
-        with admission.enter(caller, self._context.peer()) as visit:
+        try:
+            visit = admission.enter(caller, self._context.peer())
+        except Refused:
+            if self._draining.is_set():  # there is nothing to come back to
+                return _DRAINING
+            raise
+        with visit:
             try:
                 return await self._answer(visit, admission)
             except ExceptionGroup as failures:
@@ -97,8 +103,7 @@ class Stream:
             while isinstance(pending := await self._accepted.get(), _Pending):
                 answer = pending.answer
                 message: Any = await answer if isinstance(answer, asyncio.Task) else answer()
-                if message.results and all(result.error.reason == OVERLOADED for result in message.results):
-                    # As if it had been refused at the door.
+                if any(result.error.reason == OVERLOADED for result in message.results):
                     message.retry_after_ms = round(1000 * _retry_after_s(pending.free_at_s, admission))
                 self._leaving = pending.crops
                 await self._write(message)
