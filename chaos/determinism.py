@@ -111,11 +111,17 @@ def _answer(result: pb.EmbedResult) -> _Answer:
 
 
 def _off(alone: dict[int, _Answer], answers: dict[int, _Answer]) -> _Off:
-    same = [n for n in alone if n in answers and answers[n].boxes.shape == alone[n].boxes.shape]
-    embedding = max((_most(answers[n].embeddings, alone[n].embeddings) for n in same), default=np.nan)
-    box_px = max((_most(answers[n].boxes, alone[n].boxes) for n in same), default=np.nan)
+    """Not a number where nothing could be compared, or what was compared has one that is none."""
+    same = [n for n in alone if n in answers and _shapes(answers[n]) == _shapes(alone[n])]
+    embedding = _most([(answers[n].embeddings, alone[n].embeddings) for n in same])
+    box_px = _most([(answers[n].boxes, alone[n].boxes) for n in same])
     return _Off(embedding, box_px, len(alone) - len(same))
 
 
-def _most(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.abs(a - b).max()) if a.size else 0.0
+def _shapes(answer: _Answer) -> list[tuple[int, ...]]:
+    return [values.shape for values in answer]
+
+
+def _most(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    off = [np.abs(a - b).max() if a.size else 0.0 for a, b in pairs]
+    return float(np.max(off or [np.nan]))  # Python's own max passes over what is not a number

@@ -185,17 +185,25 @@ async def open_loop(
 
 
 async def by_the_clock(begin: Callable[[], Coroutine[Any, Any, None]], rate_per_s: float, duration_s: float) -> float:
-    """Begin so many a second, whatever becomes of them, and wait for all; the rate that was reached."""
+    """Begin so many a second, whatever becomes of them, and wait for all; the rate that was reached. Raises what the
+    first of those raised that failed, once all have ended."""
     tasks, start, sent = set[asyncio.Task[None]](), time.monotonic(), 0
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is None:  # the others' errors are raised at the end
+            tasks.discard(task)
+
     while (now := time.monotonic()) < start + duration_s:
         for _ in range(min(8, int((now - start) * rate_per_s) - sent)):
             task = asyncio.create_task(begin())
             tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            task.add_done_callback(ended)
             sent += 1
         await asyncio.sleep(0.001)
     reached = sent / (time.monotonic() - start)
-    await asyncio.gather(*tasks)
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if outcome is not None:
+            raise outcome
     return reached
 
 

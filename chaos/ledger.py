@@ -134,11 +134,10 @@ class Ledger:
         return float(np.percentile(later_s or [np.nan], 99)) * 1e3
 
     def slow_until(self, start: float, limit_s: float) -> float:
-        """Seconds from ``start`` until the last item ended that was not answered within ``limit_s``."""
-        late = [
-            at
-            for outcome, ends in self.ends.items()
-            for at, took_s in zip(ends, self.seconds[outcome], strict=True)
-            if outcome != "answered" or took_s > limit_s
-        ]
-        return max(late, default=start) - start
+        """Seconds from ``start`` until the last item ended that was not answered within ``limit_s``; for ever where
+        none ended after it."""
+        late, in_time = [start], [-math.inf]
+        for outcome, ends in self.ends.items():
+            for at, took_s in zip(ends, self.seconds[outcome], strict=True):
+                (in_time if outcome == "answered" and took_s <= limit_s else late).append(at)
+        return max(late) - start if max(in_time) > max(late) else math.inf

@@ -112,6 +112,16 @@ def _and_second_name(weights: Path, elsewhere: Path) -> None:
     elsewhere.hardlink_to(weights)
 
 
+def _folder_for(name: str) -> Callable[[Path], None]:
+    """A file that nobody can read, the superuser neither: a folder of its name."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return damage
+
+
 def _garbage_key(folder: Path) -> None:
     issued = trustme.CA().issue_cert("localhost")
     issued.cert_chain_pems[0].write_to_path(str(folder / "server.pem"))
@@ -130,8 +140,10 @@ FAULTS = [
     Fault(
         "garbage manifest", "manifest.json", lambda folder: (folder / "manifest.json").write_bytes(bytes(range(256)))
     ),
+    Fault("a folder for a manifest", "manifest.json", _folder_for("manifest.json")),
     Fault("no file", _FILE, lambda folder: (folder / _FILE).unlink()),
     Fault("empty", _FILE, _file(lambda data: b"")),
+    Fault("a folder for a file", _FILE, _folder_for(_FILE)),
     Fault("truncated", _FILE, _file(lambda data: data[:-1])),
     Fault("one bit flipped", _FILE, _file(_flipped)),
     Fault("truncated, and listed so", _FILE, _file(lambda data: data[:-1], listed=True)),
