@@ -138,7 +138,7 @@ class Link(NamedTuple):
         try:
             return bytes(await method(request, timeout=timeout_s))
         except grpc.aio.AioRpcError as error:
-            raise _answers.call_error(self.address, error.code(), error.details()) from None
+            raise _answers.call_error(self.address, error.code(), error.details(), error.trailing_metadata()) from None
         except asyncio.CancelledError:  # so grpc.aio says, too, that the channel was closed
             if task is not None and task.cancelling():
                 raise

@@ -127,8 +127,9 @@ class Connections:
             try:
                 self._info = await self._ask_for_info()
                 return self._info
-            except (ServerUnavailable, ServerOverloaded):
-                pause = random.uniform(0, pause_s(attempt))
+            except (ServerUnavailable, ServerOverloaded) as error:
+                told_s = error.retry_after_s if isinstance(error, ServerOverloaded) else None
+                pause = (told_s or 0.0) + random.uniform(0, pause_s(attempt))
                 late = until is not None and now() + pause >= until
                 if not self.retry or not self._checked_once or attempt >= _INFO_ATTEMPTS or late:
                     raise

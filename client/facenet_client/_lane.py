@@ -1,7 +1,6 @@
 """One call to one server: messages go in, and their answers come out in the same order."""
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -138,7 +137,7 @@ class Lane:
     async def _read(self) -> None:
         end = await self._read_answers()
         if self._late is not None:
-            end = AnswerTimeout(f"{self.link.address}: no answer within {self._late.given_s:.2g} s")
+            end = self._too_late(self._late)
         if end is None:  # in order; a cancel would count as one at the server, and as abuse at proxies
             await self._call.ended(_END_S)
         self._call.cancel()
@@ -151,27 +150,35 @@ class Lane:
     async def _read_answers(self) -> CallError | None:
         """Until the call ends; how it did."""
         try:
-            while (sent := await self._sent.get()) is None:
+            while self._late is None:
+                if (sent := await self._sent.get()) is not None:
+                    return sent.error
                 response = await self._next_response()
                 self._on_answer(self, self._unanswered.popleft(), response)
-            return sent.error
+            return None
         except CallError as error:
             return error
         except Exception as error:  # as above
             return ServerFault(f"{self.link.address}: an answer could not be read: {error!r}")
 
     def _keep_time(self) -> None:
-        """End the call once one of the messages under way is out of time. One that is sent again may have less of it
-        than those before it."""
+        """Once one of the messages under way is out of time, end the call. One that was sent again fails alone, while
+        there are others: it may have had less time than those before it."""
         self._hush()
-        first = min(self._unanswered, key=lambda message: message.deadline or math.inf, default=None)
-        if first is None or first.deadline is None:
-            return
-        if first.left_s:
-            self._alarm = asyncio.get_running_loop().call_at(first.deadline, self._keep_time)
-        else:
-            self._late = first
+        late = [message for message in self._unanswered if message.left_s == 0]
+        first = next((message for message in late if message.attempts == 1), None)
+        if late and (first or len(late) == len(self._unanswered)):
+            self._late = first or late[0]
             self._call.cancel()
+            return
+        for message in late:
+            message.fail(self._too_late(message))
+        deadlines = [each.deadline for each in self._unanswered if each.deadline is not None and each not in late]
+        if deadlines:
+            self._alarm = asyncio.get_running_loop().call_at(min(deadlines), self._keep_time)
+
+    def _too_late(self, message: Message) -> AnswerTimeout:
+        return AnswerTimeout(f"{self.link.address}: no answer within {message.given_s:.2g} s")
 
     def _hush(self) -> None:
         if self._alarm is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations  # grpcio's classes take their type arguments
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -26,20 +27,21 @@ if TYPE_CHECKING:
 
 _PUSHBACK = "grpc-retry-pushback-ms"  # gRFC A6's name for when to come back
 _RETRY_S = 1.0
-_READ_AT_ONCE = 8  # questions, any of which may be as long as a message may
-_READ_S = 2.0  # for one to come
+_READ_AT_ONCE, _OF_CALLER = 8, 2  # questions, any of which may be as long as a message may
+_TURN_S, _READ_S = 5.0, 1.0  # for one to be read, and to come
 _MOST_BYTES = 4096  # of one, since it lies here while its answers are given
 
 
 class Inquiries:
-    """``most`` of them at once, of which no caller has so many that a newcomer could not have as many; some of their
-    questions are read at a time, callers in turn."""
+    """``most`` of them at once, of which no caller has so many that a newcomer could not have as many; eight of their
+    questions are read at a time, two of a caller's."""
 
     def __init__(self, callers: Callers, most: int) -> None:
         self._callers = callers
         self._most = most
         self._of_caller = Counter[str]()
         self._reading = Seats(_READ_AT_ONCE)
+        self._reading_of: dict[str, Seats] = {}
 
     def handler(
         self, question: type[Message], answer: Callable[[Any, Context], Awaitable[Message | None]]
@@ -64,17 +66,27 @@ class Inquiries:
                 )
             finally:
                 add(self._of_caller, caller, -1)
+                if caller not in self._of_caller:
+                    self._reading_of.pop(caller, None)
 
         return grpc.stream_stream_rpc_method_handler(handle, response_serializer=serialized)
 
     async def _read(self, question: type[Message], context: Context, caller: str) -> Message:
-        async with self._reading.taken(1, caller):
+        async with AsyncExitStack() as seats:
+            try:
+                async with asyncio.timeout(_TURN_S):
+                    own = self._reading_of.setdefault(caller, Seats(_OF_CALLER))
+                    await seats.enter_async_context(own.taken(1))
+                    await seats.enter_async_context(self._reading.taken(1, caller))
+            except TimeoutError:
+                await refuse(context, Refused(_RETRY_S))
             reading: asyncio.Future[Any] = asyncio.ensure_future(context.read())
+            reading.add_done_callback(retrieved)
             await asyncio.wait({reading}, timeout=_READ_S)
             if not reading.done():
                 await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no question came within {_READ_S:g} s")
             asked = _parsed(question, reading.result())
-            del reading  # the error that ends a call keeps what there is here, and that may be as large as any message
+            del reading  # the error that ends a call keeps what is here, and that may be as large as any message
         if asked is None:
             told = f"a message {question.DESCRIPTOR.name} of at most {_MOST_BYTES} bytes is asked for"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, told)
@@ -95,6 +107,12 @@ async def refuse(context: Context, refused: Refused) -> None:
     """End a call for which there is no room, and say when to come back."""
     pushback = ((_PUSHBACK, str(round(1000 * refused.retry_after_s))),)
     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused), pushback)
+
+
+def retrieved(done: asyncio.Future[Any]) -> None:
+    """Look at the error of a read or a write that nobody waits for once its call has ended."""
+    if not done.cancelled():
+        done.exception()
 
 
 def serialized(message: Message) -> bytes:
