@@ -19,6 +19,7 @@ from chaos.stub import Behaviour
 
 _A_STREAM_MB = 1.25  # what HTTP/2 lets in, and what belongs to it
 _CALM_S = 90.0
+_ROOM = {"max_streams_per_connection": 300, "max_streams": 1024}
 _SMALL_WINDOWS = [
     ("grpc.http2.bdp_probe", 0),
     ("grpc.use_local_subchannel_pool", 1),
@@ -39,24 +40,16 @@ async def uploads(
     largest message of each caller, and one more. Unprotected: with gRPC's own flow control, and every other limit as
     it is."""
     report, beside = Report(), Ledger()
-    limits = {
-        "max_mib_in_flight": budget_mib,
-        "max_streams_per_connection": 200,
-        "max_streams": 1024,
-        "max_batch_rows": 1,
-        "max_items_per_message": max(64, *crops),
-        "max_items_per_caller": max(64, *crops),
-        "max_write_stall_s": seconds + 60,  # or streams whose refusals fill their windows end within a minute
-    }
+    most = {"max_items_per_message": max(64, *crops), "max_items_per_caller": max(64, *crops)}
+    # Streams whose refusals fill their windows would end within a minute.
+    limits = {**_ROOM, **most, "max_mib_in_flight": budget_mib, "max_batch_rows": 1, "max_write_stall_s": seconds + 60}
     async with Server(Behaviour(limits, default_flow_control=not protected)) as server:
         # The bad callers' windows are of no matter: they read nothing.
         async with channels(server.address, 1) as good, channels(server.address, 4) as bad:
             await open_loop(good, Ledger(), 5, 1)
             async with server.growth() as grown:
                 calls = [stream(bad[n % 4])() for n in range(streams)]
-                await server.seconds_until_streams(
-                    lambda count: count >= streams, 10
-                )  # while there is room for all of them
+                await server.seconds_until_streams(lambda count: count >= streams, 10)  # while there is room for all
                 sizes = itertools.cycle(crops)
                 floods = [asyncio.create_task(_flood(call, next(sizes), n)) for n, call in enumerate(calls)]
                 await asyncio.sleep(1)
@@ -138,13 +131,8 @@ async def slow_readers(*, seconds: float, stopped: int = 200, slow: int = 50, st
     32 kB to them, 1 MiB of messages from them. Before, as many answers a second go to callers who take them."""
     crops, readers, over = Marked(side=80), _Slow(), asyncio.Event()
     calm, beside = Ledger(crops=crops), Ledger(crops=crops)
-    limits = {
-        "max_write_stall_s": stall_s,
-        "max_mib_in_flight": 64,  # of which a quarter holds four messages of each stalled stream
-        "max_batch_rows": 8,
-        "max_streams_per_connection": 300,
-        "max_streams": 1024,
-    }
+    # A quarter of the bytes holds four messages of each stalled stream.
+    limits = {**_ROOM, "max_write_stall_s": stall_s, "max_mib_in_flight": 64, "max_batch_rows": 8}
     async with Server(Behaviour(limits, batch_s=0.005, side=crops.side, dimension=8192)) as server:
         async with channels(server.address, 1) as good, channels(server.address, 2, _SMALL_WINDOWS) as bad:
             await open_loop(good, Ledger(crops=crops), _GOOD_PER_S, 1)
