@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from facenet_server import app, facenet, listening
+from facenet_server import app, facenet, listening, stats
 from facenet_server.backlog import Backlog
 from facenet_server.batching import Batcher
 from facenet_server.config import Config
@@ -277,6 +277,7 @@ def main() -> None:
     if behaviour.models:
         config = {"listen": "127.0.0.1:0", "models": Path(behaviour.models)}
     services = _remember()
+    stats._SAMPLE_S, stats._SAMPLES = 0.005, 12_000  # the event loop's lag, finer than the server looks at it
     try:
         asyncio.run(_serve(Config(**config | behaviour.config), _opener(behaviour)))
     except FatalError as error:
