@@ -50,8 +50,8 @@ class Seen:
 
 class Scripted:
     """A server of the contract that answers each call as the next of its scripts says. ``ready`` is what its health
-    says, if it says any; ``watch`` is how it answers a Watch, if it knows any; ``limits``
-    are what it says of itself, unless with ``info_fails`` it says nothing."""
+    says, if it says any; ``watch`` is how it answers a Watch, if it knows any; ``limits`` are what it
+    says of itself, unless with ``info_fails`` it says nothing."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Scripted:
         self._ready = ready
         self._watch = watch
         self._limits = {**LIMITS, **(limits or {})}
-        self.info_fails = info_fails
+        self._info_fails = info_fails
         self.seen: list[Seen] = []  # a call each
         self.changed = asyncio.Event()  # whether it is ready; a new one with each change
         self.watches = self.watchers = 0  # all that came, and those that are there
@@ -118,8 +118,8 @@ class Scripted:
             await server.stop(0)
 
     async def _info(self, _: bytes, context: Any) -> bytes:
-        if self.info_fails is not None:
-            await context.abort(self.info_fails, "not now")
+        if self._info_fails is not None:
+            await context.abort(self._info_fails, "not now")
         return pb.GetServerInfoResponse(limits=pb.Limits(**self._limits)).SerializeToString()
 
     def _health(self) -> dict[str, Any]:

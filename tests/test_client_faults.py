@@ -15,7 +15,6 @@ from facenet_client import (
     Embedding,
     ItemTimeout,
     ServerFault,
-    ServerItemError,
     ServerOverloaded,
     ServerUnavailable,
 )
@@ -236,27 +235,6 @@ async def test_a_message_that_is_sent_again_fails_in_its_own_time_behind_one_tha
             took_s = asyncio.get_running_loop().time() - start
     assert 1.4 < took_s < 1.9  # not 2, when the message that it waits behind is out of time
     assert sorted(server.read_ids for server in servers) == [[0], [1, 0]]
-
-
-async def test_what_of_a_message_a_server_did_is_given_though_it_had_no_room_for_the_rest() -> None:
-    crowded_ids = list[int]()
-
-    async def in_part(context: Any) -> None:
-        while (data := await context.read()) is not grpc.aio.EOF:
-            response = answered(data)
-            if len(response.results) > 1:
-                crowded_ids.append(response.id)
-                response.retry_after_ms = 10
-                response.results[0].error.CopyFrom(pb.ItemError(code=8, reason="OVERLOADED"))
-            await context.write(response.SerializeToString())
-
-    server = Scripted(in_part, limits={"max_items_per_message": 8})
-    async with server.serve() as target, AsyncClient(target, timeout_s=5) as client:
-        results = await client.embed_crops(images(40))
-    assert crowded_ids
-    failed = [result.error for result in results if result.error is not None]
-    assert [type(error) for error in failed] == [ServerItemError] * len(crowded_ids)
-    assert len(server.read_ids) == len(set(server.read_ids))
 
 
 async def test_a_server_that_drains_hands_its_stream_to_the_others() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import grpc
 import pytest
-from facenet_client import AsyncClient, RequestRefused, ServerOverloaded, ServerUnavailable
+from facenet_client import AsyncClient, RequestRefused, ServerItemError, ServerOverloaded, ServerUnavailable
 from facenet_client._connections import Connections
 from facenet_proto.v1 import face_pb2 as pb
-from scripted import Scripted, answer, answer_all, assert_answers, images, refusing
+from scripted import Scripted, answer, answer_all, answered, assert_answers, images, refusing
 
 
 async def test_a_call_whose_time_ends_before_there_is_room_is_told_so_at_once() -> None:
@@ -134,3 +134,24 @@ async def test_a_server_is_told_of_the_time_that_a_message_has_waited() -> None:
             with pytest.raises(error):
                 await client.embed_crops(images(1))
     assert [0 < each < 3700 for each in told_ms] == [True]
+
+
+async def test_what_of_a_message_a_server_did_is_given_though_it_had_no_room_for_the_rest() -> None:
+    crowded_ids = list[int]()
+
+    async def in_part(context: Any) -> None:
+        while (data := await context.read()) is not grpc.aio.EOF:
+            response = answered(data)
+            if len(response.results) > 1:
+                crowded_ids.append(response.id)
+                response.retry_after_ms = 10
+                response.results[0].error.CopyFrom(pb.ItemError(code=8, reason="OVERLOADED"))
+            await context.write(response.SerializeToString())
+
+    server = Scripted(in_part, limits={"max_items_per_message": 8})
+    async with server.serve() as target, AsyncClient(target, timeout_s=5) as client:
+        results = await client.embed_crops(images(40))
+    assert crowded_ids
+    failed = [result.error for result in results if result.error is not None]
+    assert [type(error) for error in failed] == [ServerItemError] * len(crowded_ids)
+    assert len(server.read_ids) == len(set(server.read_ids))

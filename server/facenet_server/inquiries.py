@@ -21,6 +21,7 @@ from facenet_server.counting import add
 from facenet_server.errors import Refused
 from facenet_server.incidents import log_incident
 from facenet_server.seats import Seats
+from facenet_server.streams import start_read
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, Message]
@@ -80,8 +81,7 @@ class Inquiries:
                     await seats.enter_async_context(self._reading.taken(1, caller))
             except TimeoutError:
                 await refuse(context, Refused(_RETRY_S))
-            reading: asyncio.Future[Any] = asyncio.ensure_future(context.read())
-            reading.add_done_callback(retrieved)
+            reading = start_read(context)
             await asyncio.wait({reading}, timeout=_READ_S)
             if not reading.done():
                 await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no question came within {_READ_S:g} s")
@@ -107,12 +107,6 @@ async def refuse(context: Context, refused: Refused) -> None:
     """End a call for which there is no room, and say when to come back."""
     pushback = ((_PUSHBACK, str(round(1000 * refused.retry_after_s))),)
     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused), pushback)
-
-
-def retrieved(done: asyncio.Future[Any]) -> None:
-    """Look at the error of a read or a write that nobody waits for once its call has ended."""
-    if not done.cancelled():
-        done.exception()
 
 
 def serialized(message: Message) -> bytes:

@@ -22,7 +22,6 @@ from facenet_server import messages, wire
 from facenet_server.admission import Admission, Visit
 from facenet_server.crop_room import Crops
 from facenet_server.errors import OVERLOADED, ItemError, Overloaded, ProtocolError, Refused, TimedOut
-from facenet_server.inquiries import retrieved
 from facenet_server.methods import Method, Place, StreamLimits
 from facenet_server.pace import retry_s
 from facenet_server.seats import Seats
@@ -128,7 +127,7 @@ class Stream:
             writing.cancel()
             raise
         if not done:
-            writing.add_done_callback(retrieved)
+            writing.add_done_callback(_retrieve)
             self._unfinished = writing
             raise _Stalled
         writing.result()
@@ -268,7 +267,7 @@ def _retry_after_s(free_at_s: float | None, admission: Admission) -> float:
 def start_read(context: Context) -> asyncio.Future[Any]:
     """A read to be waited for with asyncio.wait: a read that is cancelled loses its message."""
     read = asyncio.ensure_future(context.read())
-    read.add_done_callback(retrieved)
+    read.add_done_callback(_retrieve)
     return read
 
 
@@ -292,3 +291,9 @@ async def _discard(read: asyncio.Future[Any], context: Context) -> None:
     while read.result() is not grpc.aio.EOF:
         read = start_read(context)
         await asyncio.wait({read})
+
+
+def _retrieve(done: asyncio.Future[Any]) -> None:
+    """Look at the error of a read or a write that nobody waits for once its stream has ended."""
+    if not done.cancelled():
+        done.exception()
