@@ -28,7 +28,7 @@ def accept(visit: Visit, n_items: int, n_bytes: int = 1) -> None:
     visit.accept(n_items)
 
 
-async def waiting(visit: Visit) -> "asyncio.Task[None]":
-    task = asyncio.create_task(visit.turn())
+async def waiting(visit: Visit, n_items: int = 1) -> "asyncio.Task[None]":
+    task = asyncio.create_task(visit.turn(n_items))
     await asyncio.sleep(0)
     return task

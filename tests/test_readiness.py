@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -33,6 +34,33 @@ async def test_a_job_that_hangs_is_seen_beside_others_and_though_its_caller_left
                 gate.set()
                 while await status_of(told) != SERVING:
                     await compute("other", time.sleep, 0.005)
+        finally:
+            gate.set()
+
+
+async def test_jobs_whose_callers_give_up_while_all_threads_hang_are_no_progress_and_keep_nothing() -> None:
+    class Image:
+        """What a job is of."""
+
+    stats, gate = Stats(), threading.Event()
+    with Compute(1, stats) as compute:
+        try:
+            async with Health(["face"], stats, stall_s=0.05) as told, asyncio.timeout(10):
+                hanging = asyncio.create_task(compute("hung", gate.wait))
+                kept = weakref.WeakSet[Image]()
+                while await status_of(told) != NOT_SERVING:
+                    kept.add(image := Image())
+                    waits = asyncio.create_task(compute("hung", id, image))
+                    await asyncio.sleep(0.001)
+                    waits.cancel()
+                    await asyncio.wait({waits})
+                    del waits, image
+                await asyncio.sleep(0)  # the last one's frame
+                assert not kept
+                gate.set()
+                assert await hanging
+                while await status_of(told) != SERVING:  # noqa: ASYNC110 (a check tells of now)
+                    await asyncio.sleep(0.005)
         finally:
             gate.set()
 

@@ -1,6 +1,7 @@
 """Callers that take no answers: what they had is given up, and nobody else is shut out."""
 
 import asyncio
+import gc
 from typing import Any
 
 import grpc
@@ -8,6 +9,7 @@ import pytest
 from calls import raw, until
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
+from facenet_server import streams
 from nets import fake_service, square
 
 
@@ -26,6 +28,8 @@ async def test_a_caller_that_takes_no_answers_loses_its_stream_and_its_room() ->
             assert counts.abandoned_items == 32
             assert counts.items_in_flight == 0
             assert service.admission.crop_room.n_bytes == 8 * 512 * 512 * 3  # of the answer that still lies there
+            kept = [each for each in gc.get_objects() if isinstance(each, streams._Pending)]
+            assert len(kept) <= 1  # the same one, while it lies
             assert len((await call.read()).results) == 8
             with pytest.raises(grpc.aio.AioRpcError) as ended:
                 await call.read()

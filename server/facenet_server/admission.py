@@ -4,7 +4,8 @@ A message's bytes count from the moment it was read, its items from the moment t
 is written. A new stream is refused where there is no room for anything of it, or its caller has its share of streams,
 or of connections. A running one is not read while there is none, and for a while not while there is none for a message
 like its last; a message whose bytes do not fit is refused, one whose items do not waits, as its stream does, in turn
-with those of other callers. Pure counting on one event loop: no locks.
+with those of other callers. Smaller ones pass it meanwhile: if its stream has nothing else here, room for one item is
+enough after a while, which a caller's limit and that of all may be exceeded for. Pure counting on one loop: no locks.
 """
 
 import asyncio
@@ -12,7 +13,6 @@ import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from facenet_server.backlog import Backlog
@@ -25,7 +25,7 @@ from facenet_server.pace import Pace, retry_s
 _STREAM_RETRY_S = 1.0  # at least, where streams or connections are too many: they end whenever their callers like
 _FIRST_BYTES = 8 << 20  # what a stream's first message is expected to have: it may be as large as any
 _EXPECTED_S, _BYTES_PER_S = 0.2, 20e6  # a read that takes longer, beside the time for its bytes, is an idle stream's
-_PATIENCE_S = 3.0  # then a stream may be read as soon as there is any room: its next message may well be smaller
+_PATIENCE_S = 3.0  # then any room is enough, to be read (the next message may be smaller) or for what is held
 
 
 class Admission:
@@ -48,7 +48,8 @@ class Admission:
 
     def enter(self, caller: str, connection: str = "") -> "Visit":
         """A new stream of the caller's, to be entered as a context. Raises Refused where there is no room."""
-        may_stay = self._has_stream(caller) and self._connections.has_room(caller, connection)
+        may_stay = leaves_as_much(self._capacity.streams, self.counts.streams, self._streams_of[caller])
+        may_stay = may_stay and self._connections.has_room(caller, connection)
         visit = Visit(self, caller, connection)
         if not (may_stay and self._has_items(visit, 1) and self._has_bytes(caller, 1)):
             self.counts.refused_streams += 1
@@ -61,22 +62,19 @@ class Admission:
 
     def _fits(self, visit: "Visit", n_items: int) -> bool:
         # What is held has its bytes, however small its caller's share of them has become since.
-        return self._has_items(visit, n_items) and (bool(visit.held_bytes) or self._may_read(visit))
+        return self._has_items(visit, n_items) and (visit.is_held or self._may_read(visit))
 
     def _has_items(self, visit: "Visit", n_items: int) -> bool:
         """Whether so many items more are within every limit; those that alone exceed one are where they are alone."""
         fits = not visit.items or visit.items + n_items <= self._capacity.items_per_stream
-        return fits and self._has_items_for(visit.caller, n_items)
+        enough = min(n_items, 1) if visit.is_overdue and not visit.items else n_items
+        return fits and self._has_items_for(visit.caller, enough)
 
     def _has_items_for(self, caller: str, n_items: int) -> bool:
         """The same for any stream of the caller's."""
         capacity, used, mine = self._capacity, self.counts.items_in_flight, self._of_caller.get(caller, Share()).items
         most = min(capacity.items_per_caller, share(capacity.items, len(self._of_caller)))
         return (not used or used + n_items <= capacity.items) and (not mine or mine + n_items <= most)
-
-    def _has_stream(self, caller: str) -> bool:
-        """Whether there is room for another stream of the caller's: in all, and beside as many of a newcomer's."""
-        return leaves_as_much(self._capacity.streams, self.counts.streams, self._streams_of[caller])
 
     def _has_bytes(self, caller: str, n_bytes: int, of_all: int = 0, of_caller: int = 0) -> bool:
         """Whether there is room for so many bytes more, beside those expected of all and of the caller."""
@@ -87,7 +85,7 @@ class Admission:
 
     def _may_read(self, visit: "Visit") -> bool:
         """Whether there is the room that a stream asks for beside what others are expected to bring."""
-        if visit._expected_bytes:  # it was woken: those that were let in after it do not count
+        if visit._next.n_bytes:  # it was woken: those that were let in after it do not count
             return self._has_bytes(visit.caller, visit.asked_bytes)
         expected = self._expected
         return self._has_bytes(visit.caller, visit.asked_bytes, expected.of_all, expected.of_caller[visit.caller])
@@ -117,27 +115,27 @@ class Admission:
                     break
 
     def _wake_one(self, caller: str) -> int:
-        """The caller's stream that waits longest, if there is room for it; the caller's others go behind other
-        callers'. How many items it has."""
+        """Its stream that waits longest, if it has room; its others go behind other callers'. How many items it has."""
         queue = self._waiting.pop(caller)
         if turn := self._first_that_fits(queue):
             queue.remove(turn)
             turn.comes.set_result(None)
-            turn.visit._expect(turn.visit.likely_bytes)  # or streams that do not wait would come first, again and again
+            turn.visit._next.set(turn.visit.likely_bytes)  # or those that do not wait would come first, again and again
         if queue:
             self._waiting[caller] = queue
         return turn.n_items if turn else 0
 
     def _first_that_fits(self, queue: "deque[_Turn]") -> "_Turn | None":
-        """Who waits to be read may be passed: the bytes that it waits for may be those of messages held behind it."""
+        """Who waits to be read may be passed: the bytes that it waits for may be those of messages held behind it. So
+        may a message of a stream that has others here: its caller may be slow to take their answers."""
         caller, too_many = queue[0].visit.caller, math.inf  # bytes; all are one caller's, hundreds under a flood
         for turn in queue if self._has_items_for(caller, 1) else ():
             visit = turn.visit
-            if turn.comes.done() or (visit.asked_bytes >= too_many and not visit.held_bytes):  # or is to be forgotten
+            if turn.comes.done() or (visit.asked_bytes >= too_many and not visit.is_held):  # or is to be forgotten
                 continue
             if self._fits(visit, turn.n_items):
                 return turn
-            if visit.held_bytes:
+            if visit.is_held and not visit.items:
                 break
             if self._has_items(visit, turn.n_items):
                 too_many = visit.asked_bytes
@@ -148,7 +146,9 @@ class Admission:
         queue = self._waiting.get(turn.visit.caller, deque())
         if turn in queue:
             queue.remove(turn)
-            if not queue:
+            if queue:
+                self._wake_one(turn.visit.caller)  # it may have been in their way
+            else:
                 del self._waiting[turn.visit.caller]
 
 
@@ -160,11 +160,11 @@ class Visit:
         self._connection = connection
         self.items = 0  # accepted and not answered
         self.n_bytes = 0  # of the messages that hold them, and of the one that is held
-        self.held_bytes = 0  # of a message that was read and is not accepted yet
+        self.is_held = False  # a message that was read and is not accepted yet
+        self.is_overdue = False  # it has waited for long
         self.last_bytes = 0  # of the last message that was read; the next is taken to have as many
         self.asked_bytes = 1  # that must be free for it to be read: as many as its last message had, 1 after a while
-        self._expected_bytes = 0  # of the message that is expected now
-        self._expected_until: asyncio.TimerHandle | None = None
+        self._next = admission._expected.of_stream(caller)
         self._crops = set[Crops]()  # of messages that were accepted and not answered
         self._undone = deque[Crops]()  # of those without an answer, and of those behind them
         self._is_stalled = False
@@ -176,9 +176,7 @@ class Visit:
         self._admission._connections.add(self.caller, self._connection, 1)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         admission = self._admission
         admission.counts.streams -= 1
         admission.counts.stalled_streams -= self._is_stalled
@@ -190,7 +188,7 @@ class Visit:
         """What is in flight counts no longer."""
         admission = self._admission
         admission.counts.abandoned_items += self.items
-        self._expect(0)
+        self._next.set(0)
         for crops in self._crops:
             crops.gone()
         self._crops.clear()
@@ -213,12 +211,14 @@ class Visit:
 
     async def turn(self, n_items: int = 1) -> None:
         """Wait until there is; callers who wait take turns."""
+        loop = asyncio.get_running_loop()
         while not self.has_room(n_items):
-            self._expect(0)
-            turn = _Turn(self, n_items, asyncio.get_running_loop().create_future())
+            self._next.set(0)
+            turn = _Turn(self, n_items, loop.create_future())
             self._admission._waiting.setdefault(self.caller, deque()).append(turn)
+            overdue = loop.call_later(_PATIENCE_S, self._be_overdue) if self.is_held else None
             try:
-                while self.asked_bytes > 1 and not self.held_bytes:
+                while self.asked_bytes > 1 and not self.is_held:
                     if (await asyncio.wait({turn.comes}, timeout=_PATIENCE_S))[0]:
                         break
                     if self._admission._tries.take(self.caller, self.last_bytes, len(self._admission._streams_of)):
@@ -228,52 +228,52 @@ class Visit:
             except asyncio.CancelledError:
                 self._admission._forget(turn)
                 raise
+            finally:
+                if overdue is not None:
+                    overdue.cancel()
+
+    def _be_overdue(self) -> None:
+        self.is_overdue = True
+        self._admission._wake()
 
     @property
     def likely_bytes(self) -> int:
         """Of the message that it will bring; 0 where it has brought it."""
-        return 0 if self.held_bytes else self.last_bytes or _FIRST_BYTES
+        return 0 if self.is_held else self.last_bytes or _FIRST_BYTES
 
     def expect(self) -> None:
         """A read begins: until its message is held, or nothing has come for a while, one is expected, so that not all
         idle streams are read at once when there is little room."""
         n_bytes = self.likely_bytes
-        self._expect(n_bytes)
         late_s = _EXPECTED_S + n_bytes / _BYTES_PER_S
-        self._expected_until = asyncio.get_running_loop().call_later(late_s, self.expect_no_more)
+        self._next.set(n_bytes, asyncio.get_running_loop().call_later(late_s, self.expect_no_more))
 
     def expect_no_more(self) -> None:
         """None will come."""
-        self._expect(0)
+        self._next.set(0)
         self._admission._wake()
-
-    def _expect(self, n_bytes: int) -> None:
-        if self._expected_until is not None:
-            self._expected_until.cancel()
-        self._admission._expected.add(self.caller, n_bytes - self._expected_bytes)
-        self._expected_bytes = n_bytes
 
     def hold(self, n_items: int, n_bytes: int) -> bool:
         """Count the bytes of a message that was read; False where there is no room for them, and it is refused."""
         admission = self._admission
-        self._expect(0)
+        self._next.set(0)
         self.last_bytes = self.asked_bytes = n_bytes
-        if fits := admission._has_bytes(self.caller, n_bytes):
-            self.held_bytes = n_bytes
+        self.is_held, self.is_overdue = admission._has_bytes(self.caller, n_bytes), False
+        if self.is_held:
             admission._change(self, 0, n_bytes)
         else:
             admission.counts.refused_items += n_items
         admission._wake()  # more may have been expected
-        return fits
+        return self.is_held
 
     def refuse(self, n_items: int) -> None:
         """Count the items of the message that was read as not begun; its bytes go with its answer."""
-        self.held_bytes = 0
+        self.is_held = False
         self._admission.counts.refused_items += n_items
 
     def accept(self, n_items: int) -> Crops:
         """Count the items of the message that is held; room for the crops of its answer."""
-        self.held_bytes = 0
+        self.is_held = False
         self._admission.counts.accepted_items += n_items
         self._admission._change(self, n_items, 0)
         crops = Crops(self._admission.crop_room, self.caller, self._undone)

@@ -1,5 +1,6 @@
 """What may be in flight at the door, and what is."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,10 +52,32 @@ class Expected:
     def __init__(self) -> None:
         self.of_caller, self.of_all = Counter[str](), 0
 
+    def of_stream(self, caller: str) -> "Expectation":
+        """What a new stream of the caller's is expected to bring: nothing yet."""
+        return Expectation(self, caller)
+
     def add(self, caller: str, n_bytes: int) -> None:
         """Count so many bytes more of the caller's; fewer where they are negative."""
         self.of_all += n_bytes
         add(self.of_caller, caller, n_bytes)
+
+
+class Expectation:
+    """The message that one stream of the caller's is expected to bring: its bytes."""
+
+    def __init__(self, expected: Expected, caller: str) -> None:
+        self.n_bytes = 0
+        self._expected = expected
+        self._caller = caller
+        self._until: asyncio.TimerHandle | None = None
+
+    def set(self, n_bytes: int, until: asyncio.TimerHandle | None = None) -> None:
+        """So many from now on, 0 for none; until the timer comes, if any."""
+        if self._until is not None:
+            self._until.cancel()
+        self._until = until
+        self._expected.add(self._caller, n_bytes - self.n_bytes)
+        self.n_bytes = n_bytes
 
 
 class Tries:

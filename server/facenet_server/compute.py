@@ -122,12 +122,17 @@ class Compute:
         steps = Steps(self.threads, self.n_threads, self._n_jobs)
         ended = loop.create_future()
 
+        todo = [function]  # a job that is cancelled before its thread takes it keeps nothing of its caller's
+
         def run() -> T:
             steps.begun_ns = time.monotonic_ns()
-            return function(steps)
+            return todo.pop()(steps)
 
         def end() -> None:
-            self._stats.stage(stage).end()  # truly: a caller who leaves does not end a job that hangs
+            if steps.begun_ns:
+                self._stats.stage(stage).end()  # truly: a caller who leaves does not end a job that hangs
+            else:
+                self._stats.stage(stage).give_up()
             for number, (name, rows, compute_ns) in enumerate(steps.taken):
                 queue_ns = 0 if number else steps.begun_ns - since_ns
                 self._stats.stage(name).add(rows=rows, queue_ns=queue_ns, compute_ns=compute_ns)
@@ -144,7 +149,8 @@ class Compute:
             return job.result()
         except asyncio.CancelledError:
             steps.is_wanted = False
-            job.cancel()  # where it has not begun
+            if job.cancel():  # where it has not begun
+                todo.clear()
             raise
         finally:
             del job  # or its error would hold itself, by this frame

@@ -33,9 +33,13 @@ class Stage:
         self.under_way += 1
 
     def end(self) -> None:
-        """A run has ended, in whatever way, or will never begin."""
+        """A run has ended, in whatever way."""
         self.under_way -= 1
         self.ended += 1
+
+    def give_up(self) -> None:
+        """A run will never begin, which is no progress."""
+        self.under_way -= 1
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
