@@ -21,22 +21,33 @@ def held(stack: ExitStack, admission: Admission, caller: str, n_items: int) -> V
     return visit
 
 
-async def test_a_message_of_many_items_that_smaller_ones_pass_is_let_in_after_a_while(patience_s: float) -> None:
+@pytest.mark.parametrize(
+    "n_items",
+    [
+        pytest.param(16, id="that never has room"),
+        pytest.param(12, id="that has room again and again, which others take before it"),
+    ],
+)
+async def test_a_message_of_many_items_that_smaller_ones_pass_is_let_in_after_a_while(
+    patience_s: float, n_items: int
+) -> None:
     admission = door(items=32)
     with ExitStack() as stack:
         small = {name: stack.enter_context(admission.enter(name)) for name in "abcd"}
         for name in "abc":
             accept(small[name], 6)
-        large = held(stack, admission, "large", 16)
-        task = await waiting(large, 16)
-        while not task.done():  # there is always room for a small one, never for the large one
+        accept(small["d"], 6)
+        large = held(stack, admission, "large", n_items)
+        task = await waiting(large, n_items)
+        small["d"].answered(6, 1)
+        while not task.done():  # there is always room for a small one
             accept(small["d"], 6)
             await asyncio.sleep(patience_s / 10)
             assert admission.counts.items_in_flight == 24
             small["d"].answered(6, 1)
-        large.accept(16)
-        assert admission.counts.items_in_flight == 34
-        assert not small["d"].has_room()
+        large.accept(n_items)
+        assert admission.counts.items_in_flight == 18 + n_items
+        assert not small["d"].has_room(6)
 
 
 async def test_only_one_message_at_a_time_exceeds_the_items_of_all(patience_s: float) -> None:
@@ -49,9 +60,27 @@ async def test_only_one_message_at_a_time_exceeds_the_items_of_all(patience_s: f
         tasks = [asyncio.create_task(_let_in(visit, 16)) for visit in (first, second)]
         await asyncio.wait(tasks, timeout=5 * patience_s)
         assert [task.done() for task in tasks] == [True, False]
-        small["a"].answered(6, 1)
+        for name in "ab":
+            small[name].answered(6, 1)
         await asyncio.wait_for(tasks[1], 1)
-        assert admission.counts.items_in_flight == 12 + 2 * 16
+        assert admission.counts.items_in_flight == 6 + 2 * 16
+
+
+async def test_a_newcomer_finds_room_though_messages_wait_that_are_overdue(patience_s: float) -> None:
+    admission = door(items=32)
+    with ExitStack() as stack:
+        busy = [stack.enter_context(admission.enter(name)) for name in "abc"]
+        for visit in busy:
+            accept(visit, 6)
+        large = [held(stack, admission, name, 16) for name in "abc"]
+        tasks = [asyncio.create_task(_let_in(visit, 16)) for visit in large]
+        await asyncio.wait(tasks, timeout=5 * patience_s)
+        assert [task.done() for task in tasks] == [True, False, False]
+        busy[0].answered(6, 1)
+        await asyncio.wait(tasks[1:], timeout=patience_s)
+        assert admission.enter("newcomer").has_room()
+        for task in tasks:
+            task.cancel()
 
 
 async def test_a_message_whose_stream_has_others_here_is_let_in_only_where_there_is_room(patience_s: float) -> None:

@@ -66,15 +66,16 @@ class Admission:
 
     def _has_items(self, visit: "Visit", n_items: int) -> bool:
         """Whether so many items more are within every limit; those that alone exceed one are where they are alone."""
+        if visit.is_overdue and not visit.items:
+            return self._has_items_for(visit.caller, min(n_items, 1), share(self._capacity.items, len(self._of_caller)))
         fits = not visit.items or visit.items + n_items <= self._capacity.items_per_stream
-        enough = min(n_items, 1) if visit.is_overdue and not visit.items else n_items
-        return fits and self._has_items_for(visit.caller, enough)
+        return fits and self._has_items_for(visit.caller, n_items)
 
-    def _has_items_for(self, caller: str, n_items: int) -> bool:
-        """The same for any stream of the caller's."""
+    def _has_items_for(self, caller: str, n_items: int, newcomers: int = 0) -> bool:
+        """The same for any stream of the caller's, beside so many of a newcomer's."""
         capacity, used, mine = self._capacity, self.counts.items_in_flight, self._of_caller.get(caller, Share()).items
         most = min(capacity.items_per_caller, share(capacity.items, len(self._of_caller)))
-        return (not used or used + n_items <= capacity.items) and (not mine or mine + n_items <= most)
+        return (not used or used + n_items + newcomers <= capacity.items) and (not mine or mine + n_items <= most)
 
     def _has_bytes(self, caller: str, n_bytes: int, of_all: int = 0, of_caller: int = 0) -> bool:
         """Whether there is room for so many bytes more, beside those expected of all and of the caller."""
@@ -97,8 +98,7 @@ class Admission:
         self.counts.bytes_in_flight += n_bytes
         self._pace.note(self.counts.items_in_flight, gone)
         caller = self._of_caller[visit.caller]
-        caller.items += n_items
-        caller.n_bytes += n_bytes
+        caller.items, caller.n_bytes = caller.items + n_items, caller.n_bytes + n_bytes
         if not caller.n_bytes:  # callers count as such while they have something here
             del self._of_caller[visit.caller]
 
@@ -146,10 +146,10 @@ class Admission:
         queue = self._waiting.get(turn.visit.caller, deque())
         if turn in queue:
             queue.remove(turn)
-            if queue:
-                self._wake_one(turn.visit.caller)  # it may have been in their way
-            else:
+            if not queue:
                 del self._waiting[turn.visit.caller]
+            elif turn.visit.is_held and not turn.visit.items:
+                self._wake()  # it was in their way
 
 
 class Visit:
@@ -162,6 +162,7 @@ class Visit:
         self.n_bytes = 0  # of the messages that hold them, and of the one that is held
         self.is_held = False  # a message that was read and is not accepted yet
         self.is_overdue = False  # it has waited for long
+        self._overdue_s = math.inf  # when it will have
         self.last_bytes = 0  # of the last message that was read; the next is taken to have as many
         self.asked_bytes = 1  # that must be free for it to be read: as many as its last message had, 1 after a while
         self._next = admission._expected.of_stream(caller)
@@ -216,7 +217,8 @@ class Visit:
             self._next.set(0)
             turn = _Turn(self, n_items, loop.create_future())
             self._admission._waiting.setdefault(self.caller, deque()).append(turn)
-            overdue = loop.call_later(_PATIENCE_S, self._be_overdue) if self.is_held else None
+            self._overdue_s = min(self._overdue_s, loop.time() + _PATIENCE_S)
+            overdue = loop.call_at(self._overdue_s, self._be_overdue) if self.is_held else None
             try:
                 while self.asked_bytes > 1 and not self.is_held:
                     if (await asyncio.wait({turn.comes}, timeout=_PATIENCE_S))[0]:
@@ -242,8 +244,7 @@ class Visit:
         return 0 if self.is_held else self.last_bytes or _FIRST_BYTES
 
     def expect(self) -> None:
-        """A read begins: until its message is held, or nothing has come for a while, one is expected, so that not all
-        idle streams are read at once when there is little room."""
+        """A read begins: its message is expected until it is held or late, lest idle streams be read all at once."""
         n_bytes = self.likely_bytes
         late_s = _EXPECTED_S + n_bytes / _BYTES_PER_S
         self._next.set(n_bytes, asyncio.get_running_loop().call_later(late_s, self.expect_no_more))
@@ -258,7 +259,8 @@ class Visit:
         admission = self._admission
         self._next.set(0)
         self.last_bytes = self.asked_bytes = n_bytes
-        self.is_held, self.is_overdue = admission._has_bytes(self.caller, n_bytes), False
+        self.is_held = admission._has_bytes(self.caller, n_bytes)
+        self.is_overdue, self._overdue_s = False, math.inf
         if self.is_held:
             admission._change(self, 0, n_bytes)
         else:
@@ -282,13 +284,12 @@ class Visit:
 
     def answered(self, n_items: int, n_bytes: int, crops: Crops | None = None) -> None:
         """A message's answer is written."""
-        admission = self._admission
         if crops is not None:
             crops.gone()
             self._crops.remove(crops)
-        admission.counts.answered_items += n_items
-        admission._change(self, -n_items, -n_bytes, gone=n_items)
-        admission._wake()
+        self._admission.counts.answered_items += n_items
+        self._admission._change(self, -n_items, -n_bytes, gone=n_items)
+        self._admission._wake()
 
 
 class _Turn(NamedTuple):
