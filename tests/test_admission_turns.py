@@ -83,6 +83,20 @@ async def test_a_newcomer_finds_room_though_messages_wait_that_are_overdue(patie
             task.cancel()
 
 
+async def test_a_message_that_is_overdue_needs_no_more_room_than_one_that_is_not(patience_s: float) -> None:
+    admission = door(items=8)
+    with ExitStack() as stack:
+        busy = stack.enter_context(admission.enter("a"))
+        accept(busy, 7)
+        visit = held(stack, admission, "b", 1)
+        accept(busy, 1)
+        task = await waiting(visit)
+        await asyncio.sleep(2 * patience_s)
+        assert not task.done()
+        busy.answered(1, 1)  # there is room for one, and for no newcomer's share of two beside it
+        await asyncio.wait_for(task, 1)
+
+
 async def test_a_message_whose_stream_has_others_here_is_let_in_only_where_there_is_room(patience_s: float) -> None:
     admission = door(items=8, items_per_caller=8)
     with ExitStack() as stack:

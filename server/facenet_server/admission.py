@@ -66,10 +66,10 @@ class Admission:
 
     def _has_items(self, visit: "Visit", n_items: int) -> bool:
         """Whether so many items more are within every limit; those that alone exceed one are where they are alone."""
-        if visit.is_overdue and not visit.items:
-            return self._has_items_for(visit.caller, min(n_items, 1), share(self._capacity.items, len(self._of_caller)))
+        newcomers = share(self._capacity.items, len(self._of_caller))
+        one_does = visit.is_overdue and not visit.items and self._has_items_for(visit.caller, 1, newcomers)
         fits = not visit.items or visit.items + n_items <= self._capacity.items_per_stream
-        return fits and self._has_items_for(visit.caller, n_items)
+        return one_does or (fits and self._has_items_for(visit.caller, n_items))
 
     def _has_items_for(self, caller: str, n_items: int, newcomers: int = 0) -> bool:
         """The same for any stream of the caller's, beside so many of a newcomer's."""
