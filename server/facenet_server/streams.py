@@ -89,7 +89,7 @@ class Stream:
                 if failures.subgroup(_Stalled) is None:
                     raise
                 visit.stall(self._leaving)
-                self._accepted = asyncio.Queue()  # the answers behind it are given up
+                del self._accepted  # the answers behind the one that lies are given up
             assert self._unfinished is not None
             try:
                 await asyncio.wait({self._unfinished})  # its end can be told once the answer that lies is taken
