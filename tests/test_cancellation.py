@@ -87,9 +87,9 @@ async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
     """Answers are held back before they are written, until ``writes`` is set."""
     net, writes, write = StepNet(), asyncio.Event(), Stream._write
 
-    async def later(self: Stream, answer: Any) -> None:
+    async def later(self: Stream, answer: Any, stall: Callable[[], None]) -> bool:
         await writes.wait()
-        await write(self, answer)
+        return await write(self, answer, stall)
 
     monkeypatch.setattr(Stream, "_write", later)
     async with fake_service({"steps": net}, max_batch_rows=8, max_items_per_stream=1) as (target, service):

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from facenet_client import AnswerTimeout
 from facenet_client._call import Call, Link
+from facenet_client.errors import ServerUnavailable
 from scripted import Scripted
 
 EMBED = "/facenet.v1.FaceService/Embed"
@@ -41,15 +42,44 @@ class Slow:
             self.has_ended.set()
 
 
-async def test_a_message_whose_reader_left_is_the_next_readers() -> None:
+async def test_a_message_whose_asker_left_is_the_next_readers() -> None:
+    script = Slow()
+    async with called(script) as call:
+        asking = asyncio.create_task(call.is_there(5))
+        await asyncio.sleep(0.05)
+        asking.cancel()
+        await asyncio.wait({asking})
+        script.let.set()
+        assert [await call.read(5), await call.read(5)] == [b"\x08\x01", b"\x08\x02"]
+
+
+async def test_whoever_leaves_a_read_ends_its_call() -> None:
+    """It would be the reader of a message that nobody gets."""
     script = Slow()
     async with called(script) as call:
         reading = asyncio.create_task(call.read(5))
         await asyncio.sleep(0.05)
         reading.cancel()
         await asyncio.wait({reading})
-        script.let.set()
-        assert [await call.read(5), await call.read(5)] == [b"\x08\x01", b"\x08\x02"]
+        assert reading.cancelled()
+        await asyncio.wait_for(script.has_ended.wait(), 5)
+        with pytest.raises(ServerUnavailable, match="CANCELLED"):
+            await call.read(5)
+
+
+async def test_what_is_under_way_when_its_call_is_ended_says_so() -> None:
+    async with called(Slow()) as call:
+        reading = asyncio.create_task(call.read(5))
+        await asyncio.sleep(0.05)
+        call.cancel()
+        with pytest.raises(ServerUnavailable, match="CANCELLED"):
+            await reading
+
+
+async def test_what_had_no_time_at_all_was_too_late() -> None:
+    async with called(Slow()) as call:
+        with pytest.raises(AnswerTimeout):
+            await call.read(0)
 
 
 async def test_a_message_that_was_waited_for_in_vain_is_read_later() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,15 +19,15 @@ T = TypeVar("T")
 class Call:
     """A stream of messages to one server, bytes in both directions. What fails raises a CallError.
 
-    One task may write and one may read. Each write and each read is a task of its own, since grpc.aio loses a message
-    whose read is cancelled: only the end of the call cancels them. What is not in time ends the call.
+    One task may write and one may read. What is not in time ends the call, and so does whoever is cancelled meanwhile,
+    since grpc.aio loses a message whose read is cancelled: ask ``is_there`` before a read that may be given up.
     """
 
     def __init__(self, address: str, call: Any) -> None:
         self._address = address
         self._call = call
-        self._under_way: set[asyncio.Task[Any]] = set()
-        self._reading: asyncio.Task[Any] | None = None  # for the next message
+        self._reading: asyncio.Future[Any] | None = None  # for the next message, where somebody asked for it
+        self._late_s: float | None = None  # what was not in time had so long
         # The first that it had: where a write fails because of it, grpc.aio puts one of its own in its place.
         self._status: tuple[Any, ...] | None = None
         call.add_done_callback(self._ended)
@@ -38,23 +38,24 @@ class Call:
 
     async def write(self, data: bytes, timeout_s: float | None = None) -> None:
         """Send a message, once there is room for it on the way."""
-        await self._in_time(self._begun(self._call.write(data)), timeout_s)
+        await self._in_time(self._call.write(data), timeout_s)
 
     async def done_writing(self) -> None:
         """Tell the server that no message follows."""
-        await self._in_time(self._begun(self._call.done_writing()), None)
+        await self._in_time(self._call.done_writing(), None)
 
     async def read(self, timeout_s: float | None) -> bytes:
         """The next message; there must be one."""
         data = await self._in_time(self._next(), timeout_s)
-        self._reading = None
         if data is grpc.aio.EOF:
             raise await self._end()
         return bytes(data)
 
     async def is_there(self, timeout_s: float) -> bool:
         """Whether the next message, or the end of the call, comes in time: ``read`` gives it, now or later."""
-        done, _ = await asyncio.wait({self._next()}, timeout=timeout_s)
+        self._reading = asyncio.ensure_future(self._next())
+        self._reading.add_done_callback(_look)
+        done, _ = await asyncio.wait({self._reading}, timeout=timeout_s)
         return bool(done)
 
     async def ended(self, timeout_s: float) -> None:
@@ -63,52 +64,63 @@ class Call:
             await self._in_time(self._next(), timeout_s)
 
     def cancel(self) -> None:
-        """End the call, if it has not ended."""
+        """End the call, if it has not ended, and with it what is under way."""
         self._call.cancel()
-        for operation in self._under_way:
-            operation.cancel()
 
     async def close(self) -> None:
-        """End the call, and all that is under way of it."""
+        """End the call, and all that ``is_there`` left under way of it."""
         self.cancel()
-        if self._under_way:
-            await asyncio.wait(self._under_way)
+        if self._reading is not None:
+            await asyncio.wait({self._reading})
 
-    def _next(self) -> asyncio.Task[Any]:
-        if self._reading is None:
-            self._reading = self._begun(self._call.read())
-        return self._reading
+    def _next(self) -> Awaitable[Any]:
+        reading, self._reading = self._reading, None
+        return reading or self._call.read()
 
-    def _begun(self, operation: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(operation)
-        self._under_way.add(task)
-        task.add_done_callback(self._over)
-        return task
+    def _is_late(self, timeout_s: float) -> None:
+        self._late_s = timeout_s
+        self.cancel()
 
-    def _over(self, operation: asyncio.Task[Any]) -> None:
-        self._under_way.discard(operation)
-        if not operation.cancelled():
-            operation.exception()  # looked at: whoever waited for it may have left
-
-    async def _in_time(self, operation: asyncio.Task[T], timeout_s: float | None) -> T:
-        done, _ = await asyncio.wait({operation}, timeout=timeout_s)
-        if not done:
-            self.cancel()
-            raise AnswerTimeout(f"{self._address}: no answer within {timeout_s:.2g} s")
-        if operation.cancelled():  # so grpc.aio says, too, that the server cancelled the call
-            raise await self._end()
-        if isinstance(operation.exception(), grpc.aio.AioRpcError | asyncio.InvalidStateError):
-            raise await self._end()
-        return operation.result()
+    async def _in_time(self, operation: Awaitable[T], timeout_s: float | None) -> T:
+        """What an operation gives, which is awaited as it is: with a task for each of them, and a wait beside it, a
+        message would cost a third more here."""
+        late = None
+        if timeout_s is not None:
+            late = asyncio.get_running_loop().call_later(timeout_s, self._is_late, timeout_s)
+        try:
+            return await operation
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            raise await self._end() from None
+        except asyncio.CancelledError:  # so grpc.aio says, too, that the call was cancelled, by whomever
+            if _is_leaving():
+                raise
+            raise await self._end() from None
+        finally:
+            if late is not None:
+                late.cancel()
 
     async def _end(self) -> CallError:
         """The error of a call that ended though an answer was due."""
         await self._call.code()
+        if self._late_s is not None:
+            return AnswerTimeout(f"{self._address}: no answer within {self._late_s:.2g} s")
         assert self._status is not None
         code, details, trailers = self._status
         if code is grpc.StatusCode.OK:
             return ServerFault(f"{self._address}: the server ended the stream with messages unanswered")
         return _answers.call_error(self._address, code, details, trailers or ())
+
+
+def _look(reading: asyncio.Future[Any]) -> None:
+    """At its error: whoever waited for it may have left."""
+    if not reading.cancelled():
+        reading.exception()
+
+
+def _is_leaving() -> bool:
+    """Whether it is the task that runs that was cancelled, and not what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _at_once(ready: Coroutine[Any, Any, T]) -> T:
@@ -134,12 +146,11 @@ class Link(NamedTuple):
     async def ask(self, path: str, request: bytes, timeout_s: float | None) -> bytes:
         """The one answer to a request. Raises CallError."""
         method: Any = self.channel.unary_unary(path)
-        task = asyncio.current_task()
         try:
             return bytes(await method(request, timeout=timeout_s))
         except grpc.aio.AioRpcError as error:
             raise _answers.call_error(self.address, error.code(), error.details(), error.trailing_metadata()) from None
         except asyncio.CancelledError:  # so grpc.aio says, too, that the channel was closed
-            if task is not None and task.cancelling():
+            if _is_leaving():
                 raise
             raise CallError("the client was closed") from None

@@ -7,7 +7,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -74,6 +73,7 @@ class Batcher:
         self._runs_s: deque[float] = deque(maxlen=_RUNS)
         self._usual_rows = 0.0  # that wait or run at a time: the most of lately
         self._arrived = asyncio.Event()
+        self._arrived_s = 0.0  # when some last did, on the loop's clock
         self._n_workers = self._idle = workers
         self._owns_threads = threads is None
         self._executor: Executor = threads or ThreadPoolExecutor(workers, thread_name_prefix="network")
@@ -113,6 +113,7 @@ class Batcher:
         parts = [_Part(tuple(rows[some] for rows in inputs), loop.create_future(), now, end) for some in slices]
         self._parts.update((part.outputs, part) for part in parts)
         self._queued_rows += count
+        self._arrived_s = loop.time()
         self._arrived.set()
         try:
             done = [await parts[0].outputs] if len(parts) == 1 else await asyncio.gather(*(p.outputs for p in parts))
@@ -194,13 +195,20 @@ class Batcher:
 
     async def _fill(self) -> None:
         """Wait for a share, while rows keep coming; no longer than a run takes."""
-        wait_s = min([self._max_wait_s, *self._runs_s])
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
-                while self._parts and self._queued_rows < self._share():
-                    self._arrived.clear()
-                    async with asyncio.timeout(wait_s / 2):
-                        await self._arrived.wait()
+        loop, wait_s = asyncio.get_running_loop(), min([self._max_wait_s, *self._runs_s])
+        since_s = loop.time()
+        while self._parts and self._queued_rows < self._share():
+            until_s = min(since_s + wait_s, max(since_s, self._arrived_s) + wait_s / 2)
+            if loop.time() >= until_s:
+                return
+            self._arrived.clear()
+            enough = loop.call_at(
+                until_s, self._arrived.set
+            )  # a timeout's exception would cost as much as a batch's end
+            try:
+                await self._arrived.wait()
+            finally:
+                enough.cancel()
 
     def _fail(self, parts: list[_Part], error: Exception) -> None:
         for part in parts:

@@ -48,6 +48,6 @@ class Company:
         self._open_if_all_are_here()
 
     def _open_if_all_are_here(self) -> None:
-        if self._here >= self._on_the_way:
+        if self._here and self._here >= self._on_the_way:
             self._gate.set()
             self._gate, self._here = asyncio.Event(), 0

@@ -1,9 +1,8 @@
 """How a message's items are answered: in groups whose images go side by side, each group in seats for its work."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -40,7 +39,8 @@ class Groups:
 
     def __init__(self, pipeline: Pipeline, limits: pb.Limits) -> None:
         self._pipeline = pipeline
-        self._limits = limits
+        self._images_per_group = limits.images_per_group
+        self._most_pixels = limits.max_pixels_in_flight // 2  # of a group, so that another one can be at work
         self._seats = Seats(limits.max_images_in_flight)
         self._pixels = Seats(limits.max_pixels_in_flight)
         self._others = {  # of crops a batch that runs, and the next: callers take turns
@@ -52,11 +52,12 @@ class Groups:
         """The answers to a message's items, in their order; one that fails has its error."""
         if not items:
             return []
-        pixels = await self._pixels_of([batch.images(item) for item in items])
-        limits = self._limits
-        groups = companies(pixels, limits.images_per_group, limits.max_pixels_in_flight // 2)
-        answers = [self._group(items[some], sum(pixels[some]), batch, place) for some in groups]
-        return [result for results in await _gathered(answers) for result in results]
+        images = [batch.images(item) for item in items]
+        pixels = await self._pixels_of(images) if any(images) else [0] * len(items)
+        groups = companies(pixels, self._images_per_group, self._most_pixels)
+        answers = [self._group(items[some], images[some], sum(pixels[some]), batch, place) for some in groups]
+        results = await _gathered(answers)
+        return results[0] if len(results) == 1 else [result for some in results for result in some]
 
     async def _pixels_of(self, images: Sequence[Sequence[pb.Image]]) -> list[int]:
         """How many pixels the images of each item claim to have."""
@@ -65,9 +66,14 @@ class Groups:
         return [sum(islice(claimed, len(some))) for some in sources]
 
     async def _group(
-        self, items: Sequence[Item], pixels: int, batch: Batch[Item, Result], place: Place
+        self,
+        items: Sequence[Item],
+        images: Sequence[Sequence[pb.Image]],
+        pixels: int,
+        batch: Batch[Item, Result],
+        place: Place,
     ) -> list[Result]:
-        n_images = [len(batch.images(item)) for item in items]
+        n_images = [len(some) for some in images]
         company = Company(sum(n_images), place.deadline)
         seats_each = [n or batch.is_work(item) for n, item in zip(n_images, items, strict=True)]
         seated = self._seated(seats_each, pixels, place, has_crops=batch.has_crops)
@@ -75,27 +81,31 @@ class Groups:
             async with asyncio.timeout_at(place.deadline) as wait, seated:
                 wait.reschedule(None)
                 works = [place.works.get(WORK if n else place.else_kind) for n in seats_each]
-                for work, n_items in Counter(filter(None, works)).items():
-                    work.seated(n_items)
+                for work in place.works.values():
+                    work.seated(works.count(work))
                 dones = [work.done if work else _nothing for work in works]
-                return await _gathered([_answer(*each, batch, company) for each in zip(items, dones, strict=True)])
+                each = zip(items, n_images, dones, strict=True)
+                return await _gathered([_answer(*one, batch, company) for one in each])
         except TimeoutError:
             return [batch.failed(messages.item_error(TimedOut())) for _ in items]
         except Overloaded as error:
             return [batch.failed(messages.item_error(error)) for _ in items]
 
+    def _seated(
+        self, seats_each: Sequence[int], pixels: int, place: Place, *, has_crops: bool
+    ) -> AbstractAsyncContextManager[None]:
+        """Room for a group, where it is work and where it is not."""
+        if any(seats_each):
+            return self._at_work(seats_each, pixels, place, has_crops=has_crops)
+        return self._others[place.else_kind].taken(len(seats_each), place.caller)
+
     @asynccontextmanager
-    async def _seated(
+    async def _at_work(
         self, seats_each: Sequence[int], pixels: int, place: Place, *, has_crops: bool
     ) -> AsyncIterator[None]:
-        """Room for a group: where it is work, its stream's share of the seats, then memory for its pixels, then the
-        server's seats, which so are held by what runs alone, all of it while there is room for the crops that were
-        asked for; else its other seats."""
+        """Its stream's share of the seats, then memory for its pixels, then the server's seats, which so are held by
+        what runs alone, all of it while there is room for the crops that were asked for."""
         n_seats = sum(seats_each)
-        if not n_seats:
-            async with self._others[place.else_kind].taken(len(seats_each), place.caller):
-                yield
-            return
         while True:
             if has_crops:  # without a seat, in nobody's way
                 with place.works[WORK].aside(sum(n > 0 for n in seats_each)) if WORK in place.works else nullcontext():
@@ -120,7 +130,9 @@ async def _gathered(answers: Sequence[Coroutine[Any, Any, Result]]) -> list[Resu
     return [await answers[0]] if len(answers) == 1 else list(await asyncio.gather(*answers))
 
 
-async def _answer(item: Item, done: Callable[[], object], batch: Batch[Item, Result], company: Company) -> Result:
+async def _answer(
+    item: Item, n_images: int, done: Callable[[], object], batch: Batch[Item, Result], company: Company
+) -> Result:
     try:
         async with asyncio.timeout_at(company.deadline):
             return await batch.one(item, company)
@@ -132,7 +144,7 @@ async def _answer(item: Item, done: Callable[[], object], batch: Batch[Item, Res
         return batch.failed(messages.internal_error(log_incident("an item failed")))
     finally:
         done()
-        company.leave(len(batch.images(item)))
+        company.leave(n_images)
 
 
 def _nothing() -> None:

@@ -59,7 +59,8 @@ def read_image(message: pb.Image) -> Encoded | Raw:
         case "encoded":
             return Encoded(message.encoded, message.ignore_exif_orientation)
         case "raw":
-            return Raw(message.raw.rgb, message.raw.height, message.raw.width)
+            raw = message.raw
+            return Raw(raw.rgb, raw.height, raw.width)
     raise InvalidInput("EMPTY", "the item holds no image")
 
 
@@ -95,7 +96,8 @@ def read_detect_options(message: pb.DetectOptions) -> DetectOptions:
 def read_embed_options(message: pb.EmbedOptions) -> EmbedOptions:
     """Raises InvalidInput for a value outside its range."""
     faces = _read_selection(message.faces, FaceSelection.ALL)
-    return EmbedOptions(read_detect_options(message.detect), faces, message.model)
+    detect = read_detect_options(message.detect) if message.HasField("detect") else _DEFAULTS
+    return EmbedOptions(detect, faces, message.model)
 
 
 def read_compare_options(message: pb.CompareOptions) -> CompareOptions:

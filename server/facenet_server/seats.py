@@ -2,8 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import NamedTuple
 
 _MOST_AWAY = 1024  # callers who had a turn and wait for none, while others do
@@ -30,10 +29,16 @@ class Seats:
         self._clock = 0  # virtual: the start of whoever was seated last
         self._starts: dict[str, int] = {}  # of each caller's next, on that clock
 
-    @asynccontextmanager
-    async def taken(self, count: int, caller: str = "") -> AsyncIterator[None]:
-        """Hold ``count`` seats; all of them where there are not as many."""
-        wanted, count = count, min(count, self._count)
+    def taken(self, count: int, caller: str = "") -> "_Taken":
+        """Hold ``count`` seats, to be entered as a context; all of them where there are not as many."""
+        return _Taken(self, count, caller)
+
+    async def _take(self, wanted: int, caller: str) -> int:
+        """How many were taken."""
+        count = min(wanted, self._count)
+        if not self._waiting and count <= self._free:  # nobody is behind anybody
+            self._free -= count
+            return count
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(caller, deque()).append(_Waiter(count, wanted, waiter))
         self._starts[caller] = max(self._starts.get(caller, 0), self._clock)
@@ -45,11 +50,11 @@ class Seats:
                 self._free += count
             self._admit()
             raise
-        try:
-            yield
-        finally:
-            self._free += count
-            self._admit()
+        return count
+
+    def _leave(self, count: int) -> None:
+        self._free += count
+        self._admit()
 
     def _admit(self) -> None:
         while self._waiting:
@@ -73,3 +78,22 @@ class Seats:
             self._starts.clear()
         elif len(self._starts) > len(self._waiting) + _MOST_AWAY:
             self._starts = {caller: self._starts[caller] for caller in self._waiting}
+
+
+class _Taken:
+    """Seats while they are held."""
+
+    __slots__ = ("_caller", "_count", "_seats")
+
+    def __init__(self, seats: Seats, count: int, caller: str) -> None:
+        self._seats = seats
+        self._count = count
+        self._caller = caller
+
+    async def __aenter__(self) -> None:
+        self._count = await self._seats._take(self._count, self._caller)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._seats._leave(self._count)

@@ -3,7 +3,8 @@
 A stream has one reader task and one writer, the handler itself. The reader takes a message only with a credit for it,
 and while the server has room; the credit returns when its answer is written. A caller that sends faster than it is
 served, or does not read, is held back by its own connection. A read is never cancelled while its stream lives, since
-grpc.aio would lose the message.
+grpc.aio would lose the message. Both await gRPC directly: a task for each read and write, and a wait beside it, would
+cost as much as a fifth of all else that a message does here.
 """
 
 from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
@@ -49,10 +50,6 @@ class _Pending(NamedTuple):
     free_at_s: float | None = None  # on the loop's clock: when to come back, where its refusal knows
 
 
-class _Stalled(Exception):
-    """The caller takes no answers."""
-
-
 _DRAINING = End(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
 _STALLED = End(grpc.StatusCode.CANCELLED, "the answers were not taken in time")
 _Accepted = asyncio.Queue[_Pending | End | None]  # None: the caller has no more
@@ -70,8 +67,8 @@ class Stream:
         self._seats = Seats(limits.max_images)
         self._credits = asyncio.Semaphore(limits.max_messages)
         self._accepted: _Accepted = asyncio.Queue()  # bounded by the credits
-        self._unfinished: asyncio.Future[None] | None = None
         self._leaving: Crops | None = None  # of the answer that is being written
+        self._is_stalled = False  # the caller takes no answers
 
     async def serve(self, admission: Admission, caller: str) -> End | None:
         """Write the caller's answers, in request order, until it ends. Raises Refused where there is no room for
@@ -85,84 +82,93 @@ class Stream:
         with visit:
             try:
                 return await self._answer(visit, admission)
-            except ExceptionGroup as failures:
-                if failures.subgroup(_Stalled) is None:
-                    raise
-                visit.stall(self._leaving)
-                del self._accepted  # the answers behind the one that lies are given up
-            assert self._unfinished is not None
-            try:
-                await asyncio.wait({self._unfinished})  # its end can be told once the answer that lies is taken
             finally:
-                if self._leaving is not None:
+                if self._is_stalled and self._leaving is not None:
                     self._leaving.gone()
-            return _STALLED
 
     async def _answer(self, visit: Visit, admission: Admission) -> End | None:
         async with asyncio.TaskGroup() as tasks:
             reader = tasks.create_task(self._read(visit, admission, tasks))
+            stall = partial(self._stall, visit, reader)
             while isinstance(pending := await self._accepted.get(), _Pending):
-                answer = pending.answer
+                answer, n_items, n_bytes, self._leaving, free_at_s = pending
+                del pending
                 message: Any = await answer if isinstance(answer, asyncio.Task) else answer()
+                del answer
                 if any(result.error.reason == OVERLOADED for result in message.results):
-                    message.retry_after_ms = round(1000 * _retry_after_s(pending.free_at_s, admission))
-                self._leaving = pending.crops
-                await self._write(message)
+                    message.retry_after_ms = round(1000 * _retry_after_s(free_at_s, admission))
+                if not await self._write(message, stall):
+                    return _STALLED
+                visit.answered(n_items, n_bytes, self._leaving)
                 self._leaving = None
-                visit.answered(pending.n_items, pending.n_bytes, pending.crops)
                 self._credits.release()
-                del answer, message, pending
+                del message
             if pending is _DRAINING:
-                await self._write(self._method.response(draining=True))
+                if not await self._write(self._method.response(draining=True), stall):
+                    return _STALLED
                 # A caller that still writes when its call ends may lose answers that it has not read.
                 await asyncio.wait({reader}, timeout=_LINGER_S)
                 reader.cancel()
         return pending
 
-    async def _write(self, message: Message) -> None:
-        """Write. Raises _Stalled where the caller takes nothing for too long."""
-        writing = asyncio.ensure_future(self._context.write(message))
+    async def _write(self, message: Message, stall: Callable[[], None]) -> bool:
+        """Write, however long it takes; where the caller takes nothing for too long, the stream is stalled meanwhile.
+        Whether it is not."""
+        late = asyncio.get_running_loop().call_later(self._limits.max_write_stall_s, stall)
         try:
-            done, _ = await asyncio.wait({writing}, timeout=self._limits.max_write_stall_s)
-        except asyncio.CancelledError:
-            writing.cancel()
+            await self._context.write(message)
+        except grpc.aio.BaseError:  # the caller has gone: gRPC is about to cancel this
+            await asyncio.sleep(_LINGER_S)
             raise
-        if not done:
-            writing.add_done_callback(_retrieve)
-            self._unfinished = writing
-            raise _Stalled
-        writing.result()
+        finally:
+            late.cancel()
+        return not self._is_stalled
+
+    def _stall(self, visit: Visit, reader: asyncio.Task[None]) -> None:
+        """Read no more, and give up the answers behind the one that lies: the stream ends once that is taken, since its
+        end cannot be told before."""
+        self._is_stalled = True
+        reader.cancel()
+        while not self._accepted.empty():
+            pending = self._accepted.get_nowait()
+            if isinstance(pending, _Pending) and isinstance(pending.answer, asyncio.Task):
+                pending.answer.cancel()
+        visit.stall(self._leaving)
 
     async def _read(self, visit: Visit, admission: Admission, tasks: asyncio.TaskGroup) -> None:
-        """Accept messages, each for a credit and while there is room, until there are no more to accept."""
+        """Accept messages, each for a credit and while there is room, until there are no more to accept; what comes
+        while the server drains is discarded."""
         draining = asyncio.create_task(self._draining.wait())
+        draining.add_done_callback(self._drain)
         try:
-            while True:
-                await self._credits.acquire()
-                await _turn(visit, 1, draining)
-                read = None if draining.done() else start_read(self._context)
-                if read is not None:
-                    visit.expect()
-                    await asyncio.wait({read, draining}, return_when=asyncio.FIRST_COMPLETED)
-                if read is None or draining.done():
-                    break
-                data = read.result()
-                if data is grpc.aio.EOF:
-                    visit.expect_no_more()
-                    self._accepted.put_nowait(None)
-                    return
-                pending = await self._accept(data, visit, admission, tasks, draining)
-                if pending is None:
-                    break
-                self._accepted.put_nowait(pending)
-                read = None
-                del data, pending  # an idle stream keeps nothing of its last message
-            self._accepted.put_nowait(_DRAINING)
-            await _discard(read or start_read(self._context), self._context)
+            while (data := await self._next(visit, draining)) is not grpc.aio.EOF:
+                if not draining.done():
+                    pending = await self._accept(data, visit, admission, tasks, draining)
+                    if pending is not None:
+                        self._accepted.put_nowait(pending)
+                    del pending
+                del data  # an idle stream keeps nothing of its last message
+            if not draining.done():
+                visit.expect_no_more()
+                self._accepted.put_nowait(None)
         except ProtocolError as error:
             self._accepted.put_nowait(End(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
         finally:
             draining.cancel()
+
+    def _drain(self, draining: asyncio.Task[Any]) -> None:
+        """The server drains: nothing more is accepted."""
+        if not draining.cancelled():
+            self._accepted.put_nowait(_DRAINING)
+
+    async def _next(self, visit: Visit, draining: asyncio.Task[Any]) -> Any:
+        """The caller's next message, or its end: once there is a credit for it and room, or the server drains."""
+        if not draining.done():
+            await self._credits.acquire()
+            await _turn(visit, 1, draining)
+        if not draining.done():
+            visit.expect()
+        return await self._context.read()
 
     async def _accept(
         self,
@@ -265,13 +271,6 @@ def _retry_after_s(free_at_s: float | None, admission: Admission) -> float:
     return retry_s(free_at_s - asyncio.get_running_loop().time())
 
 
-def start_read(context: Context) -> asyncio.Future[Any]:
-    """A read to be waited for with asyncio.wait: a read that is cancelled loses its message."""
-    read = asyncio.ensure_future(context.read())
-    read.add_done_callback(_retrieve)
-    return read
-
-
 async def _turn(visit: Visit, n_items: int, draining: asyncio.Task[Any], deadline: float | None = None) -> None:
     """Wait until there is room, the server drains, or the time is up. Where there was room there still is when it
     returns: others may have come between the turn and its end."""
@@ -284,17 +283,3 @@ async def _turn(visit: Visit, n_items: int, draining: asyncio.Task[Any], deadlin
             await asyncio.wait({turn, draining}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             turn.cancel()
-
-
-async def _discard(read: asyncio.Future[Any], context: Context) -> None:
-    """Read on to the caller's end."""
-    await asyncio.wait({read})
-    while read.result() is not grpc.aio.EOF:
-        read = start_read(context)
-        await asyncio.wait({read})
-
-
-def _retrieve(done: asyncio.Future[Any]) -> None:
-    """Look at the error of a read or a write that nobody waits for once its stream has ended."""
-    if not done.cancelled():
-        done.exception()
