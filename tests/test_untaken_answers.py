@@ -38,6 +38,31 @@ async def test_a_caller_that_takes_no_answers_loses_its_stream_and_its_room() ->
             assert (counts.streams, counts.stalled_streams) == (0, 0)
 
 
+@pytest.mark.parametrize("max_write_stall_s", [30.0, 0.05], ids=["before the stall", "after it"])
+async def test_a_caller_that_goes_while_its_answers_lie_is_no_failure(
+    caplog: pytest.LogCaptureFixture, max_write_stall_s: float
+) -> None:
+    request = pb.DetectRequest(
+        images=[raw(square())] * 8, options=pb.DetectOptions(return_crops=True, crop_size_px=512)
+    )
+    async with fake_service(max_write_stall_s=max_write_stall_s) as (target, service):
+        counts, room = service.admission.counts, service.admission.crop_room
+        for _ in range(20):
+            options = [("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
+            async with grpc.aio.insecure_channel(target, options=options) as channel:
+                call: Any = FaceServiceStub(channel).Detect()  # type: ignore[no-untyped-call]  # generated
+                await call.write(request)
+                if max_write_stall_s < 1:
+                    await until(lambda: counts.stalled_streams == 1)
+                else:
+                    await until(lambda: room.n_bytes > 0)
+                    await asyncio.sleep(0.01)
+                call.cancel()
+            await until(lambda: counts.streams == 0)
+            assert (counts.items_in_flight, counts.bytes_in_flight, room.n_bytes) == (0, 0, 0)
+    assert caplog.text == ""
+
+
 async def test_callers_that_take_no_answers_never_shut_out_others_or_the_health_checks() -> None:
     options = pb.DetectOptions(return_crops=True, crop_size_px=512)
     lies = pb.DetectRequest(images=[raw(square())] * 8, options=options).SerializeToString()
