@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 Finding = tuple[int, str]  # the line, and what is there
 
 CALL = "facenet_client._call"
-READS = frozenset({"read", "anext", "__anext__"})
+READS = frozenset({"read", "start_read", "anext", "__anext__"})
 TASKS = frozenset({"create_task", "ensure_future", "shield", "wait"})  # what gives tasks of what it is given, or holds
 ADDS = frozenset({"add", "append", "appendleft", "put_nowait"})
 

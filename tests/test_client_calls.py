@@ -1,6 +1,7 @@
 """One call of the SDK: its reads and writes, and what becomes of those that nobody waits for any more."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,7 +10,7 @@ import grpc
 import pytest
 from facenet_client import AnswerTimeout
 from facenet_client._call import Call, Link
-from facenet_client.errors import ServerUnavailable
+from facenet_client.errors import ServerOverloaded, ServerUnavailable
 from scripted import Scripted
 
 EMBED = "/facenet.v1.FaceService/Embed"
@@ -110,3 +111,53 @@ async def test_a_write_that_is_not_in_time_ends_its_call() -> None:
         with pytest.raises(AnswerTimeout, match=r"0\.2 s"):
             await fill(call)
         await asyncio.wait_for(script.has_ended.wait(), 5)
+
+
+async def test_a_write_that_waits_for_its_connection_is_not_in_time_either() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        target = f"127.0.0.1:{listener.getsockname()[1]}"
+        async with grpc.aio.insecure_channel(target) as channel:
+            call = Link(target, channel).call(EMBED)
+            with pytest.raises(AnswerTimeout, match=r"0\.2 s"):
+                await asyncio.wait_for(call.write(b"", 0.2), 5)
+
+
+async def test_a_write_that_waits_for_its_connection_ends_with_its_call() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        target = f"127.0.0.1:{listener.getsockname()[1]}"
+        async with grpc.aio.insecure_channel(target) as channel:
+            call = Link(target, channel).call(EMBED)
+            asyncio.get_running_loop().call_later(0.1, call.cancel)
+            with pytest.raises(ServerUnavailable, match="CANCELLED"):
+                await asyncio.wait_for(call.write(b""), 5)
+
+
+async def test_the_end_of_a_call_that_was_there_in_time_is_told_as_it_was() -> None:
+    async def busy(context: Any) -> None:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
+
+    async with called(busy) as call:
+        await call.is_there(5)
+        call._give_up(1.0)
+        with pytest.raises(ServerOverloaded, match="busy"):
+            await call.read(5)
+
+
+async def test_a_task_that_was_cancelled_before_is_still_told_how_its_call_ended() -> None:
+    async with called(Slow()) as call:
+
+        async def goes_on() -> None:
+            try:
+                await asyncio.sleep(5)
+            finally:
+                await call.read(0.05)
+
+        task = asyncio.create_task(goes_on())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(AnswerTimeout):
+            await task

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from types import CoroutineType
 from typing import Any
 
 import grpc
@@ -36,6 +37,34 @@ async def test_a_caller_that_takes_no_answers_loses_its_stream_and_its_room() ->
             assert ended.value.code() is grpc.StatusCode.CANCELLED
             assert service.admission.crop_room.n_bytes == 0
             assert (counts.streams, counts.stalled_streams) == (0, 0)
+
+
+@pytest.mark.parametrize("max_items_per_stream", [8, 12], ids=["to read", "with a message"])
+async def test_a_stream_that_waited_for_room_when_it_stalled_keeps_nothing_of_its_reader(
+    max_items_per_stream: int,
+) -> None:
+    """Neither what it was expected to bring, which others would wait for, nor what it had read."""
+    request = pb.DetectRequest(
+        images=[raw(square())] * 8, options=pb.DetectOptions(return_crops=True, crop_size_px=512)
+    )
+    async with fake_service(max_write_stall_s=0.3, max_items_per_stream=max_items_per_stream) as (target, service):
+        options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
+        async with grpc.aio.insecure_channel(target, options=options) as channel:
+            call: Any = FaceServiceStub(channel).Detect()  # type: ignore[no-untyped-call]  # generated
+            await call.write(request)
+            behind = asyncio.create_task(call.write(request))
+            counts, waiting = service.admission.counts, service.admission._waiting
+            await until(lambda: waiting)
+            assert (counts.bytes_in_flight > 600_000) is (max_items_per_stream == 12)
+            await until(lambda: counts.stalled_streams == 1)
+            assert not waiting
+            assert service.admission._expected.of_all == 0
+            gc.collect()
+            kept = [each for each in gc.get_objects() if isinstance(each, CoroutineType)]
+            assert "Stream._answer" in [each.__qualname__ for each in kept]
+            assert "Stream._read" not in [each.__qualname__ for each in kept]
+            call.cancel()
+            await asyncio.wait({behind})
 
 
 @pytest.mark.parametrize("max_write_stall_s", [30.0, 0.05], ids=["before the stall", "after it"])

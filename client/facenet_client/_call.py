@@ -19,26 +19,30 @@ T = TypeVar("T")
 class Call:
     """A stream of messages to one server, bytes in both directions. What fails raises a CallError.
 
-    One task may write and one may read. What is not in time ends the call, and so does whoever is cancelled meanwhile,
-    since grpc.aio loses a message whose read is cancelled: ask ``is_there`` before a read that may be given up.
+    One task may write and one may read. What is not in time ends the call, and so does a read that is cancelled, whose
+    message grpc.aio would lose: ask ``is_there`` before one that may be given up.
     """
 
     def __init__(self, address: str, call: Any) -> None:
         self._address = address
         self._call = call
         self._reading: asyncio.Future[Any] | None = None  # for the next message, where somebody asked for it
-        self._late_s: float | None = None  # what was not in time had so long
+        self._is_connected = False
+        self._late_s: float | None = None  # what was not in time, and so ended the call, had so long
         # The first that it had: where a write fails because of it, grpc.aio puts one of its own in its place.
         self._status: tuple[Any, ...] | None = None
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         call.add_done_callback(self._ended)
 
     def _ended(self, call: Any) -> None:
         if self._status is None:
             self._status = tuple(_at_once(each) for each in (call.code(), call.details(), call.trailing_metadata()))
+            self._over.set_result(None)
 
     async def write(self, data: bytes, timeout_s: float | None = None) -> None:
         """Send a message, once there is room for it on the way."""
-        await self._in_time(self._call.write(data), timeout_s)
+        writing = self._call.write(data)
+        await self._in_time(writing if self._is_connected else self._connected(writing), timeout_s)
 
     async def done_writing(self) -> None:
         """Tell the server that no message follows."""
@@ -53,8 +57,9 @@ class Call:
 
     async def is_there(self, timeout_s: float) -> bool:
         """Whether the next message, or the end of the call, comes in time: ``read`` gives it, now or later."""
-        self._reading = asyncio.ensure_future(self._next())
-        self._reading.add_done_callback(_look)
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._next())
+            self._reading.add_done_callback(look_at_error)
         done, _ = await asyncio.wait({self._reading}, timeout=timeout_s)
         return bool(done)
 
@@ -64,7 +69,7 @@ class Call:
             await self._in_time(self._next(), timeout_s)
 
     def cancel(self) -> None:
-        """End the call, if it has not ended, and with it what is under way."""
+        """End the call, if it has not ended, and so what is under way of it."""
         self._call.cancel()
 
     async def close(self) -> None:
@@ -77,22 +82,35 @@ class Call:
         reading, self._reading = self._reading, None
         return reading or self._call.read()
 
-    def _is_late(self, timeout_s: float) -> None:
-        self._late_s = timeout_s
-        self.cancel()
+    async def _connected(self, first: Coroutine[Any, Any, None]) -> None:
+        """A write that waits for the connection: grpc.aio never tells it that its call has ended meanwhile."""
+        writing = asyncio.ensure_future(first)
+        writing.add_done_callback(look_at_error)
+        try:
+            await asyncio.wait({writing, self._over}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            writing.cancel()  # no effect on one that has ended
+        if not writing.done():
+            raise asyncio.InvalidStateError("the call has ended")
+        writing.result()
+        self._is_connected = True
+
+    def _give_up(self, after_s: float) -> None:
+        if self._call.cancel():  # it had not ended
+            self._late_s = after_s
 
     async def _in_time(self, operation: Awaitable[T], timeout_s: float | None) -> T:
         """What an operation gives, which is awaited as it is: with a task for each of them, and a wait beside it, a
         message would cost a third more here."""
-        late = None
+        late, n_cancels = None, _cancels()
         if timeout_s is not None:
-            late = asyncio.get_running_loop().call_later(timeout_s, self._is_late, timeout_s)
+            late = asyncio.get_running_loop().call_later(timeout_s, self._give_up, timeout_s)
         try:
             return await operation
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             raise await self._end() from None
         except asyncio.CancelledError:  # so grpc.aio says, too, that the call was cancelled, by whomever
-            if _is_leaving():
+            if _cancels() > n_cancels:
                 raise
             raise await self._end() from None
         finally:
@@ -111,18 +129,6 @@ class Call:
         return _answers.call_error(self._address, code, details, trailers or ())
 
 
-def _look(reading: asyncio.Future[Any]) -> None:
-    """At its error: whoever waited for it may have left."""
-    if not reading.cancelled():
-        reading.exception()
-
-
-def _is_leaving() -> bool:
-    """Whether it is the task that runs that was cancelled, and not what it waits for."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
 def _at_once(ready: Coroutine[Any, Any, T]) -> T:
     """What a coroutine gives that has nothing to wait for."""
     try:
@@ -130,6 +136,18 @@ def _at_once(ready: Coroutine[Any, Any, T]) -> T:
     except StopIteration as given:
         return given.value  # type: ignore[no-any-return]
     raise AssertionError("the call has not ended")
+
+
+def look_at_error(done: asyncio.Future[Any]) -> None:
+    """Of what perhaps nobody waits for any more."""
+    if not done.cancelled():
+        done.exception()
+
+
+def _cancels() -> int:
+    """How often the task that runs was cancelled, and not what it waits for."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
 
 
 class Link(NamedTuple):
@@ -151,6 +169,6 @@ class Link(NamedTuple):
         except grpc.aio.AioRpcError as error:
             raise _answers.call_error(self.address, error.code(), error.details(), error.trailing_metadata()) from None
         except asyncio.CancelledError:  # so grpc.aio says, too, that the channel was closed
-            if _is_leaving():
+            if _cancels():
                 raise
             raise CallError("the client was closed") from None

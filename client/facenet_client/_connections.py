@@ -14,7 +14,7 @@ import grpc.aio
 from facenet_proto.v1 import face_pb2 as pb
 
 from facenet_client import _wire
-from facenet_client._call import Link
+from facenet_client._call import Link, look_at_error
 from facenet_client._health import CHECK_S, Health
 from facenet_client._patience import Budget, Rests, pause_s
 from facenet_client.errors import AnswerTimeout, CallError, ServerFault, ServerOverloaded, ServerUnavailable
@@ -111,7 +111,7 @@ class Connections:
             return self._info
         if self._asking is None or self._asking.done():  # whoever else asks meanwhile waits for the same
             self._asking = asyncio.create_task(self._ask_until_there())
-            self._asking.add_done_callback(_retrieve)
+            self._asking.add_done_callback(look_at_error)
         asking = self._asking
         try:
             return await asyncio.shield(asking)
@@ -272,12 +272,6 @@ def _outcome(task: asyncio.Task[T]) -> T | CallError:
     if error is None or isinstance(error, CallError):
         return error or task.result()
     raise error
-
-
-def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Look at a task's error, which perhaps nobody waits for any more."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _is_away(answer: Any) -> bool:

@@ -202,9 +202,7 @@ class Batcher:
             if loop.time() >= until_s:
                 return
             self._arrived.clear()
-            enough = loop.call_at(
-                until_s, self._arrived.set
-            )  # a timeout's exception would cost as much as a batch's end
+            enough = loop.call_at(until_s, self._arrived.set)  # no exception, as of a timeout, which costs far more
             try:
                 await self._arrived.wait()
             finally:

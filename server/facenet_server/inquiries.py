@@ -20,6 +20,7 @@ from facenet_server.capacity import leaves_as_much
 from facenet_server.counting import add
 from facenet_server.errors import Refused
 from facenet_server.incidents import log_incident
+from facenet_server.reading import start_read
 from facenet_server.seats import Seats
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ class Inquiries:
                     await seats.enter_async_context(self._reading.taken(1, caller))
             except TimeoutError:
                 await refuse(context, Refused(_RETRY_S))
-            reading = asyncio.ensure_future(context.read())  # never cancelled: grpc.aio would lose the message
-            reading.add_done_callback(_retrieve)
+            reading = start_read(context)
             await asyncio.wait({reading}, timeout=_READ_S)
             if not reading.done():
                 await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no question came within {_READ_S:g} s")
@@ -112,9 +112,3 @@ async def refuse(context: Context, refused: Refused) -> None:
 def serialized(message: Message) -> bytes:
     """A message as its bytes."""
     return message.SerializeToString()
-
-
-def _retrieve(done: asyncio.Future[Any]) -> None:
-    """Look at the error of a read that nobody waits for once its call has ended."""
-    if not done.cancelled():
-        done.exception()

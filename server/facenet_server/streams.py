@@ -3,8 +3,7 @@
 A stream has one reader task and one writer, the handler itself. The reader takes a message only with a credit for it,
 and while the server has room; the credit returns when its answer is written. A caller that sends faster than it is
 served, or does not read, is held back by its own connection. A read is never cancelled while its stream lives, since
-grpc.aio would lose the message. Both await gRPC directly: a task for each read and write, and a wait beside it, would
-cost as much as a fifth of all else that a message does here.
+grpc.aio would lose the message, and never free it.
 """
 
 from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
@@ -25,6 +24,7 @@ from facenet_server.crop_room import Crops
 from facenet_server.errors import OVERLOADED, ItemError, Overloaded, ProtocolError, Refused, TimedOut
 from facenet_server.methods import Method, Place, StreamLimits
 from facenet_server.pace import retry_s
+from facenet_server.reading import start_read
 from facenet_server.seats import Seats
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Stream:
         self._seats = Seats(limits.max_images)
         self._credits = asyncio.Semaphore(limits.max_messages)
         self._accepted: _Accepted = asyncio.Queue()  # bounded by the credits
+        self._reader: asyncio.Task[None] | None = None  # None: there is none any more
         self._leaving: Crops | None = None  # of the answer that is being written
         self._is_stalled = False  # the caller takes no answers
 
@@ -88,52 +89,57 @@ class Stream:
 
     async def _answer(self, visit: Visit, admission: Admission) -> End | None:
         async with asyncio.TaskGroup() as tasks:
-            reader = tasks.create_task(self._read(visit, admission, tasks))
-            stall = partial(self._stall, visit, reader)
+            self._reader = tasks.create_task(self._read(visit, admission, tasks))
             while isinstance(pending := await self._accepted.get(), _Pending):
-                answer, n_items, n_bytes, self._leaving, free_at_s = pending
+                answer, n_items, n_bytes, crops, free_at_s = pending
                 del pending
                 message: Any = await answer if isinstance(answer, asyncio.Task) else answer()
                 del answer
                 if any(result.error.reason == OVERLOADED for result in message.results):
                     message.retry_after_ms = round(1000 * _retry_after_s(free_at_s, admission))
-                if not await self._write(message, stall):
+                self._leaving = crops
+                if not await self._write(message, visit):
                     return _STALLED
-                visit.answered(n_items, n_bytes, self._leaving)
                 self._leaving = None
+                visit.answered(n_items, n_bytes, crops)
                 self._credits.release()
                 del message
             if pending is _DRAINING:
-                if not await self._write(self._method.response(draining=True), stall):
+                if not await self._write(self._method.response(draining=True), visit):
                     return _STALLED
+                assert self._reader is not None
                 # A caller that still writes when its call ends may lose answers that it has not read.
-                await asyncio.wait({reader}, timeout=_LINGER_S)
-                reader.cancel()
+                await asyncio.wait({self._reader}, timeout=_LINGER_S)
+                self._reader.cancel()
         return pending
 
-    async def _write(self, message: Message, stall: Callable[[], None]) -> bool:
-        """Write, however long it takes; where the caller takes nothing for too long, the stream is stalled meanwhile.
-        Whether it is not."""
-        late = asyncio.get_running_loop().call_later(self._limits.max_write_stall_s, stall)
+    async def _write(self, message: Message, visit: Visit) -> bool:
+        """Write, however long it takes. False where the caller took nothing for too long, and the stream is stalled."""
+        late = asyncio.get_running_loop().call_later(self._limits.max_write_stall_s, self._stall, visit)
         try:
             await self._context.write(message)
         except grpc.aio.BaseError:  # the caller has gone: gRPC is about to cancel this
+            late.cancel()
             await asyncio.sleep(_LINGER_S)
             raise
         finally:
             late.cancel()
         return not self._is_stalled
 
-    def _stall(self, visit: Visit, reader: asyncio.Task[None]) -> None:
-        """Read no more, and give up the answers behind the one that lies: the stream ends once that is taken, since its
-        end cannot be told before."""
+    def _stall(self, visit: Visit) -> None:
+        """Accept no more, and give up the answers behind the one that lies: the stream ends once that is taken, since
+        its end cannot be told before."""
         self._is_stalled = True
-        reader.cancel()
         while not self._accepted.empty():
             pending = self._accepted.get_nowait()
             if isinstance(pending, _Pending) and isinstance(pending.answer, asyncio.Task):
                 pending.answer.cancel()
-        visit.stall(self._leaving)
+        reader, self._reader = self._reader, None  # as long as it is there, so is the message that it had
+        if reader is None or reader.done():
+            visit.stall(self._leaving)
+        else:
+            reader.add_done_callback(lambda _: visit.stall(self._leaving))  # once it waits for no room
+            reader.cancel()
 
     async def _read(self, visit: Visit, admission: Admission, tasks: asyncio.TaskGroup) -> None:
         """Accept messages, each for a credit and while there is room, until there are no more to accept; what comes
@@ -168,7 +174,9 @@ class Stream:
             await _turn(visit, 1, draining)
         if not draining.done():
             visit.expect()
-        return await self._context.read()
+        read = start_read(self._context)
+        await asyncio.wait({read})
+        return read.result()
 
     async def _accept(
         self,
