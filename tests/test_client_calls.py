@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -113,27 +113,44 @@ async def test_a_write_that_is_not_in_time_ends_its_call() -> None:
         await asyncio.wait_for(script.has_ended.wait(), 5)
 
 
+@asynccontextmanager
+async def unconnected() -> AsyncIterator[Call]:
+    """A call to an address that takes connections and says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        target = f"127.0.0.1:{listener.getsockname()[1]}"
+        async with grpc.aio.insecure_channel(target) as channel:
+            yield Link(target, channel).call(EMBED)
+
+
 async def test_a_write_that_waits_for_its_connection_is_not_in_time_either() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        target = f"127.0.0.1:{listener.getsockname()[1]}"
-        async with grpc.aio.insecure_channel(target) as channel:
-            call = Link(target, channel).call(EMBED)
-            with pytest.raises(AnswerTimeout, match=r"0\.2 s"):
-                await asyncio.wait_for(call.write(b"", 0.2), 5)
+    async with unconnected() as call:
+        with pytest.raises(AnswerTimeout, match=r"0\.2 s"):
+            await asyncio.wait_for(call.write(b"", 0.2), 5)
 
 
-async def test_a_write_that_waits_for_its_connection_ends_with_its_call() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        target = f"127.0.0.1:{listener.getsockname()[1]}"
-        async with grpc.aio.insecure_channel(target) as channel:
-            call = Link(target, channel).call(EMBED)
-            asyncio.get_running_loop().call_later(0.1, call.cancel)
-            with pytest.raises(ServerUnavailable, match="CANCELLED"):
-                await asyncio.wait_for(call.write(b""), 5)
+OPERATIONS: list[Callable[[Call], Coroutine[Any, Any, object]]] = [
+    lambda call: call.write(b""),
+    lambda call: call.done_writing(),
+    lambda call: call.read(None),
+]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=["write", "done_writing", "read"])
+async def test_what_waits_for_its_connection_ends_with_its_call(
+    operation: Callable[[Call], Coroutine[Any, Any, object]],
+) -> None:
+    async with unconnected() as call:
+        asyncio.get_running_loop().call_later(0.1, call.cancel)
+        with pytest.raises(ServerUnavailable, match="CANCELLED"):
+            await asyncio.wait_for(operation(call), 5)
+
+
+async def test_closing_a_call_ends_what_was_asked_for() -> None:
+    async with unconnected() as call:
+        assert not await call.is_there(0.02)
+        await asyncio.wait_for(call.close(), 5)
 
 
 async def test_the_end_of_a_call_that_was_there_in_time_is_told_as_it_was() -> None:

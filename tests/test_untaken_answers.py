@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import socket
+import time
 from types import CoroutineType
 from typing import Any
 
@@ -11,6 +13,7 @@ from calls import raw, until
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
 from facenet_server import streams
+from facenet_server.methods import Method, StreamLimits
 from nets import fake_service, square
 
 
@@ -170,3 +173,29 @@ async def test_crops_that_nobody_takes_hold_up_those_to_come_and_all_arrive_once
 
 async def _all(call: Any) -> list[Any]:
     return [answer async for answer in call]
+
+
+async def test_what_was_taken_while_the_server_itself_stood_still_was_taken_in_time() -> None:
+    loop, taken = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+    theirs, ours = socket.socketpair()
+
+    def is_taken() -> None:
+        loop.remove_reader(ours)
+        taken.set_result(None)
+
+    def stand_still() -> None:
+        theirs.send(b".")
+        time.sleep(0.2)
+
+    class Context:
+        async def write(self, _: Any) -> None:
+            loop.add_reader(ours, is_taken)
+            loop.call_soon(stand_still)
+            await taken
+
+    context: Any = Context()
+    nobody: Any = None
+    with theirs, ours:
+        method = Method(pb.DetectRequest, pb.DetectResponse, "images", nobody, {})
+        stream = streams.Stream(method, context, StreamLimits(1, 1, 1, max_write_stall_s=0.05), asyncio.Event())
+        assert await stream._write(pb.DetectResponse(), nobody)

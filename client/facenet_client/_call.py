@@ -107,7 +107,7 @@ class Call:
             late = asyncio.get_running_loop().call_later(timeout_s, self._give_up, timeout_s)
         try:
             return await operation
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
             raise await self._end() from None
         except asyncio.CancelledError:  # so grpc.aio says, too, that the call was cancelled, by whomever
             if _cancels() > n_cancels:
@@ -164,11 +164,12 @@ class Link(NamedTuple):
     async def ask(self, path: str, request: bytes, timeout_s: float | None) -> bytes:
         """The one answer to a request. Raises CallError."""
         method: Any = self.channel.unary_unary(path)
+        n_cancels = _cancels()
         try:
             return bytes(await method(request, timeout=timeout_s))
         except grpc.aio.AioRpcError as error:
             raise _answers.call_error(self.address, error.code(), error.details(), error.trailing_metadata()) from None
         except asyncio.CancelledError:  # so grpc.aio says, too, that the channel was closed
-            if _cancels():
+            if _cancels() > n_cancels:
                 raise
             raise CallError("the client was closed") from None

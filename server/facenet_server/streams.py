@@ -69,6 +69,7 @@ class Stream:
         self._accepted: _Accepted = asyncio.Queue()  # bounded by the credits
         self._reader: asyncio.Task[None] | None = None  # None: there is none any more
         self._leaving: Crops | None = None  # of the answer that is being written
+        self._late: asyncio.Handle  # of the write
         self._is_stalled = False  # the caller takes no answers
 
     async def serve(self, admission: Admission, caller: str) -> End | None:
@@ -115,16 +116,20 @@ class Stream:
 
     async def _write(self, message: Message, visit: Visit) -> bool:
         """Write, however long it takes. False where the caller took nothing for too long, and the stream is stalled."""
-        late = asyncio.get_running_loop().call_later(self._limits.max_write_stall_s, self._stall, visit)
+        self._late = asyncio.get_running_loop().call_later(self._limits.max_write_stall_s, self._is_late, visit)
         try:
             await self._context.write(message)
         except grpc.aio.BaseError:  # the caller has gone: gRPC is about to cancel this
-            late.cancel()
+            self._late.cancel()
             await asyncio.sleep(_LINGER_S)
             raise
         finally:
-            late.cancel()
+            self._late.cancel()
         return not self._is_stalled
+
+    def _is_late(self, visit: Visit) -> None:
+        """What was taken while the loop itself stood still is told in the same turn, behind this."""
+        self._late = asyncio.get_running_loop().call_soon(self._stall, visit)
 
     def _stall(self, visit: Visit) -> None:
         """Accept no more, and give up the answers behind the one that lies: the stream ends once that is taken, since
