@@ -4,6 +4,7 @@ optional photos."""
 import asyncio
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -94,6 +95,15 @@ def server_process(*flags: str, **environment: str) -> Iterator[tuple[str, Serve
         yield server.wait_for(r"listening on (\S+)")[1], server
     finally:
         server.kill()
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """An address that takes connections and says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(10)
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """One call of the SDK: its reads and writes, and what becomes of those that nobody waits for any more."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -43,13 +42,19 @@ class Slow:
             self.has_ended.set()
 
 
+async def begun_and_left(operation: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
+    """Its task, which was cancelled while it waited."""
+    task = asyncio.create_task(operation)
+    await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.wait({task})
+    return task
+
+
 async def test_a_message_whose_asker_left_is_the_next_readers() -> None:
     script = Slow()
     async with called(script) as call:
-        asking = asyncio.create_task(call.is_there(5))
-        await asyncio.sleep(0.05)
-        asking.cancel()
-        await asyncio.wait({asking})
+        await begun_and_left(call.is_there(5))
         script.let.set()
         assert [await call.read(5), await call.read(5)] == [b"\x08\x01", b"\x08\x02"]
 
@@ -58,11 +63,7 @@ async def test_whoever_leaves_a_read_ends_its_call() -> None:
     """It would be the reader of a message that nobody gets."""
     script = Slow()
     async with called(script) as call:
-        reading = asyncio.create_task(call.read(5))
-        await asyncio.sleep(0.05)
-        reading.cancel()
-        await asyncio.wait({reading})
-        assert reading.cancelled()
+        assert (await begun_and_left(call.read(5))).cancelled()
         await asyncio.wait_for(script.has_ended.wait(), 5)
         with pytest.raises(ServerUnavailable, match="CANCELLED"):
             await call.read(5)
@@ -114,18 +115,14 @@ async def test_a_write_that_is_not_in_time_ends_its_call() -> None:
 
 
 @asynccontextmanager
-async def unconnected() -> AsyncIterator[Call]:
+async def unconnected(silent: str) -> AsyncIterator[Call]:
     """A call to an address that takes connections and says nothing."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        target = f"127.0.0.1:{listener.getsockname()[1]}"
-        async with grpc.aio.insecure_channel(target) as channel:
-            yield Link(target, channel).call(EMBED)
+    async with grpc.aio.insecure_channel(silent) as channel:
+        yield Link(silent, channel).call(EMBED)
 
 
-async def test_a_write_that_waits_for_its_connection_is_not_in_time_either() -> None:
-    async with unconnected() as call:
+async def test_a_write_that_waits_for_its_connection_is_not_in_time_either(silent: str) -> None:
+    async with unconnected(silent) as call:
         with pytest.raises(AnswerTimeout, match=r"0\.2 s"):
             await asyncio.wait_for(call.write(b"", 0.2), 5)
 
@@ -139,16 +136,16 @@ OPERATIONS: list[Callable[[Call], Coroutine[Any, Any, object]]] = [
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=["write", "done_writing", "read"])
 async def test_what_waits_for_its_connection_ends_with_its_call(
-    operation: Callable[[Call], Coroutine[Any, Any, object]],
+    silent: str, operation: Callable[[Call], Coroutine[Any, Any, object]]
 ) -> None:
-    async with unconnected() as call:
+    async with unconnected(silent) as call:
         asyncio.get_running_loop().call_later(0.1, call.cancel)
         with pytest.raises(ServerUnavailable, match="CANCELLED"):
             await asyncio.wait_for(operation(call), 5)
 
 
-async def test_closing_a_call_ends_what_was_asked_for() -> None:
-    async with unconnected() as call:
+async def test_closing_a_call_ends_what_was_asked_for(silent: str) -> None:
+    async with unconnected(silent) as call:
         assert not await call.is_there(0.02)
         await asyncio.wait_for(call.close(), 5)
 

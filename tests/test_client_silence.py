@@ -2,9 +2,8 @@
 
 import asyncio
 import signal
-import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,6 @@ from facenet_server import listening
 from facenet_server.config import Config
 from nets import embed, fake_server
 from scripted import Scripted, answer, assert_answers, images, refusing
-
-
-@pytest.fixture
-def silent() -> Iterator[str]:
-    """An address that takes connections and says nothing."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(10)
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 async def test_a_silent_address_fails_no_stream_that_another_can_serve(silent: str) -> None:

@@ -16,17 +16,18 @@ from facenet_server import streams
 from facenet_server.methods import Method, StreamLimits
 from nets import fake_service, square
 
+LARGE_ANSWERS = pb.DetectOptions(return_crops=True, crop_size_px=512)
+
 
 async def test_a_caller_that_takes_no_answers_loses_its_stream_and_its_room() -> None:
     image = raw(square())
-    large_answers = pb.DetectOptions(return_crops=True, crop_size_px=512)
     async with fake_service(max_write_stall_s=0.3) as (target, service):
         options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
         async with grpc.aio.insecure_channel(target, options=options) as channel:
             call: Any = FaceServiceStub(channel).Detect()  # type: ignore[no-untyped-call]  # generated
             counts = service.admission.counts
             for _ in range(4):
-                await call.write(pb.DetectRequest(images=[image] * 8, options=large_answers))
+                await call.write(pb.DetectRequest(images=[image] * 8, options=LARGE_ANSWERS))
             await until(lambda: counts.stalled_streams == 1)
             assert counts.streams == 1  # gRPC holds it, and what it has
             assert counts.abandoned_items == 32
@@ -47,9 +48,7 @@ async def test_a_stream_that_waited_for_room_when_it_stalled_keeps_nothing_of_it
     max_items_per_stream: int,
 ) -> None:
     """Neither what it was expected to bring, which others would wait for, nor what it had read."""
-    request = pb.DetectRequest(
-        images=[raw(square())] * 8, options=pb.DetectOptions(return_crops=True, crop_size_px=512)
-    )
+    request = pb.DetectRequest(images=[raw(square())] * 8, options=LARGE_ANSWERS)
     async with fake_service(max_write_stall_s=0.3, max_items_per_stream=max_items_per_stream) as (target, service):
         options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
         async with grpc.aio.insecure_channel(target, options=options) as channel:
@@ -74,9 +73,7 @@ async def test_a_stream_that_waited_for_room_when_it_stalled_keeps_nothing_of_it
 async def test_a_caller_that_goes_while_its_answers_lie_is_no_failure(
     caplog: pytest.LogCaptureFixture, max_write_stall_s: float
 ) -> None:
-    request = pb.DetectRequest(
-        images=[raw(square())] * 8, options=pb.DetectOptions(return_crops=True, crop_size_px=512)
-    )
+    request = pb.DetectRequest(images=[raw(square())] * 8, options=LARGE_ANSWERS)
     async with fake_service(max_write_stall_s=max_write_stall_s) as (target, service):
         counts, room = service.admission.counts, service.admission.crop_room
         for _ in range(20):
@@ -96,8 +93,7 @@ async def test_a_caller_that_goes_while_its_answers_lie_is_no_failure(
 
 
 async def test_callers_that_take_no_answers_never_shut_out_others_or_the_health_checks() -> None:
-    options = pb.DetectOptions(return_crops=True, crop_size_px=512)
-    lies = pb.DetectRequest(images=[raw(square())] * 8, options=options).SerializeToString()
+    lies = pb.DetectRequest(images=[raw(square())] * 8, options=LARGE_ANSWERS).SerializeToString()
     limits = {"max_write_stall_s": 0.05, "max_streams": 8, "max_connections": 4, "max_streams_per_connection": 1000}
     async with fake_service(**limits) as (target, service):
         own = [("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
@@ -122,8 +118,7 @@ async def test_callers_that_take_no_answers_never_shut_out_others_or_the_health_
 
 
 async def test_a_caller_that_lets_crops_lie_is_refused_further_ones_and_nothing_else_until_it_takes_them() -> None:
-    large_answers = pb.DetectOptions(return_crops=True, crop_size_px=512)
-    with_crops = pb.DetectRequest(images=[raw(square())] * 8, options=large_answers)
+    with_crops = pb.DetectRequest(images=[raw(square())] * 8, options=LARGE_ANSWERS)
     without = pb.DetectRequest(images=[raw(square())])
     async with fake_service(max_write_stall_s=0.3, max_mib_in_flight=8) as (target, service):
         options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
@@ -146,9 +141,7 @@ async def test_a_caller_that_lets_crops_lie_is_refused_further_ones_and_nothing_
 
 
 async def test_crops_that_nobody_takes_hold_up_those_to_come_and_all_arrive_once_they_are_taken() -> None:
-    request = pb.DetectRequest(
-        images=[raw(square())] * 2, options=pb.DetectOptions(return_crops=True, crop_size_px=512)
-    )
+    request = pb.DetectRequest(images=[raw(square())] * 2, options=LARGE_ANSWERS)
     async with fake_service(max_mib_in_flight=4, max_images_in_flight=2) as (target, service):
         options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
         async with grpc.aio.insecure_channel(target, options=options) as channel:

@@ -30,14 +30,13 @@ class Call:
         self._is_connected = False
         self._late_s: float | None = None  # what was not in time, and so ended the call, had so long
         # The first that it had: where a write fails because of it, grpc.aio puts one of its own in its place.
-        self._status: tuple[Any, ...] | None = None
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._status: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         call.add_done_callback(self._ended)
 
     def _ended(self, call: Any) -> None:
-        if self._status is None:
-            self._status = tuple(_at_once(each) for each in (call.code(), call.details(), call.trailing_metadata()))
-            self._over.set_result(None)
+        if not self._status.done():
+            told = (call.code(), call.details(), call.trailing_metadata())
+            self._status.set_result(tuple(_at_once(each) for each in told))
 
     async def write(self, data: bytes, timeout_s: float | None = None) -> None:
         """Send a message, once there is room for it on the way."""
@@ -87,7 +86,7 @@ class Call:
         writing = asyncio.ensure_future(first)
         writing.add_done_callback(look_at_error)
         try:
-            await asyncio.wait({writing, self._over}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({writing, self._status}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             writing.cancel()  # no effect on one that has ended
         if not writing.done():
@@ -122,8 +121,7 @@ class Call:
         await self._call.code()
         if self._late_s is not None:
             return AnswerTimeout(f"{self._address}: no answer within {self._late_s:.2g} s")
-        assert self._status is not None
-        code, details, trailers = self._status
+        code, details, trailers = self._status.result()
         if code is grpc.StatusCode.OK:
             return ServerFault(f"{self._address}: the server ended the stream with messages unanswered")
         return _answers.call_error(self._address, code, details, trailers or ())

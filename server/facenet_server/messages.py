@@ -96,14 +96,13 @@ def read_detect_options(message: pb.DetectOptions) -> DetectOptions:
 def read_embed_options(message: pb.EmbedOptions) -> EmbedOptions:
     """Raises InvalidInput for a value outside its range."""
     faces = _read_selection(message.faces, FaceSelection.ALL)
-    detect = read_detect_options(message.detect) if message.HasField("detect") else _DEFAULTS
-    return EmbedOptions(detect, faces, message.model)
+    return EmbedOptions(_read_detect(message), faces, message.model)
 
 
 def read_compare_options(message: pb.CompareOptions) -> CompareOptions:
     """Raises InvalidInput for a value outside its range."""
     return CompareOptions(
-        read_detect_options(message.detect),
+        _read_detect(message),
         _read_selection(message.faces, FaceSelection.BEST_SCORE),
         message.model,
         message.threshold if message.HasField("threshold") else None,
@@ -232,6 +231,10 @@ def _stage(stage: Stage) -> pb.StageStats:
     return pb.StageStats(
         name=stage.name, runs=stage.runs, rows=stage.rows, queue_ns=stage.queue_ns, compute_ns=stage.compute_ns
     )
+
+
+def _read_detect(message: pb.EmbedOptions | pb.CompareOptions) -> DetectOptions:
+    return read_detect_options(message.detect) if message.HasField("detect") else _DEFAULTS
 
 
 def _read_selection(value: int, default: FaceSelection) -> FaceSelection:

@@ -46,9 +46,7 @@ class Seats:
         try:
             await waiter
         except asyncio.CancelledError:
-            if not waiter.cancelled():  # admitted just before
-                self._free += count
-            self._admit()
+            self._leave(0 if waiter.cancelled() else count)  # where it was admitted just before
             raise
         return count
 

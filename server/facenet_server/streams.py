@@ -140,7 +140,8 @@ class Stream:
             if isinstance(pending, _Pending) and isinstance(pending.answer, asyncio.Task):
                 pending.answer.cancel()
         reader, self._reader = self._reader, None  # as long as it is there, so is the message that it had
-        if reader is None or reader.done():
+        assert reader is not None
+        if reader.done():
             visit.stall(self._leaving)
         else:
             reader.add_done_callback(lambda _: visit.stall(self._leaving))  # once it waits for no room
