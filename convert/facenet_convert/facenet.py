@@ -69,11 +69,10 @@ def free_batch(graph_def: Any) -> Any:
     return freed
 
 
-def network(graph_def: Any, preprocessing: str, image: Any) -> dict[str, Any]:
-    """(N, 160, 160, 3) uint8 RGB → embedding (N, dimension), with the standardisation in front."""
-    pixels = STANDARDISATIONS[preprocessing](image)
+def network(graph_def: Any, pixels: Any) -> Any:
+    """Standardised pixels (N, 160, 160, 3) float32 → embeddings (N, dimension), unit L2 norm."""
     (embedding,) = tf.import_graph_def(graph_def, {"input": pixels}, ["embeddings:0"], name="facenet")
-    return {"embedding": embedding}
+    return embedding
 
 
 def signature() -> Any:

@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself, and the manifest that says which files are whole.
+"""What an ONNX file says of itself, and the manifest that says which files are whole and which embedder is the default.
 
 The keys below are the contract with the server, which reads them from the ONNX file's ``metadata_props``.
 """
@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import onnx
 
@@ -19,6 +19,10 @@ FORMAT = "4"
 """Raised when the graphs or the keys change: files of another format are converted anew."""
 
 MANIFEST = "manifest.json"
+EMBEDDER_PREFIX = "facenet-"
+"""Of embedders' file names, before the model's name."""
+
+_Entry = dict[str, str | int]
 
 
 class Source(Protocol):
@@ -71,8 +75,20 @@ def write(model: onnx.ModelProto, path: Path) -> None:
     write_atomically(path, data)
     files = _files(path.parent)
     files[path.name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    text = json.dumps({"format": FORMAT, "files": dict(sorted(files.items()))}, indent=2)
-    write_atomically(path.parent / MANIFEST, f"{text}\n".encode())
+    _write_manifest(path.parent, files, _stated_default(path.parent))
+
+
+def default_embedder(folder: Path) -> str:
+    """The embedder that answers requests without a model: the one in the manifest, or where it states none the first
+    by name; empty where there is none."""
+    embedders = (name for name in _files(folder) if name.startswith(EMBEDDER_PREFIX))
+    first = min(embedders, default="").removeprefix(EMBEDDER_PREFIX).removesuffix(".onnx")
+    return _stated_default(folder) or first
+
+
+def set_default_embedder(folder: Path, name: str) -> None:
+    """State in the manifest which embedder answers requests without a model."""
+    _write_manifest(folder, _files(folder), name)
 
 
 def is_current(path: Path, pretrained: Source, facts: Mapping[str, object]) -> bool:
@@ -92,12 +108,28 @@ def _expected(pretrained: Source, facts: Mapping[str, object]) -> dict[str, str]
     return {key: str(value) for key, value in known.items()}
 
 
-def _files(folder: Path) -> dict[str, dict[str, str | int]]:
+def _files(folder: Path) -> dict[str, _Entry]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        return {name: dict(entry) for name, entry in manifest["files"].items()}
-    except (AttributeError, KeyError, OSError, TypeError, ValueError):
+        return {name: dict(entry) for name, entry in _manifest(folder)["files"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
         return {}  # none yet, or unreadable: everything is converted anew
+
+
+def _stated_default(folder: Path) -> str:
+    return str(_manifest(folder).get("default_embedder", ""))
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / MANIFEST).read_text()))
+    except (OSError, TypeError, ValueError):
+        return {}
+
+
+def _write_manifest(folder: Path, files: Mapping[str, _Entry], default: str) -> None:
+    stated = {"default_embedder": default} if default else {}
+    text = json.dumps({"format": FORMAT, **stated, "files": dict(sorted(files.items()))}, indent=2)
+    write_atomically(folder / MANIFEST, f"{text}\n".encode())
 
 
 def _versions(*tools: str) -> str:

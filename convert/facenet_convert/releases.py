@@ -21,6 +21,12 @@ class Release:
     drive_id: str = ""
 
 
+MS_CELEB_20170512 = Release(
+    name="20170512-110547",
+    dimension=128,
+    preprocessing="prewhiten",
+    drive_id="0B5MzpY9kBtDVZ2RpVDYwWmxoSUk",
+)
 CASIA_20180408 = Release(
     name="20180408-102900",
     dimension=512,
@@ -31,7 +37,7 @@ RELEASES = {
     release.name: release
     for release in (
         Release("20170511-185253", 128, "prewhiten", drive_id="0B5MzpY9kBtDVOTVnU3NIaUdySFE"),
-        Release("20170512-110547", 128, "prewhiten", drive_id="0B5MzpY9kBtDVZ2RpVDYwWmxoSUk"),
+        MS_CELEB_20170512,
         CASIA_20180408,
         Release("20180402-114759", 512, "fixed", drive_id="1EXPBSXwTaqrSC0OhUdXNmKSh9qJUQ55-"),
     )

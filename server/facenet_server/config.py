@@ -50,7 +50,7 @@ class Config:
     tf32: bool = _option(
         False, "Let the GPU multiply in TF32: faster, but three digits fewer agree with the original networks."
     )
-    default_embedder: str = _option("", "Embedder for requests that name none. Empty: the first by name.")
+    default_embedder: str = _option("", "Embedder for requests that name none. Empty: the models folder's.")
     reflection: bool = _option(False, "Serve gRPC reflection, so that tools can read the contract.")
     image_formats: str = _option(
         "JPEG,PNG,WEBP", "Encoded formats to accept; BMP, TIFF and GIF (first frame) can be added."

@@ -113,7 +113,7 @@ class Pipeline:
     ) -> None:
         self._detector = detector
         self._embedders = embedders
-        self._default_embedder = default_embedder
+        self.default_embedder = default_embedder
         self._limits = limits
         self._crop_limits = replace(limits, max_pixels=min(limits.max_pixels, _MAX_CROP_PIXELS))
         self._compute = compute
@@ -212,7 +212,7 @@ class Pipeline:
         return await self._compute("align", facenet.crops, image, faces.boxes, options.margin_px, options.crop_size_px)
 
     def _name(self, model: str) -> str:
-        return model or self._default_embedder
+        return model or self.default_embedder
 
     def _embedder(self, model: str) -> Embedder:
         try:

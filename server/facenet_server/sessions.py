@@ -148,6 +148,14 @@ def open_models(folder: Path, engine: Engine) -> dict[str, Network]:
     return dict(zip(names, networks, strict=True))
 
 
+def stated_default(folder: Path) -> str:
+    """The embedder that the folder's manifest states as the default one; empty where it states none.
+
+    Raises StartError where there is a manifest that cannot be read.
+    """
+    return str(_read_manifest(folder).get("default_embedder", "")) if (folder / MANIFEST).exists() else ""
+
+
 def _agree(networks: Sequence[Network]) -> None:
     """What one model says of another holds for both: the one that was there first could not know."""
     for network in networks:
@@ -159,12 +167,23 @@ def _agree(networks: Sequence[Network]) -> None:
 def _manifest(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        files = _read_manifest(folder)["files"]
         return {name: str(files[name]["sha256"]) for name in sorted(files)}
+    except (KeyError, TypeError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / MANIFEST).read_text()))
     except FileNotFoundError:
         raise StartError(f"no {folder / MANIFEST}: make the models with `facenet-convert all --out {folder}`") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StartError(f"cannot read {folder / MANIFEST}: {error}; {_ANEW.format(folder)}") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> StartError:
+    return StartError(f"cannot read {folder / MANIFEST}: {error}; {_ANEW.format(folder)}")
 
 
 def _open(path: Path, sha256: str, providers: list[Any], engine: Engine) -> Network:

@@ -1,0 +1,160 @@
+"""Archives from the Python package index, by the user's own pip settings. Nothing in an archive is run.
+
+``pip download`` of a source distribution runs its ``setup.py``, whatever the options. So the archive is found and
+downloaded by unearth, which knows neither pip's configuration nor its environment variables: they are read here.
+"""
+
+import ast
+import logging
+import os
+import re
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx2
+from unearth import Link, PackageFinder
+from unearth.auth import MultiDomainBasicAuth
+from unearth.fetchers.sync import PyPIClient
+
+from facenet_convert.errors import FetchError
+
+PYPI = "https://pypi.org/simple/"
+SETTINGS = ("index-url", "extra-index-url", "find-links", "no-index", "cert", "proxy", "trusted-host")
+"""pip's settings that hold here."""
+
+_SECTIONS = ("global", "download", ":env:")  # of pip's configuration, each before what it yields to
+_TIMEOUT_S = 30.0
+_ATTEMPTS = 3
+
+
+def download(requirement: str, folder: Path) -> Path:
+    """The archive of ``requirement`` (``name==version``), in ``folder`` or where it lies on this machine.
+
+    Every place that pip is set to is asked in turn: local folders first, then index after index. Raises FetchError.
+    """
+    settings = pip_settings()
+    reasons = []
+    with _warnings() as warnings:
+        for place, is_index in _places(settings):
+            for attempt in range(1, _ATTEMPTS + 1):
+                try:
+                    found = _download_from(place, is_index, requirement, folder, settings)
+                except Exception as error:  # unearth, its HTTP client and its files have no common base
+                    if attempt == _ATTEMPTS:
+                        reasons.append(f"{place}: {str(error) or type(error).__name__}")
+                else:
+                    if found is not None:
+                        return found
+                    break
+    told = "; ".join([*reasons, *warnings]) or "no index that pip is set to has it"
+    raise FetchError(
+        f"cannot download {requirement}: {_redacted(told)}. Check the network and pip's index settings, or download "
+        "the archive elsewhere and name it as the local source"
+    )
+
+
+def pip_settings() -> dict[str, str]:
+    """What pip would use for a download, by its name for each setting: its configuration files, where pip is
+    installed, and the environment variables PIP_*, which win."""
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    found: dict[str, str] = {}
+    entries = dict(line.partition("=")[::2] for line in run.stdout.splitlines()) if run.returncode == 0 else {}
+    for section in _SECTIONS:
+        for name in SETTINGS:
+            if (value := entries.get(f"{section}.{name}")) is not None:
+                found[name] = str(ast.literal_eval(value))
+    for name in SETTINGS:
+        if value := os.environ.get(f"PIP_{name.upper().replace('-', '_')}"):
+            found[name] = value
+    return found
+
+
+def _places(settings: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
+    """Where to look, each with whether it is an index rather than a folder or page of archives."""
+    for place in settings.get("find-links", "").split():
+        yield (place if "://" in place else str(Path(place).expanduser())), False
+    if settings.get("no-index", "").lower() not in ("1", "true", "yes", "on"):
+        for place in [settings.get("index-url", PYPI), *settings.get("extra-index-url", "").split()]:
+            yield place, True
+
+
+def _download_from(
+    place: str, is_index: bool, requirement: str, folder: Path, settings: Mapping[str, str]
+) -> Path | None:
+    """The archive from this one place; None where it has none. Raises whatever keeps the place from answering."""
+    where: dict[str, Any] = {"index_urls": [place]} if is_index else {"find_links": [place]}
+    with _client(settings, place) as client:
+        finder = PackageFinder(client, ignore_compatibility=True, **where)
+        best = finder.find_best_match(requirement).best
+        if best is None:
+            return None
+        with _Progress(requirement) as progress:
+            return finder.download(best.link, folder, download_reporter=progress)
+
+
+def _client(settings: Mapping[str, str], place: str) -> Any:
+    """An HTTP client with the user's certificates, proxy and trusted hosts, and the credentials of ``place``."""
+    cert = settings.get("cert") or os.environ.get("REQUESTS_CA_BUNDLE")
+    verify: Any = True
+    if cert:
+        is_folder = Path(cert).is_dir()
+        verify = ssl.create_default_context(cafile=None if is_folder else cert, capath=cert if is_folder else None)
+    trusted, proxy = settings.get("trusted-host", "").split(), settings.get("proxy") or None
+    client = PyPIClient(
+        trusted_hosts=trusted,
+        verify=verify,
+        proxy=proxy,
+        mounts={f"all://{host}": httpx2.HTTPTransport(verify=False, proxy=proxy) for host in trusted} if proxy else {},
+        follow_redirects=True,
+        timeout=_TIMEOUT_S,
+    )
+    client.auth = MultiDomainBasicAuth(index_urls=[place], prompting=False)
+    return client
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What unearth logs of places that do not answer, in a list instead of on standard error."""
+    told: list[str] = []
+    handler, logger = logging.Handler(logging.WARNING), logging.getLogger("unearth")
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        yield told
+    finally:
+        logger.removeHandler(handler)
+
+
+def _redacted(text: str) -> str:
+    """The text on one line, without the credentials of its URLs."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", " ".join(text.split()))
+
+
+class _Progress:
+    """A progress bar on standard error, once the length of the download is known."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._bar: Any = None
+        self._done = 0
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.render_finish()
+
+    def __call__(self, link: Link, completed: int, total: int | None) -> None:
+        """unearth's report of how many bytes are there."""
+        if self._bar is None:
+            self._bar = click.progressbar(length=total, label=self._label, file=sys.stderr, update_min_steps=1 << 20)
+        self._bar.update(completed - self._done)
+        self._done = completed
