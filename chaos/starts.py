@@ -24,7 +24,7 @@ from chaos.report import Report
 _FILE = "rnet.onnx"
 
 # What a start may say before its one line: its log, gRPC's own of a port and its TLS, how to use the command.
-_USUAL = re.compile(r"\d{4}-\d\d-\d\d \S+ INFO |E\d{4} .* (add_port|ssl_\w+)\.cc|Usage: |Try '|$")
+_USUAL = re.compile(r"\d{4}-\d\d-\d\d \S+ (INFO|WARNING) |E\d{4} .* (add_port|ssl_\w+)\.cc|Usage: |Try '|$")
 
 
 @dataclass(frozen=True)

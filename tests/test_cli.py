@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from commandline import facenet
+from facenet_client.cli.commands import facenet as facenet_command
 from PIL import Image
 
 pytestmark = pytest.mark.timeout(60)
@@ -33,7 +35,7 @@ def test_embed_gives_programs_the_vectors(server: str, pictures: Path) -> None:
     (record,) = map(json.loads, ended.stdout.splitlines())
     (face,) = record["faces"]
     assert np.linalg.norm(face["embedding"]) == pytest.approx(1, abs=1e-5)
-    assert face["model"] == "20180408-102900"
+    assert face["model"] == "20170512-110547"
     assert len(face["landmarks"]) == 5
 
 
@@ -52,6 +54,45 @@ def test_one_bad_file_has_its_error_and_sets_the_exit_code(server: str, pictures
     assert ended.returncode == 1
     assert records["broken.jpg"]["error"]["reason"] == "UNSUPPORTED_FORMAT"
     assert len(records["hopper.png"]["faces"]) == 1
+
+
+@pytest.mark.parametrize("first", ["20170511-185253", "20180402-114759.pb", "nowhere/20170511-185253"])
+def test_a_model_as_the_first_path_is_an_error_that_names_the_option(server: str, pictures: Path, first: str) -> None:
+    (pictures / "20170511-185253").mkdir()
+    (pictures / "20170511-185253" / "model.meta").write_bytes(b"a graph")
+    (pictures / "20180402-114759.pb").write_bytes(b"a graph")
+    photos = [pictures / name for name in ("astronaut.png", "hopper.png")]
+    ended = facenet(server, "compare", pictures / first, *photos)
+    assert ended.returncode == 2
+    assert f"--model {Path(first).stem}" in ended.stderr
+    assert not ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "told"),
+    [
+        (("align", ".", "out"), "--image_size", "--image-size"),
+        (("align", ".", "out"), "--margin", "--margin-px"),
+        (("align", ".", "out"), "--detect_multiple_faces", "--detect-multiple-faces"),
+        (("align", ".", "out"), "--random_order", "--random-order"),
+        (("align", ".", "out"), "--gpu_memory_fraction", "facenet-server --gpu-mem-limit-mb"),
+        (("compare", "."), "--margin", "--margin-px"),
+        (("compare", "."), "--image_size", "crops of 160 px always"),
+        (("evaluate", "lfw", "."), "--lfw_pairs", "--pairs"),
+        (("evaluate", "lfw", "."), "--use_flipped_images", "--flip"),
+        (("evaluate", "lfw", "."), "--subtract_mean", "--subtract-mean"),
+        (("evaluate", "lfw", "."), "--distance_metric", "--metric"),
+        (("evaluate", "lfw", "."), "--use_fixed_image_standardization", "leave it out"),
+        (("cluster", "."), "--cluster_threshold", "--eps"),
+        (("cluster", "."), "--min_cluster_size", "--min-samples"),
+        (("cluster", "."), "--largest_cluster_only", "--largest-only"),
+    ],
+)
+def test_an_option_of_the_original_tools_is_told_what_it_is_here(command: tuple[str, ...], old: str, told: str) -> None:
+    ended = CliRunner().invoke(facenet_command, [*command, old, "1"])
+    assert ended.exit_code == 2
+    assert f"No such option: {old}" in ended.output
+    assert told in ended.output
 
 
 def test_compare_names_and_leaves_out_what_shows_no_face(server: str, pictures: Path) -> None:
@@ -114,7 +155,7 @@ def test_faces_are_drawn(server: str, pictures: Path, tmp_path: Path, astronaut:
 
 
 def test_info_shows_models_and_limits(server: str) -> None:
-    assert "20180408-102900" in facenet(server, "info").stdout
+    assert "20170512-110547" in facenet(server, "info").stdout
     assert json.loads(facenet(server, "info", "--json").stdout)["limits"]["max_items_per_message"] == 64
 
 

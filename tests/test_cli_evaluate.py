@@ -48,8 +48,8 @@ def test_lfw_prints_the_protocols_figures_and_writes_everything(server: str, two
     figures, fitted = (json.loads((out / name).read_text()) for name in ("lfw.json", "calibration.json"))
     assert figures["fold_accuracies"] == [1.0, 1.0]
     assert figures["images_undetected"] == 1
-    assert (fitted["model"], fitted["preprocessing"]) == ("20180408-102900", "fixed")
-    assert calibrate.read(out / "calibration.json", "20180408-102900", "fixed")
+    assert (fitted["model"], fitted["preprocessing"]) == ("20170512-110547", "prewhiten")
+    assert calibrate.read(out / "calibration.json", "20170512-110547", "prewhiten")
     assert 0.5 < fitted["operating_points"][0]["threshold"] < 1.3
     for name in ("roc.png", "distances.png"):
         with Image.open(out / name) as picture:

@@ -43,7 +43,7 @@ def test_compare(server: str, pictures: Path) -> None:
 
 def test_embed_stream(server: str, pictures: Path) -> None:
     said = run("embed_stream.py", server, pictures, folder=pictures)
-    assert said.splitlines() == ["a.png [(512,)]", "b.png [(512,)]"]
+    assert said.splitlines() == ["a.png [(128,)]", "b.png [(128,)]"]
 
 
 @pytest.mark.timeout(120)

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import shutil
 import signal
@@ -216,6 +217,41 @@ def test_the_fp32_embedder_stays_the_default_beside_its_quantised_forms(tmp_path
         "20180408-102900-fp16": ("fp16", ()),
         "20180408-102900-int8": ("int8", ("20180408-102900",)),
     }
+
+
+TWO = ("20170512-110547", "20180408-102900")
+
+
+@pytest.mark.parametrize(
+    ("stated", "flags", "default"),
+    [
+        pytest.param({}, (), TWO[0], id="the first by name"),
+        pytest.param({"default_embedder": TWO[1]}, (), TWO[1], id="the folder's"),
+        pytest.param({"default_embedder": TWO[1]}, ("--default-embedder", TWO[0]), TWO[0], id="the configured one"),
+    ],
+)
+def test_the_default_embedder_is_the_configured_one_or_the_folders(
+    stated: dict[str, str], flags: tuple[str, ...], default: str, tmp_path: Path
+) -> None:
+    with server_process("--models", str(two_embedders(tmp_path, stated)), *flags) as (target, server):
+        with Client(target) as client:
+            assert client.server_info().default_embedder == default
+        assert f"the default embedder {default} is uncalibrated" in server.log()
+        assert ("no default embedder is stated" in server.log()) == (not stated)
+
+
+def test_a_default_embedder_that_is_gone_keeps_the_server_from_starting(tmp_path: Path) -> None:
+    line = error_line("--models", str(two_embedders(tmp_path, {"default_embedder": "gone"})))
+    assert "'gone' is not there" in line
+    assert "--default-embedder" in line
+
+
+def two_embedders(folder: Path, stated: dict[str, str]) -> Path:
+    files = {f"{kind}.onnx": tiny_model(kind) for kind in PORTS}
+    files |= {f"facenet-{name}.onnx": tiny_model("embedder", name=name) for name in TWO}
+    manifest = write(folder, files) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | stated))
+    return folder
 
 
 async def test_a_second_signal_stops_at_once(models: Path) -> None:

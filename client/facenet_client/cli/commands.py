@@ -20,11 +20,14 @@ from facenet_client.cli.identify import identify
 
 
 class _Group(click.Group):
-    """Our errors, and those of files, as one line and exit code 1, not as a traceback."""
+    """Our errors, and those of files, as one line and exit code 1, not as a traceback; options of the original tools
+    with the one that stands for them here."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            raise options.old_spelling(error) from error
         except FaceNetError as error:
             raise click.ClickException(str(error)) from error
         except OSError as error:

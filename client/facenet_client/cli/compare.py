@@ -14,6 +14,8 @@ from facenet_client.cli import console, matrix, options, tables
 from facenet_client.cli.answers import answers
 from facenet_client.cli.drawing import annotate
 
+_MODEL_SUFFIXES = (".pb", ".h5", ".onnx", ".meta")
+
 
 @click.command()
 @options.PATHS
@@ -39,6 +41,7 @@ def compare(
 
     Images without a face, and unreadable ones, are named and left out.
     """
+    _check_first(paths[0])
     files = console.image_files(paths)
     if len(files) < 2:
         raise click.UsageError("comparing takes two images at least")
@@ -61,6 +64,16 @@ def compare(
     elif compared:
         _show(files, compared)
     sys.exit(1 if lacking else 0)
+
+
+def _check_first(path: Path) -> None:
+    """Raises UsageError where the first path is a model, as that of the original compare.py is."""
+    is_no_image = path.suffix in _MODEL_SUFFIXES or not (path.exists() or path.suffix.lower() in console.SUFFIXES)
+    if is_no_image or not console.images_at(path):
+        raise click.UsageError(
+            f"{path} holds no images. A model is chosen among the server's, by its name: --model {path.stem} "
+            "(`facenet info` shows them)"
+        )
 
 
 def _show(files: Sequence[Path], compared: dict[tuple[int, int], Comparison]) -> None:

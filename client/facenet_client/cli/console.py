@@ -14,7 +14,7 @@ from facenet_client import ItemError
 
 T = TypeVar("T")
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 class _Result(Protocol):
@@ -24,13 +24,17 @@ class _Result(Protocol):
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
     """The images meant by paths to files and folders. Raises UsageError where there is none."""
-    files: list[Path] = []
-    for path in paths:
-        inside = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in _SUFFIXES)
-        files += inside if path.is_dir() else [path]
+    files = [file for path in paths for file in images_at(path)]
     if not files:
-        raise click.UsageError(f"no images there ({', '.join(sorted(_SUFFIXES))})")
+        raise click.UsageError(f"no images there ({', '.join(sorted(SUFFIXES))})")
     return files
+
+
+def images_at(path: Path) -> list[Path]:
+    """A file as it is, whatever its name; of a folder, the files below it that are images by their suffix."""
+    if not path.is_dir():
+        return [path]
+    return [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES]
 
 
 def progress(results: Iterable[T], total: int) -> Iterator[T]:

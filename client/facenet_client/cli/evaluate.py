@@ -244,8 +244,9 @@ def _print_calibration(fitted: dict[str, Any]) -> None:
 @evaluate.command("parity")
 @click.argument("record", metavar="RECORD", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--model", default=parity.MODEL, show_default=True, help="The embedder whose vectors RECORD holds.")
 @click.pass_obj
-def evaluate_parity(connect: Callable[[], Client], /, record: Path, folder: Path) -> None:
+def evaluate_parity(connect: Callable[[], Client], /, record: Path, folder: Path, model: str) -> None:
     """Compare with what the reference implementation returned for the photos in DIR (RECORD: its JSON).
 
     The exit code is 1 where any figure is outside its bound.
@@ -254,16 +255,17 @@ def evaluate_parity(connect: Callable[[], Client], /, record: Path, folder: Path
     names = list(recorded)
     seen = parity.Parity()
     with connect() as client:
+        embedder(client.server_info(), model)
         for parameters, options in parity.PARAMETERS.items():
             files = [folder / name for name in names]
             for name, found in zip(names, client.detect(files, **options), strict=True):
                 seen.add_detection(f"{name} ({parameters})", found, recorded[name][parameters])
-        embedded = client.embed(files, apply_exif_orientation=False, margin_px=parity.MARGIN_PX)
+        embedded = client.embed(files, model=model, apply_exif_orientation=False, margin_px=parity.MARGIN_PX)
         for name, found in zip(names, embedded, strict=True):
             seen.add_embeddings(f"{name} (embedded)", found, recorded[name]["embeddings"])
             with Image.open(folder / name) as image:
                 crops = parity.reference_crops(image, recorded[name]["compare"]["boxes"])
-            seen.add_crop_embeddings(client.embed_crops(crops), recorded[name]["embeddings"])
+            seen.add_crop_embeddings(client.embed_crops(crops, model=model), recorded[name]["embeddings"])
     _print_parity(seen)
     sys.exit(0 if seen.within_bounds else 1)
 

@@ -29,6 +29,38 @@ SELECTIONS = ("all", "largest", "best_score", "most_central")
 ONE_FACE = SELECTIONS[1:]
 
 
+_OLD_SPELLINGS = {
+    "--cluster_threshold": ("--eps", ""),
+    "--detect_multiple_faces": ("--detect-multiple-faces", ""),
+    "--distance_metric": ("--metric", ""),
+    "--gpu_memory_fraction": ("", "the server has the GPU: facenet-server --gpu-mem-limit-mb"),
+    "--image_size": ("--image-size", "embeddings are of crops of 160 px always: leave it out"),
+    "--largest_cluster_only": ("--largest-only", ""),
+    "--lfw_batch_size": ("", "the server makes the batches: leave it out"),
+    "--lfw_nrof_folds": ("", "the folds are those of the pairs file: leave it out"),
+    "--lfw_pairs": ("--pairs", ""),
+    "--margin": ("--margin-px", "the protocol's margin is 32 px always: leave it out"),
+    "--min_cluster_size": ("--min-samples", ""),
+    "--minsize": ("--min-face-px", ""),
+    "--model_dir": ("--model", ""),
+    "--out_dir": ("--out", ""),
+    "--random_order": ("--random-order", ""),
+    "--subtract_mean": ("--subtract-mean", ""),
+    "--threshold": ("--thresholds", ""),
+    "--use_fixed_image_standardization": ("", "each model knows its own standardisation: leave it out"),
+    "--use_flipped_images": ("--flip", ""),
+}
+"""Options of davidsandberg/facenet's tools: what each is called here, and what to do where a command has none."""
+
+
+def old_spelling(error: click.NoSuchOption) -> click.UsageError:
+    """The same error, which names the option of this command that one of the original tools stands for."""
+    here, otherwise = _OLD_SPELLINGS.get(error.option_name, ("", ""))
+    known = {name for parameter in error.ctx.command.params for name in parameter.opts} if error.ctx else set()
+    hint = f"here it is {here}" if here in known else otherwise
+    return click.UsageError(f"No such option: {error.option_name}; {hint}.", error.ctx) if hint else error
+
+
 def faces(choices: Sequence[str], default: str | None = None) -> Callable[[Command], Command]:
     """``--faces``."""
     return click.option(

@@ -28,6 +28,9 @@ PARAMETERS: Mapping[str, DetectOptions] = {
         "apply_exif_orientation": False,
     },
 }
+MODEL = "20180408-102900"
+"""The embedder whose vectors faces_golden.json holds."""
+
 MARGIN_PX = 44
 MAX_BOX_PX = MAX_LANDMARK_PX = 0.05
 MAX_SCORE = 2e-4
