@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-INT8 := models/facenet-20180408-102900-int8.onnx
+INT8 := models/facenet-20170512-110547-int8.onnx models/facenet-20180408-102900-int8.onnx
 
 .PHONY: help install models demo test bench chaos lint proto clean
 
@@ -32,8 +32,8 @@ bench: $(INT8)  ## the server beside its peers: a table, and benchmarks/results 
 chaos: models  ## the promises under load and faults, each with its figure (CHAOS='T1 T4 --short')
 	$(BIN)/python -m chaos --models models $(CHAOS)
 
-$(INT8): models
-	test -e $@ || $(BIN)/facenet-convert quantize models/facenet-20180408-102900.onnx --precision int8
+$(INT8): %-int8.onnx: models
+	test -e $@ || $(BIN)/facenet-convert quantize $*.onnx --precision int8
 
 lint: install  ## style, types, architecture
 	$(BIN)/ruff check .

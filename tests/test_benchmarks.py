@@ -90,13 +90,15 @@ def test_embedders_are_compared_each_at_its_best_batch() -> None:
         ("FaceNet Serve, 20180408-102900", 1): Lap([timed(1.0)]),
         ("FaceNet Serve, 20180408-102900", 8): Lap([timed(4.0)]),
         ("FaceNet Serve, 20180408-102900-int8", 8): Lap([timed(1.0)]),
+        ("FaceNet Serve, 20170512-110547", 8): Lap([timed(5.0)]),
+        ("FaceNet Serve, 20170512-110547-int8", 8): Lap([timed(2.0)]),
         ("bare ONNX Runtime, 20180408-102900, one run per core", 1): Lap([timed(0.6)]),
         ("bare ONNX Runtime, 20180408-102900-int8, one run per core", 1): Lap([timed(0.1)]),
         ("facenet-pytorch", 8): Lap([timed(8.0)]),
         ("TensorFlow", 8): Lap([timed(6.0)]),
     }
     found = [figure.value for figure in embedding._figures(laps)]
-    assert found == pytest.approx([1.2, 2.0, 1.5, 4.0])
+    assert found == pytest.approx([1.2, 2.0, 1.5, 4.0, 0.8, 2.5])
     assert embedding._figures({key: lap for key, lap in laps.items() if "int8" not in key[0]})[-1].value is None
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import click
 import httpx2
@@ -24,13 +24,19 @@ from unearth.fetchers.sync import PyPIClient
 
 from facenet_convert.errors import FetchError
 
-PYPI = "https://pypi.org/simple/"
 SETTINGS = ("index-url", "extra-index-url", "find-links", "no-index", "cert", "proxy", "trusted-host")
 """pip's settings that hold here."""
 
 _SECTIONS = ("global", "download", ":env:")  # of pip's configuration, each before what it yields to
 _TIMEOUT_S = 30.0
 _ATTEMPTS = 3
+
+
+class _Sources(TypedDict, total=False):
+    """What unearth's PackageFinder is given of where to look; nothing stands for its default, PyPI, as pip's."""
+
+    index_urls: list[str]
+    find_links: list[str]
 
 
 def download(requirement: str, folder: Path) -> Path:
@@ -41,10 +47,10 @@ def download(requirement: str, folder: Path) -> Path:
     settings = pip_settings()
     reasons = []
     with _warnings() as warnings:
-        for place, is_index in _places(settings):
+        for place, sources in _places(settings):
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
-                    found = _download_from(place, is_index, requirement, folder, settings)
+                    found = _download_from(sources, requirement, folder, settings)
                 except Exception as error:  # unearth, its HTTP client and its files have no common base
                     if attempt == _ATTEMPTS:
                         reasons.append(f"{place}: {str(error) or type(error).__name__}")
@@ -76,22 +82,21 @@ def pip_settings() -> dict[str, str]:
     return found
 
 
-def _places(settings: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
-    """Where to look, each with whether it is an index rather than a folder or page of archives."""
+def _places(settings: Mapping[str, str]) -> Iterator[tuple[str, _Sources]]:
+    """Where to look, by name and as unearth has it."""
     for place in settings.get("find-links", "").split():
-        yield (place if "://" in place else str(Path(place).expanduser())), False
+        yield place, {"find_links": [place if "://" in place else str(Path(place).expanduser())]}
     if settings.get("no-index", "").lower() not in ("1", "true", "yes", "on"):
-        for place in [settings.get("index-url", PYPI), *settings.get("extra-index-url", "").split()]:
-            yield place, True
+        if "index-url" not in settings:
+            yield "PyPI", {}
+        for place in f"{settings.get('index-url', '')} {settings.get('extra-index-url', '')}".split():
+            yield place, {"index_urls": [place]}
 
 
-def _download_from(
-    place: str, is_index: bool, requirement: str, folder: Path, settings: Mapping[str, str]
-) -> Path | None:
+def _download_from(sources: _Sources, requirement: str, folder: Path, settings: Mapping[str, str]) -> Path | None:
     """The archive from this one place; None where it has none. Raises whatever keeps the place from answering."""
-    where: dict[str, Any] = {"index_urls": [place]} if is_index else {"find_links": [place]}
-    with _client(settings, place) as client:
-        finder = PackageFinder(client, ignore_compatibility=True, **where)
+    with _client(settings, sources.get("index_urls", [])) as client:
+        finder = PackageFinder(client, ignore_compatibility=True, **sources)
         best = finder.find_best_match(requirement).best
         if best is None:
             return None
@@ -99,8 +104,8 @@ def _download_from(
             return finder.download(best.link, folder, download_reporter=progress)
 
 
-def _client(settings: Mapping[str, str], place: str) -> Any:
-    """An HTTP client with the user's certificates, proxy and trusted hosts, and the credentials of ``place``."""
+def _client(settings: Mapping[str, str], index_urls: list[str]) -> Any:
+    """An HTTP client with the user's certificates, proxy and trusted hosts, and the credentials of the indexes."""
     cert = settings.get("cert") or os.environ.get("REQUESTS_CA_BUNDLE")
     verify: Any = True
     if cert:
@@ -115,7 +120,7 @@ def _client(settings: Mapping[str, str], place: str) -> Any:
         follow_redirects=True,
         timeout=_TIMEOUT_S,
     )
-    client.auth = MultiDomainBasicAuth(index_urls=[place], prompting=False)
+    client.auth = MultiDomainBasicAuth(index_urls=index_urls, prompting=False)
     return client
 
 

