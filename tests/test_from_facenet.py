@@ -117,8 +117,23 @@ def test_a_command_of_the_page_runs(line: str, running: str, photos_of_two: Path
         assert said.count("Eileen") >= 3
 
 
+ORIGINALS = re.findall(r"^Original.*?\n\n```sh\n(.*?)```\n\n(.*?)\n\n```sh\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
+
+
 def test_every_command_of_the_original_is_beside_one_of_ours() -> None:
-    scripts = {"align_dataset_mtcnn.py", "compare.py", "validate_on_lfw.py", "cluster.py", "classifier.py"}
-    assert all(any(script in line for line in LINES) for script in scripts)
-    assert len(CLIENT) >= 8
+    theirs = "\n".join(block for block, _, _ in ORIGINALS)
+    scripts = ("align_dataset_mtcnn", "compare", "validate_on_lfw", "export_embeddings", "cluster", "classifier")
+    assert all(f"{script}.py" in theirs for script in scripts)
+    assert len(ORIGINALS) == PAGE.count("\nOriginal")
+    for _, between, ours in ORIGINALS:
+        assert between.startswith("Here")
+        assert ours.startswith(("facenet", "pip install"))
+
+
+def test_every_part_is_in_both_languages() -> None:
     assert PAGE.count("| English | 中文 |") == PAGE.count("\n## ") + 1
+    for row in re.findall(r"^\| (.*) \| (.*) \|$", PAGE, re.MULTILINE):
+        if row != ("English", "中文"):
+            assert not re.search("[\u4e00-\u9fff]", row[0])
+            assert re.search("[\u4e00-\u9fff]", row[1])
+            assert not re.search("[\u4e00-\u9fff] ?[,;:()]", row[1])

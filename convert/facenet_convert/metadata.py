@@ -73,9 +73,10 @@ def write(model: onnx.ModelProto, path: Path) -> None:
     onnx.helper.set_model_props(model, known | {golden.KEY: golden.answer(model)})
     data = model.SerializeToString()
     write_atomically(path, data)
+    default = default_embedder(path.parent)  # before there is another one: a model more does not change it
     files = _files(path.parent)
     files[path.name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    _write_manifest(path.parent, files, _stated_default(path.parent))
+    _write_manifest(path.parent, files, default)
 
 
 def default_embedder(folder: Path) -> str:
@@ -93,14 +94,16 @@ def set_default_embedder(folder: Path, name: str) -> None:
 
 def is_current(path: Path, pretrained: Source, facts: Mapping[str, object]) -> bool:
     """Whether ``path`` is whole, and was made from this source, in the present format, with these facts."""
-    entry = _files(path.parent).get(path.name)
-    if entry is None or not path.exists():
+    if not is_whole(path):
         return False
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
-        return False
-    found = {prop.key: prop.value for prop in onnx.load_from_string(data).metadata_props}
+    found = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
     return _expected(pretrained, facts).items() <= found.items()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether ``path`` is the file in the manifest."""
+    entry = _files(path.parent).get(path.name)
+    return entry is not None and path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == entry.get("sha256")
 
 
 def _expected(pretrained: Source, facts: Mapping[str, object]) -> dict[str, str]:
@@ -116,7 +119,7 @@ def _files(folder: Path) -> dict[str, _Entry]:
 
 
 def _stated_default(folder: Path) -> str:
-    return str(_manifest(folder).get("default_embedder", ""))
+    return str(_manifest(folder).get("default_embedder") or "")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -11,10 +11,12 @@ import re
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import click
 import httpx2
@@ -22,10 +24,12 @@ from unearth import Link, PackageFinder
 from unearth.auth import MultiDomainBasicAuth
 from unearth.fetchers.sync import PyPIClient
 
-from facenet_convert.errors import FetchError
+from facenet_convert.errors import FetchError, SourceError
 
 SETTINGS = ("index-url", "extra-index-url", "find-links", "no-index", "cert", "proxy", "trusted-host")
 """pip's settings that hold here."""
+
+T = TypeVar("T")
 
 _SECTIONS = ("global", "download", ":env:")  # of pip's configuration, each before what it yields to
 _TIMEOUT_S = 30.0
@@ -39,43 +43,50 @@ class _Sources(TypedDict, total=False):
     find_links: list[str]
 
 
-def download(requirement: str, folder: Path) -> Path:
-    """The archive of ``requirement`` (``name==version``), in ``folder`` or where it lies on this machine.
+def fetch(requirement: str, read: Callable[[Path], T], folder: Path) -> T:
+    """What ``read`` makes of the archive of ``requirement`` (``name==version``), which is not kept in ``folder``.
 
-    Every place that pip is set to is asked in turn: local folders first, then index after index. Raises FetchError.
+    Every place that pip is set to is asked in turn, local folders first, until one has an archive that ``read`` raises
+    no ConversionError for. Raises the SourceError of ``read``, where there was one, else FetchError.
     """
-    settings = pip_settings()
-    reasons = []
+    settings, reasons = pip_settings(), []
+    not_pinned: SourceError | None = None
     with _warnings() as warnings:
         for place, sources in _places(settings):
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
-                    found = _download_from(sources, requirement, folder, settings)
+                    with tempfile.TemporaryDirectory(dir=folder) as fresh:  # unearth would go by what a try has left
+                        archive = _download_from(sources, requirement, Path(fresh), settings)
+                        if archive is not None:
+                            return read(archive)
+                    break
+                except SourceError as error:
+                    not_pinned = error
+                    break
                 except Exception as error:  # unearth, its HTTP client and its files have no common base
                     if attempt == _ATTEMPTS:
                         reasons.append(f"{place}: {str(error) or type(error).__name__}")
-                else:
-                    if found is not None:
-                        return found
-                    break
+    if not_pinned is not None:
+        raise not_pinned
     told = "; ".join([*reasons, *warnings]) or "no index that pip is set to has it"
     raise FetchError(
-        f"cannot download {requirement}: {_redacted(told)}. Check the network and pip's index settings, or download "
-        "the archive elsewhere and name it as the local source"
+        f"cannot download {requirement}: {_redacted(told)}. Check the network and pip's index settings, or get the "
+        "archive with a browser and pass its path with --source (with `all`: --mtcnn-source, --facenet-source)"
     )
 
 
 def pip_settings() -> dict[str, str]:
     """What pip would use for a download, by its name for each setting: its configuration files, where pip is
-    installed, and the environment variables PIP_*, which win."""
+    installed, and the environment variables PIP_*, which win. Empty settings count as none."""
     command = [sys.executable, "-m", "pip", "config", "list"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    found: dict[str, str] = {}
+    loud = {**os.environ, "PIP_QUIET": "0", "PIP_VERBOSE": "0"}  # as pip's files may not have it
+    run = subprocess.run(command, env=loud, capture_output=True, text=True, check=False)
     entries = dict(line.partition("=")[::2] for line in run.stdout.splitlines()) if run.returncode == 0 else {}
+    found: dict[str, str] = {}
     for section in _SECTIONS:
         for name in SETTINGS:
-            if (value := entries.get(f"{section}.{name}")) is not None:
-                found[name] = str(ast.literal_eval(value))
+            if value := ast.literal_eval(entries.get(f"{section}.{name}", "''")):
+                found[name] = str(value)
     for name in SETTINGS:
         if value := os.environ.get(f"PIP_{name.upper().replace('-', '_')}"):
             found[name] = value
@@ -86,7 +97,7 @@ def _places(settings: Mapping[str, str]) -> Iterator[tuple[str, _Sources]]:
     """Where to look, by name and as unearth has it."""
     for place in settings.get("find-links", "").split():
         yield place, {"find_links": [place if "://" in place else str(Path(place).expanduser())]}
-    if settings.get("no-index", "").lower() not in ("1", "true", "yes", "on"):
+    if settings.get("no-index", "").lower() not in ("1", "true", "yes", "on", "t", "y"):
         if "index-url" not in settings:
             yield "PyPI", {}
         for place in f"{settings.get('index-url', '')} {settings.get('extra-index-url', '')}".split():
@@ -111,17 +122,30 @@ def _client(settings: Mapping[str, str], index_urls: list[str]) -> Any:
     if cert:
         is_folder = Path(cert).is_dir()
         verify = ssl.create_default_context(cafile=None if is_folder else cert, capath=cert if is_folder else None)
-    trusted, proxy = settings.get("trusted-host", "").split(), settings.get("proxy") or None
+    trusted, proxy = settings.get("trusted-host", "").split(), _with_scheme(settings.get("proxy"))
+    mounts = {
+        f"all://{host}": httpx2.HTTPTransport(verify=False, proxy=proxy or _environments_proxy(host))
+        for host in trusted
+    }  # unearth's own would leave the proxy out
     client = PyPIClient(
         trusted_hosts=trusted,
         verify=verify,
         proxy=proxy,
-        mounts={f"all://{host}": httpx2.HTTPTransport(verify=False, proxy=proxy) for host in trusted} if proxy else {},
+        mounts=mounts,
         follow_redirects=True,
         timeout=_TIMEOUT_S,
     )
     client.auth = MultiDomainBasicAuth(index_urls=index_urls, prompting=False)
     return client
+
+
+def _environments_proxy(host: str) -> str | None:
+    proxies = urllib.request.getproxies()
+    return None if urllib.request.proxy_bypass(host) else _with_scheme(proxies.get("https") or proxies.get("http"))
+
+
+def _with_scheme(proxy: str | None) -> str | None:
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
 @contextmanager
@@ -139,7 +163,7 @@ def _warnings() -> Iterator[list[str]]:
 
 def _redacted(text: str) -> str:
     """The text on one line, without the credentials of its URLs."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", " ".join(text.split()))
+    return re.sub(r"(?<=://)[^/\s]+@", "***@", " ".join(text.split()))
 
 
 class _Progress:
@@ -159,6 +183,8 @@ class _Progress:
 
     def __call__(self, link: Link, completed: int, total: int | None) -> None:
         """unearth's report of how many bytes are there."""
+        if total is None:
+            return
         if self._bar is None:
             self._bar = click.progressbar(length=total, label=self._label, file=sys.stderr, update_min_steps=1 << 20)
         self._bar.update(completed - self._done)

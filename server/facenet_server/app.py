@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ async def serve(config: Config, opener: OpenNetworks | None = None) -> None:
     credentials, callers = tls(config), Callers(read_tokens(Path(config.tokens)) if config.tokens else None)
     stats, lost, loop = Stats(), asyncio.Event(), asyncio.get_running_loop()
     networks = await asyncio.to_thread(opener or open_networks, config)
+    if not (config.default_embedder or opener):
+        config = replace(config, default_embedder=stated_default(config.models))
     pipeline_of = open_pipeline(networks, config, stats, lambda: loop.call_soon_threadsafe(lost.set))
     with ExitStack() as last_words:  # above all that waits for threads
         async with pipeline_of as pipeline, stats.loop_lag, memory.given_back(_GIVE_BACK_S):
@@ -230,17 +233,16 @@ def _embedders(networks: Mapping[str, Network]) -> list[str]:
 
 
 def _default_embedder(networks: Mapping[str, Network], config: Config) -> str:
-    """The one configured, or stated in the models folder, or the first by name; a warning where that is a guess, or
-    where it has no calibration. Raises StartError where it is not there."""
+    """The one configured, or the first by name; a warning where that is a guess, or where it has no calibration.
+    Raises StartError where it is not there."""
     embedders = _embedders(networks)
-    stated = config.default_embedder or stated_default(config.models)
-    default = stated or min(embedders)
+    default = config.default_embedder or min(embedders)
     if default not in embedders:
         raise StartError(
             f"the default embedder {default!r} is not there; there is {', '.join(embedders)}: choose one with "
             "--default-embedder"
         )
-    if not stated and len(embedders) > 1:
+    if not config.default_embedder and len(embedders) > 1:
         _log.warning("no default embedder is stated: requests without a model get %s, the first by name", default)
     if networks[default].info.calibration is None:
         _log.warning(

@@ -67,12 +67,15 @@ def compare(
 
 
 def _check_first(path: Path) -> None:
-    """Raises UsageError where the first path is a model, as that of the original compare.py is."""
-    is_no_image = path.suffix in _MODEL_SUFFIXES or not (path.exists() or path.suffix.lower() in console.SUFFIXES)
-    if is_no_image or not console.images_at(path):
+    """Raises UsageError where the first path is a model, as that of the original compare.py is, or anything else that
+    holds no images."""
+    is_model_file = path.suffix in _MODEL_SUFFIXES
+    is_missing = not (path.exists() or path.suffix.lower() in console.SUFFIXES)
+    if is_model_file or is_missing or not console.images_at(path):
+        name = path.stem if is_model_file else path.name
         raise click.UsageError(
-            f"{path} holds no images. A model is chosen among the server's, by its name: --model {path.stem} "
-            "(`facenet info` shows them)"
+            f"{'there is no' if is_missing else 'no images in'} {path}. If that is the model: one that the server runs "
+            f"(`facenet info`) is chosen by its name, --model {name}"
         )
 
 

@@ -39,7 +39,7 @@ _OLD_SPELLINGS = {
     "--lfw_batch_size": ("", "the server makes the batches: leave it out"),
     "--lfw_nrof_folds": ("", "the folds are those of the pairs file: leave it out"),
     "--lfw_pairs": ("--pairs", ""),
-    "--margin": ("--margin-px", "the protocol's margin is 32 px always: leave it out"),
+    "--margin": ("--margin-px", "the margin is fixed: leave it out"),
     "--min_cluster_size": ("--min-samples", ""),
     "--minsize": ("--min-face-px", ""),
     "--model_dir": ("--model", ""),
@@ -56,9 +56,11 @@ _OLD_SPELLINGS = {
 def old_spelling(error: click.NoSuchOption) -> click.UsageError:
     """The same error, which names the option of this command that one of the original tools stands for."""
     here, otherwise = _OLD_SPELLINGS.get(error.option_name, ("", ""))
-    known = {name for parameter in error.ctx.command.params for name in parameter.opts} if error.ctx else set()
-    hint = f"here it is {here}" if here in known else otherwise
-    return click.UsageError(f"No such option: {error.option_name}; {hint}.", error.ctx) if hint else error
+    known = {name: option for option in error.ctx.command.params for name in option.opts} if error.ctx else {}
+    if here in known:
+        is_flag = getattr(known[here], "is_flag", False)
+        otherwise = f"here it is {here}{', without a value' if is_flag else ''}"
+    return click.UsageError(f"No such option: {error.option_name}; {otherwise}.", error.ctx) if otherwise else error
 
 
 def faces(choices: Sequence[str], default: str | None = None) -> Callable[[Command], Command]:
