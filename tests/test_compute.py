@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,6 +171,48 @@ async def test_a_thread_that_helps_leaves_for_a_job_that_waits() -> None:
     assert order.index("other") < 15
 
 
+async def test_what_has_begun_goes_on_before_anything_else_begins() -> None:
+    gate, order = threading.Event(), list[str]()
+    with opened(gate, Compute(1, Stats())) as compute:
+        jobs: list[asyncio.Task[Any]] = [asyncio.create_task(compute("wait", gate.wait))]
+        await asyncio.sleep(0)
+        beginning = compute.job("new", lambda step: step("new", order.append, "new"), begins=True)
+        jobs += [asyncio.create_task(beginning), asyncio.create_task(compute("old", order.append, "old"))]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(*jobs)
+    assert order == ["old", "new"]
+
+
+async def test_no_image_begins_while_enough_crops_of_those_that_have_begun_are_with_an_embedder() -> None:
+    begun = list[str]()
+    with Compute(2, Stats(), most_crops_ahead=3) as compute:
+        with compute.crops_ahead(2):
+            await compute.job("first", lambda step: step("first", begun.append, "first"), begins=True)
+            with compute.crops_ahead(1):
+                waiting = asyncio.create_task(
+                    compute.job("second", lambda step: step("second", begun.append, "second"), begins=True)
+                )
+                await compute("other", sum, [1])  # goes on with something else
+                assert begun == ["first"]
+            await waiting
+    assert begun == ["first", "second"]
+
+
+async def test_an_end_that_something_follows_is_told_at_once_however_many_jobs_wait() -> None:
+    gate, told = threading.Event(), list[int]()
+
+    async def follow(number: int) -> None:
+        await compute("enter", gate.wait if number else int)
+        told.append(number)
+
+    with opened(gate, Compute(1, Stats(), max_held_s=60.0)) as compute:
+        jobs = [asyncio.create_task(follow(number)) for number in range(9)]
+        await until(lambda: told == [0])
+        gate.set()
+        await asyncio.gather(*jobs)
+
+
 async def test_a_step_takes_no_thread_that_another_job_waits_for() -> None:
     gate, seen = threading.Event(), set[str]()
 
@@ -194,7 +237,7 @@ async def test_ends_are_told_together_while_many_jobs_wait_and_none_is_held_for_
         return number
 
     async def follow(number: int) -> None:
-        told.append(await compute("enter", enter, number))
+        told.append(await compute.job("enter", lambda step: step("enter", enter, number), is_last=True))
 
     with opened(gate, Compute(1, Stats(), max_held_s=0.05)) as compute:
         jobs = [asyncio.create_task(follow(number)) for number in range(20)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import threading
@@ -47,6 +48,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_ANSWER_S, _TURN_AWAY_S = 2.0, 0.3  # how long it is waited for; from it on
 _LOOK_S = 0.02
 _GIVE_BACK_S = 10.0
+_CROPS_AHEAD = 4  # a core: fewer make small batches, more let images begin before those that began have ended
 _MAX_HELD_S = 0.03  # the end of an image's work, where threads are busy with others
 
 _log = logging.getLogger(__name__)
@@ -106,7 +108,9 @@ async def open_pipeline(
     by_kind = {network.info.kind: network for network in networks.values()}
     default = _default_embedder(networks, config)
     async with AsyncExitStack() as stack:
-        compute = stack.enter_context(Compute(threads, stats, 0.0 if by_kind["rnet"].on_cuda else _MAX_HELD_S))
+        on_cuda = by_kind["rnet"].on_cuda
+        held_s, crops_ahead = (0.0, math.inf) if on_cuda else (_MAX_HELD_S, _CROPS_AHEAD * threads)
+        compute = stack.enter_context(Compute(threads, stats, held_s, crops_ahead))
 
         async def share(network: Network, max_rows: int, **details: Any) -> Batcher:
             batcher = Batcher(Enduring(network, on_lost), max_rows, stage=stats.stage(network.info.name), **details)

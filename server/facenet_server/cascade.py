@@ -55,14 +55,16 @@ class Cascade:
         self._limits = limits
         self._compute = compute
 
-    async def find(self, image: Encoded | Raw, options: DetectOptions, company: Company) -> tuple[Decoded, Faces]:
+    async def find(
+        self, image: Encoded | Raw, options: DetectOptions, company: Company, *, is_last: bool = False
+    ) -> tuple[Decoded, Faces]:
         """The image's pixels, and MTCNN's faces in them. Raises InvalidInput."""
 
         def job(step: Steps) -> tuple[Decoded, Faces]:
             decoded = step("decode", images.decode, image, self._limits.decode, options.max_reduction)
             return decoded, self._faces(step, decoded.pixels, options.reduced(decoded.reduction))
 
-        return await self._compute.job("decode", job)
+        return await self._compute.job("decode", job, begins=True, is_last=is_last)
 
     def _faces(self, step: Steps, image: Pixels, options: DetectOptions) -> Faces:
         source, boxes = propose(step, image, self._pnet, options, self._limits)

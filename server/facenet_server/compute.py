@@ -1,17 +1,17 @@
 """Threads for the arithmetic, off the event loop."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, wait
-from threading import Barrier
+from concurrent.futures import Executor, wait
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
+from facenet_server.executor import CoreExecutor
 from facenet_server.stats import Stats
-
-_START_S = 10.0
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -88,15 +88,15 @@ class Steps:
 class Compute:
     """``n_threads`` threads; every step of a job is counted under the name of its stage.
 
-    While many jobs wait, those that have ended are told to the event loop together, each within ``max_held_s``: each
+    While many jobs wait, the last ones of items are told to the event loop together, each within ``max_held_s``: each
     time that it wakes it finds the caches full of the networks' numbers, and Python's lock in the threads' hands.
     """
 
-    def __init__(self, n_threads: int, stats: Stats, max_held_s: float = 0.0) -> None:
+    def __init__(
+        self, n_threads: int, stats: Stats, max_held_s: float = 0.0, most_crops_ahead: float = math.inf
+    ) -> None:
         self.n_threads = n_threads
-        self.threads = ThreadPoolExecutor(n_threads, thread_name_prefix="compute")
-        all_there = Barrier(n_threads, timeout=_START_S)  # or they would start one by one, some job each might fail
-        wait([self.threads.submit(all_there.wait) for _ in range(n_threads)])
+        self.threads = CoreExecutor(n_threads, "compute", most_crops_ahead)
         self._stats = stats
         self._max_held_s = max_held_s
         self._under_way = 0  # jobs whose end the event loop has not been told
@@ -111,13 +111,20 @@ class Compute:
     ) -> None:
         self.threads.shutdown()
 
+    def crops_ahead(self, count: int) -> AbstractContextManager[None]:
+        """Around the embedding of an image's crops: where embedders share the cores, few images begin meanwhile."""
+        return self.threads.ahead(count)
+
     async def __call__(self, stage: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the function in one of the threads."""
         return await self.job(stage, lambda step: step(stage, function, *args, **kwargs))
 
-    async def job(self, stage: str, function: Callable[[Steps], T]) -> T:
+    async def job(
+        self, stage: str, function: Callable[[Steps], T], *, begins: bool = False, is_last: bool = False
+    ) -> T:
         """Several steps one after the other in one of the threads, which costs less than a thread for each. Until it
-        ends it is under way as ``stage``, its first."""
+        ends it is under way as ``stage``, its first. One that begins an item goes behind all that has begun; the end of
+        an item's last one may be told later, with others'."""
         loop, since_ns = asyncio.get_running_loop(), time.monotonic_ns()
         steps = Steps(self.threads, self.n_threads, self._n_jobs)
         ended = loop.create_future()
@@ -140,10 +147,10 @@ class Compute:
                 ended.set_result(None)
 
         self._under_way += 1  # before its thread looks
-        job = self.threads.submit(run)
+        job = self.threads.begin(run) if begins else self.threads.submit(run)
         self._stats.stage(stage).begin()
         self._tell_later(loop)
-        job.add_done_callback(lambda _: self._end(loop, end))
+        job.add_done_callback(lambda _: self._end(loop, end, is_last))
         try:
             await ended
             return job.result()
@@ -159,10 +166,10 @@ class Compute:
         """The jobs that have not ended, as seen from any thread: about so many."""
         return self._under_way - len(self._ended)
 
-    def _end(self, loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> None:
-        """In a job's thread: have its end told, at once unless more jobs wait than have ended."""
+    def _end(self, loop: asyncio.AbstractEventLoop, end: Callable[[], None], is_last: bool) -> None:
+        """In a job's thread: have its end told, an item's last one not before as many have ended as jobs wait."""
         self._ended.append(end)
-        if not self._max_held_s or len(self._ended) > self._n_jobs() - self.n_threads:
+        if not (is_last and self._max_held_s) or len(self._ended) > self._n_jobs() - self.n_threads:
             loop.call_soon_threadsafe(self._tell)
 
     def _tell(self) -> None:

@@ -42,18 +42,22 @@ class Detector:
         self._limits = limits
         self._compute = compute
 
-    async def find(self, image: Encoded | Raw, options: DetectOptions, company: Company) -> tuple[Decoded, Faces]:
+    async def find(
+        self, image: Encoded | Raw, options: DetectOptions, company: Company, *, is_last: bool = False
+    ) -> tuple[Decoded, Faces]:
         """The image's pixels, and MTCNN's faces in them. Raises InvalidInput."""
         if isinstance(image, Raw):  # nothing to compute
             decoded = images.decode(image, self._limits.decode)
         else:
-            decoded = await self._compute("decode", images.decode, image, self._limits.decode, options.max_reduction)
-        return decoded, await self._faces(decoded.pixels, options.reduced(decoded.reduction), company)
+            arguments = image, self._limits.decode, options.max_reduction
+            decoded = await self._compute.job("decode", lambda s: s("decode", images.decode, *arguments), begins=True)
+        begins = isinstance(image, Raw)  # there was no step before
+        return decoded, await self._faces(decoded.pixels, options.reduced(decoded.reduction), company, begins)
 
-    async def _faces(self, image: Pixels, options: DetectOptions, company: Company) -> Faces:
+    async def _faces(self, image: Pixels, options: DetectOptions, company: Company, begins: bool) -> Faces:
         """The cascade: fewer and better boxes at every stage."""
         check_work(image, options, self._limits)
-        source, boxes, windows = await self._propose(image, options, company)
+        source, boxes, windows = await self._propose(image, options, company, begins)
         if not len(boxes):
             return NO_FACES
         probability, regression = await self._judge(source, boxes, windows, self._nets.rnet, company)
@@ -65,7 +69,9 @@ class Detector:
         threshold = options.thresholds[2]
         return await self._compute("finish", mtcnn.finish, boxes, probability, regression, landmarks, threshold)
 
-    async def _propose(self, image: Pixels, options: DetectOptions, company: Company) -> tuple[Source, Boxes, Rows]:
+    async def _propose(
+        self, image: Pixels, options: DetectOptions, company: Company, begins: bool
+    ) -> tuple[Source, Boxes, Rows]:
         """P-Net over the pyramid: its boxes, and the first of their windows."""
 
         def directly(step: Steps) -> tuple[Source, Boxes, Rows]:
@@ -73,10 +79,11 @@ class Detector:
             return source, boxes, _first(step, source, boxes, RNET_PX)
 
         if self._nets.canvases is None:
-            return await self._compute.job("columns", directly)
+            return await self._compute.job("columns", directly, begins=begins)
         height, width = image.shape[:2]
         scales = mtcnn.scales(height, width, options.min_face_px, options.scale_factor)
-        source = await self._compute("columns", resampling.by_columns, image)
+        columns = partial(_columns, image=image)
+        source = await self._compute.job("columns", columns, begins=begins)
         levels = await self._levels(self._nets.canvases, source, scales, options, company)
         merged = await self._boxes(source, RNET_PX, "merge", mtcnn.merge, levels, self._limits.max_candidates)
         return source, *merged
@@ -135,6 +142,10 @@ class Detector:
             windows = await self._compute.job("cut", further)
             outputs.append(await net(windows, deadline=company.deadline))
         return outputs[0] if len(outputs) == 1 else tuple(map(np.concatenate, zip(*outputs, strict=True)))
+
+
+def _columns(step: Steps, image: Pixels) -> Source:
+    return step("columns", resampling.by_columns, image)
 
 
 def _first(step: Steps, image: Source, boxes: Boxes, side_px: int) -> Rows:

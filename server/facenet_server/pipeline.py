@@ -6,8 +6,10 @@ come by. Arithmetic runs in threads, off the event loop; only the waiting is her
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +19,7 @@ from facenet_server import facenet, images
 from facenet_server.batching import Batcher
 from facenet_server.calibration import BEST_ACCURACY, Calibration
 from facenet_server.company import Company
-from facenet_server.compute import Compute
+from facenet_server.compute import Compute, Steps
 from facenet_server.errors import InvalidInput, NoFace, UnknownModel, UnknownOperatingPoint
 from facenet_server.images import Decoded, Encoded, Pixels, Raw
 from facenet_server.mtcnn import Faces
@@ -56,8 +58,11 @@ class Detection(NamedTuple):
 class Finder(Protocol):
     """How faces are found: by ``cascade`` or by ``detector``."""
 
-    async def find(self, image: Image, options: DetectOptions, company: Company) -> tuple[Decoded, Faces]:
-        """The image's pixels, and the faces in them, in their coordinates. Raises ItemError subclasses."""
+    async def find(
+        self, image: Image, options: DetectOptions, company: Company, *, is_last: bool = False
+    ) -> tuple[Decoded, Faces]:
+        """The image's pixels, and the faces in them, in their coordinates; ``is_last`` says that no other step of the
+        image follows. Raises ItemError subclasses."""
 
 
 class Embedded(NamedTuple):
@@ -134,7 +139,7 @@ class Pipeline:
 
     async def detect(self, image: Image, options: DetectOptions, budget: ByteBudget, company: Company) -> Detection:
         """Faces, and their crops if the options ask for them."""
-        decoded, faces = await self._detector.find(image, options, company)
+        decoded, faces = await self._detector.find(image, options, company, is_last=not options.return_crops)
         faces, options = faces.take(slice(options.max_faces)), options.reduced(decoded.reduction)
         crops = await self._crops(decoded.pixels, faces, options, budget)
         return _detection(decoded, faces, crops)
@@ -152,7 +157,8 @@ class Pipeline:
             size_px = facenet.INPUT_SIZE_PX
             aligned = await self._compute("align", facenet.align, pixels, faces.boxes, detect.margin_px, size_px)
             await company.meet()
-            (vectors,) = await embedder.net(aligned, deadline=company.deadline)
+            with self._compute.crops_ahead(len(aligned)):
+                (vectors,) = await embedder.net(aligned, deadline=company.deadline)
         crops = await self._crops(pixels, faces, detect, budget)
         return _detection(decoded, faces, crops, vectors, self._name(options.model))
 
@@ -162,11 +168,15 @@ class Pipeline:
         if isinstance(crop, Raw):  # nothing to compute
             decoded = images.decode(crop, self._crop_limits)
         else:
-            decoded = await self._compute("decode", images.decode, crop, self._crop_limits)
+            step = partial(_decode_crop, crop=crop, limits=self._crop_limits)
+            decoded = await self._compute.job("decode", step, begins=True)
         pixels = decoded.pixels
         if pixels.shape != (facenet.INPUT_SIZE_PX, facenet.INPUT_SIZE_PX, 3):
             height, width = pixels.shape[:2]
-            raise InvalidInput("WRONG_SIZE", f"a ready crop is 160×160 pixels, this one is {height}×{width}")
+            raise InvalidInput(
+                "WRONG_SIZE",
+                f"a ready crop is 160×160 pixels, this one is {height}×{width}; whole photos are for embed",
+            )
         (vectors,) = await embedder.net(pixels[np.newaxis], deadline=deadline)
         return Embedded(vectors[0], self._name(options.model), decoded.exif_orientation)
 
@@ -176,10 +186,11 @@ class Pipeline:
         """The distance between two sides, each an image (whose chosen face counts) or an embedding."""
         embedder, model = self._embedder(options.model), self._name(options.model)
         threshold, operating_point = _decision(embedder.calibration, options)
-        for side in (a, b):  # before any image is worked on
+        for name, side in (("a", a), ("b", b)):  # before any image is worked on
             if isinstance(side, Embedded):
                 makers = (model, *embedder.interchangeable_with)
-                facenet.check_embedding(side.vector, side.model, makers, embedder.dimension)
+                with _on_side(name):
+                    facenet.check_embedding(side.vector, side.model, makers, embedder.dimension)
         sides = [asyncio.create_task(self._side(name, side, options, company)) for name, side in (("a", a), ("b", b))]
         try:
             (vector_a, found_a), (vector_b, found_b) = await asyncio.gather(*sides)
@@ -198,7 +209,8 @@ class Pipeline:
             return side.vector, None
         detect = replace(options.detect, return_crops=False, max_faces=None)
         embed = EmbedOptions(detect, options.faces, options.model)
-        found = await self.embed(side, embed, ByteBudget(0), company)
+        with _on_side(name):
+            found = await self.embed(side, embed, ByteBudget(0), company)
         if found.embeddings is None or not len(found.embeddings):
             raise NoFace(name)
         return found.embeddings[0], found
@@ -219,6 +231,19 @@ class Pipeline:
             return self._embedders[self._name(model)]
         except KeyError:
             raise UnknownModel(model, sorted(self._embedders)) from None
+
+
+@contextmanager
+def _on_side(name: str) -> Iterator[None]:
+    """Have an error of one side of a pair say which."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise InvalidInput(error.reason, f"side {name}: {error}") from error
+
+
+def _decode_crop(step: Steps, crop: Encoded, limits: images.DecodeLimits) -> Decoded:
+    return step("decode", images.decode, crop, limits)
 
 
 def _detection(

@@ -1,0 +1,108 @@
+"""Threads that finish what has begun before they begin anything else."""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_Task = tuple[Future[Any], Callable[[], Any]]
+
+
+class CoreExecutor(Executor):
+    """``n_threads`` threads.
+
+    ``submit`` goes on with an item that has begun: the next free thread takes it. ``begin`` begins an item: a thread
+    takes it once there is nothing to go on with, and while less than ``most_ahead`` of begun items' work is done by
+    others who need the same cores (``ahead``). Both are first in, first out. So what began first ends first, where
+    there are too few cores for all.
+    """
+
+    def __init__(self, n_threads: int, name: str, most_ahead: float = math.inf) -> None:
+        self._most_ahead = most_ahead
+        self._ahead = 0
+        self._going_on: deque[_Task] = deque()  # bounded by the items at work
+        self._beginning: deque[_Task] = deque()
+        self._changed = threading.Condition()
+        self._is_shut = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}_{number}", daemon=True) for number in range(n_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run the next step of an item that has begun."""
+        return self._put(self._going_on, partial(fn, *args, **kwargs))
+
+    def begin(self, fn: Callable[[], T]) -> Future[T]:
+        """Run the first step of an item."""
+        return self._put(self._beginning, fn)
+
+    @contextmanager
+    def ahead(self, amount: int) -> Iterator[None]:
+        """Around work of a begun item in other threads."""
+        with self._changed:
+            self._ahead += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._ahead -= amount
+                self._changed.notify_all()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the threads once all is done, or with ``cancel_futures`` once what runs is done."""
+        with self._changed:
+            self._is_shut = True
+            if cancel_futures:
+                for future, _ in (*self._going_on, *self._beginning):
+                    future.cancel()
+            self._changed.notify_all()
+        if wait:
+            for thread in self._threads:
+                thread.join()
+
+    def _put(self, queue: deque[_Task], function: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        with self._changed:
+            if self._is_shut:
+                raise RuntimeError("the executor is shut down")
+            queue.append((future, function))
+            self._changed.notify()
+        return future
+
+    def _work(self) -> None:
+        while (task := self._next()) is not None:
+            _run(*task)
+            del task  # no thread holds an image until its next task
+
+    def _next(self) -> _Task | None:
+        """The next task; None once there will be none."""
+        with self._changed:
+            while True:
+                if self._going_on:
+                    return self._going_on.popleft()
+                if self._beginning and (self._ahead < self._most_ahead or self._is_shut):
+                    return self._beginning.popleft()
+                if self._is_shut and not self._beginning:
+                    return None
+                self._changed.wait()
+
+
+def _run(future: Future[Any], function: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = function()
+    except BaseException as error:  # not passed on: whoever waits for the future raises it
+        future.set_exception(error)
+        del future, function  # or the error would hold itself, by this frame
+    else:
+        future.set_result(result)

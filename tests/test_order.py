@@ -1,0 +1,70 @@
+"""What began first ends first: embeddings of many callers, on networks that wait to be let go."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from facenet_server.app import decode_limits, work_limits
+from facenet_server.batching import Batcher
+from facenet_server.cascade import Cascade
+from facenet_server.company import Company
+from facenet_server.compute import Compute
+from facenet_server.config import Config
+from facenet_server.detector import Detector, Nets
+from facenet_server.images import Raw
+from facenet_server.options import CompareOptions, DetectOptions, EmbedOptions
+from facenet_server.pipeline import ByteBudget, Embedder, Pipeline
+from facenet_server.stats import Stats
+from nets import embed, onet, pnet, rnet, square
+
+IMAGES = 40
+METHODS: dict[str, Callable[[Pipeline, Raw], Any]] = {
+    "embed": lambda pipeline, image: pipeline.embed(image, EmbedOptions(DetectOptions()), ByteBudget(0), Company(1)),
+    "crops": lambda pipeline, image: pipeline.embed(
+        image, EmbedOptions(DetectOptions(return_crops=True)), ByteBudget(1 << 30), Company(1)
+    ),
+    "compare": lambda pipeline, image: pipeline.compare(image, image, CompareOptions(DetectOptions()), Company(2)),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shared", [False, True], ids=["an image is one job", "steps of their own"])
+async def test_the_first_images_are_answered_before_the_last_ones_begin(method: str, shared: bool) -> None:
+    begun: list[int] = []  # how many had begun, each time that one was answered
+    count, lock = 0, threading.Lock()
+
+    def counting_pnet(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        nonlocal count
+        if rows.shape[1] == 72:  # the largest level: an image's first
+            with lock:
+                count += 1
+        return pnet(rows)
+
+    config, stats = Config(), Stats()
+    pixels = square()
+    image = Raw(pixels.tobytes(), *pixels.shape[:2])
+    with Compute(1, stats, max_held_s=60.0, most_crops_ahead=2) as compute:
+        async with (
+            Batcher(rnet, 8, threads=compute.threads) as shared_rnet,
+            Batcher(onet, 8, threads=compute.threads) as shared_onet,
+            Batcher(embed, 8, stage=stats.stage("embedder")) as embedder,
+        ):
+            limits = work_limits(config)
+            one_by_one = Cascade(counting_pnet, rnet, onet, limits, compute)
+            by_steps = Detector(Nets(counting_pnet, shared_rnet, shared_onet), limits, compute)
+            embedders = {"colour": Embedder(embedder, 4, None)}
+            detector = by_steps if shared else one_by_one
+            pipeline = Pipeline(detector, embedders, "colour", decode_limits(config), compute)
+
+            async def answered() -> None:
+                await METHODS[method](pipeline, image)
+                begun.append(count)
+
+            await asyncio.gather(*(answered() for _ in range(IMAGES)))
+    per_image = 2 if method == "compare" else 1
+    assert count == IMAGES * per_image
+    assert begun[0] < IMAGES * per_image / 2  # were they answered last in, last out: all of them
+    assert begun[IMAGES // 2] < IMAGES * per_image
