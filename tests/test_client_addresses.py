@@ -12,7 +12,7 @@ from facenet_client import (
     CallError,
     Client,
 )
-from facenet_client._connections import addresses
+from facenet_client._targets import addresses
 from nets import HeldNet, crop, embed, fake_server
 from scripted import Scripted, answer, assert_answers, images
 

@@ -30,28 +30,28 @@ async def test_other_calls_try_a_server_again_before_it_said_that_there_is_room(
 
 
 async def test_of_what_an_address_said_of_its_room_the_last_counts() -> None:
-    connections = Connections("a", 1, None)
+    connections = Connections("a:1", 1, None)
     for said_s, least_s, most_s in ((30.0, 0.9, 1.0), (0.2, 0.1, 0.2), (0.5, 0.4, 0.5)):
-        connections.refused("a", ServerOverloaded("no room", retry_after_s=said_s))
-        assert least_s < connections.rests.left_s("a") <= most_s
-        refusal = connections.rests.refusal("a")
+        connections.refused("a:1", ServerOverloaded("no room", retry_after_s=said_s))
+        assert least_s < connections.rests.left_s("a:1") <= most_s
+        refusal = connections.rests.refusal("a:1")
         assert refusal is not None
-        assert refusal.retry_after_s == pytest.approx(connections.rests.left_s("a"), abs=0.05)
+        assert refusal.retry_after_s == pytest.approx(connections.rests.left_s("a:1"), abs=0.05)
 
 
 async def test_an_address_that_was_lost_rests_for_that_whatever_it_said() -> None:
-    connections = Connections("a", 1, None)
-    connections.lost("a", ServerUnavailable("away"))
-    rest_s = connections.rests.left_s("a")
-    connections.refused("a", ServerOverloaded("no room", retry_after_s=30))
-    assert connections.rests.left_s("a") <= rest_s
-    assert connections.rests.refusal("a") is None
+    connections = Connections("a:1", 1, None)
+    connections.lost("a:1", ServerUnavailable("away"))
+    rest_s = connections.rests.left_s("a:1")
+    connections.refused("a:1", ServerOverloaded("no room", retry_after_s=30))
+    assert connections.rests.left_s("a:1") <= rest_s
+    assert connections.rests.refusal("a:1") is None
 
 
 async def test_without_retries_no_call_waits_for_another_ones_refusal() -> None:
-    connections = Connections("a", 1, None, retry=False)
-    connections.refused("a", ServerOverloaded("no room", retry_after_s=30))
-    assert connections.rests.left_s("a") == 0
+    connections = Connections("a:1", 1, None, retry=False)
+    connections.refused("a:1", ServerOverloaded("no room", retry_after_s=30))
+    assert connections.rests.left_s("a:1") == 0
 
 
 async def test_a_stream_that_is_refused_is_refused_once_however_many_messages_it_had() -> None:

@@ -151,6 +151,7 @@ PLACES: dict[str, list[str]] = {path: ["read", "write"] for path in CLIENTS} | {
     "server/facenet_server/health.py": ["write"],  # who watches is told; inquiries has read the question
     "server/facenet_server/inquiries.py": ["write"],  # an answer
     "server/facenet_server/stats.py": ["read"],  # a file
+    "client/facenet_client/_images.py": ["read"],  # an open file
     "client/facenet_client/cli/evaluate.py": ["write"],  # a report
 }
 

@@ -7,6 +7,7 @@ with Client("127.0.0.1:50051") as client:
         print([face.box for face in photo.faces])
 """
 
+from facenet_client import _process as _process  # before gRPC: it sets what gRPC reads as it is imported
 from facenet_client import distances
 from facenet_client.aio import AsyncClient
 from facenet_client.client import Client
@@ -29,6 +30,7 @@ from facenet_client.errors import (
 from facenet_client.stats import Admission, LoopLag, ServerStats, StageStats
 from facenet_client.types import (
     Calibration,
+    Colour,
     CompareOptions,
     Comparison,
     Detection,
@@ -52,6 +54,7 @@ __all__ = [
     "Calibration",
     "CallError",
     "Client",
+    "Colour",
     "CompareOptions",
     "Comparison",
     "DetectOptions",

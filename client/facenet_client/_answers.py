@@ -8,6 +8,7 @@ import numpy as np
 from facenet_proto.v1 import face_pb2 as pb
 
 from facenet_client import errors
+from facenet_client._targets import proxy_note
 from facenet_client.errors import CallError, ItemError
 from facenet_client.stats import Admission, LoopLag, ServerStats, StageStats
 from facenet_client.types import (
@@ -157,4 +158,5 @@ def call_error(
     kind = _CALL_ERRORS.get(code, errors.ServerFault)
     if code is grpc.StatusCode.INTERNAL and details == _BROKEN_CALL:
         kind = errors.ServerUnavailable
-    return kind(f"{target}: {details or 'no details'} ({code.name})")
+    proxy = proxy_note(target) if kind is errors.ServerUnavailable else ""
+    return kind(f"{target}: {details or 'no details'} ({code.name}){proxy}")

@@ -13,27 +13,24 @@ from typing import Any, TypeVar
 import grpc.aio
 from facenet_proto.v1 import face_pb2 as pb
 
-from facenet_client import _wire
+from facenet_client import _process, _wire
 from facenet_client._call import Link, look_at_error
 from facenet_client._health import CHECK_S, Health
 from facenet_client._patience import Budget, Rests, pause_s
+from facenet_client._targets import addresses
 from facenet_client.errors import AnswerTimeout, CallError, ServerFault, ServerOverloaded, ServerUnavailable
 
 T = TypeVar("T")
 
 _INFO_ATTEMPTS = 12  # with their pauses about ten seconds: a restart
 
-_LISTS = ("ipv4:", "ipv6:")  # schemes whose one target has commas of its own
 
-
-def addresses(target: str | Sequence[str]) -> tuple[str, ...]:
-    """One or several gRPC targets: a list of them, or one text with commas between. Raises ValueError for none."""
-    given = [target] if isinstance(target, str) else target
-    several = [part for text in given for part in ([text] if text.startswith(_LISTS) else text.split(","))]
-    found = tuple(part.strip() for part in several)
-    if not found or not all(found):
-        raise ValueError(f"{target!r} names no server, or an empty one")
-    return found
+def check_timeout(timeout_s: float | None) -> None:
+    """Raises ValueError for what is no time to wait."""
+    if timeout_s is None:
+        return
+    if not isinstance(timeout_s, int | float) or isinstance(timeout_s, bool) or not 0 < timeout_s < math.inf:
+        raise ValueError(f"timeout_s is {timeout_s!r}; it is a number of seconds over 0, or None for no limit")
 
 
 class Connections:
@@ -54,12 +51,14 @@ class Connections:
         retry: bool = True,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        if per_address < 1:
-            raise ValueError(f"connections is {per_address}; it takes one at least")
+        if not isinstance(per_address, int) or isinstance(per_address, bool) or per_address < 1:
+            raise ValueError(f"connections is {per_address!r}; it is a whole number, 1 at least")
+        check_timeout(timeout_s)
         self.addresses = addresses(target)
         self._per_address = per_address
         self._timeout_s = timeout_s
         self._links: list[Link] = []
+        self._loop: asyncio.AbstractEventLoop | None = None  # that they were opened on
         self._next = 0
         self._info: pb.GetServerInfoResponse | None = None
         self.retry = retry
@@ -75,19 +74,26 @@ class Connections:
         self._ending = set[asyncio.Task[None]]()
 
     def open(self) -> None:
-        """Make the channels; they connect when they are used. Called on an event loop."""
+        """Make the channels; they connect when they are used. Called on an event loop. Raises RuntimeError where this
+        process cannot have any."""
+        _process.check_usable()
+        self._loop = asyncio.get_running_loop()
         self._links = [
             Link(address, self._channel(address)) for _ in range(self._per_address) for address in self.addresses
         ]
 
     def _channel(self, address: str) -> grpc.aio.Channel:
+        options = _wire.channel_options(address)
         if self._credentials is None:
-            return grpc.aio.insecure_channel(address, options=_wire.CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(address, self._credentials, options=_wire.CHANNEL_OPTIONS)
+            return grpc.aio.insecure_channel(address, options=options)
+        return grpc.aio.secure_channel(address, self._credentials, options=options)
 
     async def close(self) -> None:
-        """Close the channels."""
+        """Close the channels. Those of another event loop, or of the process that this one was forked from, are left to
+        that."""
         links, self._links = self._links, []
+        if _process.is_forked() or asyncio.get_running_loop() is not self._loop:
+            return
         tasks = [*self._awaited.values(), *([self._asking] if self._asking else [])]
         for task in tasks:
             task.cancel()
@@ -243,8 +249,11 @@ class Connections:
         return response.FromString(await link.ask(path, request.SerializeToString(), self._timeout_s))
 
     def _opened(self) -> list[Link]:
+        _process.check_not_forked()
         if not self._links:
-            raise RuntimeError("the client is not open: use it as `async with AsyncClient(...)`")
+            raise RuntimeError("the client is not open: use it as `async with AsyncClient(...)`, or call open() first")
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("the client was opened on another event loop: open one on each loop")
         return self._links
 
 

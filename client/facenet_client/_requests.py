@@ -1,37 +1,75 @@
 """The SDK's values as the contract's messages. No waiting, no connection."""
 
+import math
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
-import grpc
 import numpy as np
 from facenet_proto.v1 import face_pb2 as pb
 from numpy.typing import NDArray
 
-from facenet_client import errors, types
+from facenet_client import _images, types
 from facenet_client._encoding import Encoded, field, leaf, raw
+from facenet_client._images import shown
 from facenet_client.errors import ItemError
 from facenet_client.types import Embedding, Face
 
+_COUNTS = {
+    "min_face_px": "12…1000",
+    "max_faces": "1 or more",
+    "margin_px": "0…1000",
+    "crop_size_px": "16…512",
+}
+_REALS = {"scale_factor": "0.5…0.9", "threshold": "over 0, at most 2"}
+_FLAGS = ("return_crops", "allow_scaled_decoding", "apply_exif_orientation")
+_MOST = (1 << 32) - 1  # what the contract's fields hold
+
 
 def known(options: Mapping[str, Any], allowed: Any) -> None:
+    """Raises TypeError or ValueError, with what there is, for an option that no server could make sense of. What is out
+    of a server's range, that server refuses."""
     names = set().union(*(base.__annotations__ for base in (allowed, types.DetectOptions)))
-    for name in options:
+    for name, value in options.items():
         if name not in names:
             raise TypeError(f"unknown option {name!r}; there is {', '.join(sorted(names))}")
+        if value is not None:
+            _check(name, value)
+
+
+def _check(name: str, value: Any) -> None:
+    if name in _COUNTS:
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"{name} is a whole number, {_COUNTS[name]}, not {shown(repr(value))}")
+        if not 0 <= int(value) <= _MOST:
+            raise ValueError(f"{name} is {shown(value)}; it is a whole number, {_COUNTS[name]}")
+    elif name in _REALS and not _is_real(value):
+        raise TypeError(f"{name} is a number, {_REALS[name]}, not {shown(repr(value))}")
+    elif name == "thresholds" and not (isinstance(value, Sequence) and len(value) == 3 and all(map(_is_real, value))):
+        raise TypeError(
+            f"thresholds are three numbers, each from 0.3 and under 1, as (0.6, 0.7, 0.7), not {shown(repr(value))}"
+        )
+    elif name in _FLAGS and not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is True or False, not {shown(repr(value))}")
+    elif name in ("model", "operating_point") and not isinstance(value, str):
+        raise TypeError(f"{name} is a name, not {shown(repr(value))}")
+    elif name == "colour" and value not in _images.COLOURS:
+        raise ValueError(f"colour is {shown(repr(value))}; there is {', '.join(_images.COLOURS)}")
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def detect_options(options: Mapping[str, Any]) -> pb.DetectOptions:
+    """The options of looking at images, of those that ``known`` let pass."""
+    counts: dict[str, Any] = {name: int(options[name]) for name in _COUNTS if options.get(name) is not None}
     message = pb.DetectOptions(
-        **{
-            name: options[name]
-            for name in ("min_face_px", "scale_factor", "max_faces", "margin_px", "crop_size_px")
-            if options.get(name) is not None
-        },
-        return_crops=options.get("return_crops", False),
-        allow_scaled_decoding=options.get("allow_scaled_decoding", False),
+        **counts,
+        scale_factor=options.get("scale_factor"),
+        return_crops=options.get("return_crops") or False,
+        allow_scaled_decoding=options.get("allow_scaled_decoding") or False,
     )
     if options.get("thresholds") is not None:
         proposal, refinement, output = options["thresholds"]
@@ -50,35 +88,43 @@ def selection(options: Mapping[str, Any]) -> str | None:
 
 
 def image(image: types.ImageLike, options: Mapping[str, Any]) -> Encoded:
-    """An Image of the contract."""
-    match image:
-        case bytes():
-            data = field(pb.Image.ENCODED_FIELD_NUMBER, raw(image))
-        case str() | os.PathLike():
-            data = field(pb.Image.ENCODED_FIELD_NUMBER, raw(_read(Path(image))))
-        case np.ndarray():
-            data = field(pb.Image.RAW_FIELD_NUMBER, _pixels(image))
-        case _:
-            raise _unusable(f"a {type(image).__name__} is no image: give a path, bytes or an RGB uint8 array")
-    if options.get("apply_exif_orientation") is False:
-        data += leaf(pb.Image(ignore_exif_orientation=True))
-    return data
+    """An Image of the contract. Raises ImageError."""
+    upright = options.get("apply_exif_orientation") is not False
+    content = _images.content_of(image, options.get("colour"), upright=upright)
+    if isinstance(content, bytes):
+        data = field(pb.Image.ENCODED_FIELD_NUMBER, raw(content))
+    else:
+        data = field(pb.Image.RAW_FIELD_NUMBER, _pixels(content))
+    return data if upright else data + leaf(pb.Image(ignore_exif_orientation=True))
 
 
-def _pixels(image: NDArray[Any]) -> Encoded:
+def _pixels(image: NDArray[np.uint8]) -> Encoded:
     """A RawImage, of a copy: the caller may use the array again."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise _unusable(f"an array of {image.dtype} {image.shape} is no RGB image: (height, width, 3) uint8")
     size = pb.RawImage(height=image.shape[0], width=image.shape[1])
     return leaf(size) + field(pb.RawImage.RGB_FIELD_NUMBER, raw(image.tobytes()))
 
 
+def pair(sides: tuple[types.Side, types.Side], options: Mapping[str, Any]) -> Encoded:
+    """A Pair of the contract. Raises ItemError, which says which side is to blame."""
+    encoded = []
+    for name, each in zip("ab", sides, strict=True):
+        try:
+            encoded.append(side(each, options))
+        except ItemError as error:
+            raise type(error)(f"side {name}: {error.args[0]}", code=error.code, reason=error.reason) from error
+    return field(pb.Pair.A_FIELD_NUMBER, encoded[0]) + field(pb.Pair.B_FIELD_NUMBER, encoded[1])
+
+
 def side(side: types.Side, options: Mapping[str, Any]) -> Encoded:
-    """A Side of the contract."""
+    """A Side of the contract. Raises ItemError."""
     if isinstance(side, Face):
         if side.embedding is None:
-            raise _unusable("the face carries no embedding: get it from embed, not detect")
+            raise _images.unusable("the face carries no embedding: get it from embed, not detect")
         side = side.embedding
+    if _is_vector(side):
+        raise _images.unusable(
+            "a vector is no side by itself: give Embedding(vector, model), the model being its maker's"
+        )
     if not isinstance(side, Embedding):
         return field(pb.Side.IMAGE_FIELD_NUMBER, image(side, options))
     vector = np.asarray(side).astype("<f4", copy=False)
@@ -86,18 +132,14 @@ def side(side: types.Side, options: Mapping[str, Any]) -> Encoded:
     return leaf(pb.Side(embedding=message))
 
 
-def names_a_file(value: Any) -> bool:
-    """Whether an image, or one of a pair of sides, is a path, so that preparing it reads a file."""
-    return isinstance(value, str | os.PathLike) or (isinstance(value, tuple) and any(map(names_a_file, value)))
+def _is_vector(side: Any) -> bool:
+    return (isinstance(side, np.ndarray) and side.ndim == 1) or (
+        isinstance(side, list | tuple) and len(side) > 0 and isinstance(side[0], float | int)
+    )
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: no file system has such a name
-        raise _unusable(f"cannot read {path!s}: {getattr(error, 'strerror', error)}") from error
-
-
-def _unusable(message: str) -> ItemError:
-    code = grpc.StatusCode.INVALID_ARGUMENT.value[0]
-    return errors.ImageError(message, code=code, reason="UNUSABLE_INPUT")
+def needs_time(value: Any) -> bool:
+    """Whether preparing an image, or one of a pair of sides, may read a file or decode one."""
+    if isinstance(value, tuple | list):
+        return any(map(needs_time, value))
+    return isinstance(value, str | os.PathLike) or _images.is_file(value) or _images.is_pillow(value)

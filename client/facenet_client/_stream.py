@@ -134,7 +134,7 @@ class Stream(Generic[InputT, ResultT]):
         self._prepared.put_nowait(_End(end))
 
     async def _prepare(self, value: InputT) -> Any:
-        if _requests.names_a_file(value):
+        if _requests.needs_time(value):
             return await asyncio.to_thread(self._exchange.prepare, value)
         return self._exchange.prepare(value)
 

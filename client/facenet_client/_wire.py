@@ -5,7 +5,7 @@ and how an item of a response becomes a result.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -14,14 +14,15 @@ import grpc
 import numpy as np
 from facenet_proto.v1 import face_pb2 as pb
 
-from facenet_client import _answers, _requests, errors, types
+from facenet_client import _answers, _images, _requests, errors, types
 from facenet_client._encoding import Encoded, field, joined, leaf
+from facenet_client._targets import is_local
 from facenet_client.errors import ItemError
-from facenet_client.types import Comparison, Detection, Embedding
+from facenet_client.types import Comparison, Detection, Embedding, Face
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FaceService"].full_name
 
-CHANNEL_OPTIONS = [
+CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", -1),  # answers are bounded by their requests and the server's limits
     ("grpc.max_send_message_length", -1),  # messages are cut to the server's limits before they are sent
     ("grpc.http2.bdp_probe", 0),  # bounded flow control, as on the server
@@ -33,6 +34,12 @@ CHANNEL_OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a channel is a connection, also beside another one to its address
 ]
 
+
+def channel_options(address: str) -> list[tuple[str, Any]]:
+    """gRPC's options of a channel. What is on this machine is asked for by no proxy, whatever the environment says."""
+    return [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)] if is_local(address) else CHANNEL_OPTIONS
+
+
 _MOST_MS = (1 << 32) - 1  # what the contract's field holds
 
 InputT = TypeVar("InputT")
@@ -41,14 +48,16 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class Exchange(Generic[InputT, ResultT]):
-    """One streaming method with one call's options."""
+    """One streaming method with one call's options; ``name`` is the SDK's for it, ``method`` the contract's."""
 
+    name: str
     method: str
     request: Callable[[int, Sequence[Encoded], int | None], bytes]
     response: type[Any]
     to_item: Callable[[InputT], Encoded]
     from_result: Callable[[Any], ResultT]
     from_error: Callable[[ItemError], ResultT]
+    check_item: Callable[[Any], None] | None = None
 
     @property
     def path(self) -> str:
@@ -105,10 +114,25 @@ def results(exchange: Exchange[Any, ResultT], chunk: Chunk, response: Any) -> li
     return [_result(exchange, next(answers)) if error is None else exchange.from_error(error) for error in chunk.errors]
 
 
-def check_inputs(inputs: Any) -> None:
-    """Raises TypeError for one image where an iterable of images belongs."""
-    if isinstance(inputs, str | bytes | os.PathLike) or (isinstance(inputs, np.ndarray) and inputs.ndim == 3):
-        raise TypeError(f"give an iterable of images, as [image], not one {type(inputs).__name__}")
+def check_inputs(exchange: Exchange[Any, Any], inputs: Any) -> None:
+    """Raises TypeError, with the right call, for one image where an iterable of images belongs, and for an item that is
+    of no use whatever the others are; the items of an iterator are looked at as they come."""
+    name = exchange.name
+    is_one = isinstance(
+        inputs, str | bytes | bytearray | memoryview | os.PathLike | Mapping | Face | Embedding | Detection
+    )
+    if is_one or _images.is_file(inputs) or _images.is_pillow(inputs) or _is_one_array(inputs):
+        example = "(a, b)" if exchange.check_item else "image"
+        raise TypeError(f"{name} takes an iterable, as {name}([{example}]), not one {type(inputs).__name__}")
+    if not (isinstance(inputs, Iterable | AsyncIterable)):
+        raise TypeError(f"{name} takes an iterable, not a {type(inputs).__name__}")
+    if exchange.check_item and isinstance(inputs, list | tuple):
+        for item in inputs:
+            exchange.check_item(item)
+
+
+def _is_one_array(inputs: Any) -> bool:
+    return isinstance(inputs, np.ndarray) and inputs.dtype != object and inputs.ndim <= 3
 
 
 def too_large(size: int, limit: int) -> ItemError:
@@ -147,6 +171,7 @@ def detect(options: Mapping[str, Any]) -> Exchange[types.ImageLike, Detection]:
     _requests.known(options, types.DetectOptions)
     message = _requests.detect_options(options)
     return Exchange(
+        "detect",
         "Detect",
         _request(pb.DetectRequest(options=message), "images"),
         pb.DetectResponse,
@@ -160,9 +185,10 @@ def embed(options: Mapping[str, Any]) -> Exchange[types.ImageLike, Detection]:
     """Images to their faces with embeddings."""
     _requests.known(options, types.EmbedOptions)
     message = pb.EmbedOptions(
-        detect=_requests.detect_options(options), faces=_requests.selection(options), model=options.get("model", "")
+        detect=_requests.detect_options(options), faces=_requests.selection(options), model=options.get("model") or ""
     )
     return Exchange(
+        "embed",
         "Embed",
         _request(pb.EmbedRequest(options=message), "items"),
         pb.EmbedResponse,
@@ -172,14 +198,17 @@ def embed(options: Mapping[str, Any]) -> Exchange[types.ImageLike, Detection]:
     )
 
 
-def embed_crops(model: str) -> Exchange[types.ImageLike, Embedding]:
+def embed_crops(model: str, colour: types.Colour | None = None) -> Exchange[types.ImageLike, Embedding]:
     """Ready 160×160 crops to embeddings."""
+    options = {"model": model, "colour": colour}
+    _requests.known(options, types.EmbedOptions)
     message = pb.EmbedOptions(model=model)
     return Exchange(
+        "embed_crops",
         "Embed",
         _request(pb.EmbedRequest(options=message), "items"),
         pb.EmbedResponse,
-        lambda crop: field(pb.EmbedItem.CROP_FIELD_NUMBER, _requests.image(crop, {})),
+        lambda crop: field(pb.EmbedItem.CROP_FIELD_NUMBER, _requests.image(crop, options)),
         lambda result: _answers.embedding(result.embedding),
         lambda error: Embedding(np.empty(0, np.float32), "", error),
     )
@@ -191,20 +220,30 @@ def compare(options: Mapping[str, Any]) -> Exchange[tuple[types.Side, types.Side
     message = pb.CompareOptions(
         detect=_requests.detect_options(options),
         faces=_requests.selection(options),
-        model=options.get("model", ""),
+        model=options.get("model") or "",
         threshold=options.get("threshold"),
-        operating_point=options.get("operating_point", ""),
+        operating_point=options.get("operating_point") or "",
     )
 
     def pair(sides: tuple[types.Side, types.Side]) -> Encoded:
-        a, b = (_requests.side(side, options) for side in sides)
-        return field(pb.Pair.A_FIELD_NUMBER, a) + field(pb.Pair.B_FIELD_NUMBER, b)
+        _check_pair(sides)
+        return _requests.pair(sides, options)
 
     return Exchange(
+        "compare",
         "Compare",
         _request(pb.CompareRequest(options=message), "pairs"),
         pb.CompareResponse,
         pair,
         lambda result: _answers.comparison(result.comparison),
         lambda error: Comparison(nan, error=error),
+        _check_pair,
     )
+
+
+def _check_pair(pair: Any) -> None:
+    """Raises TypeError for what is no pair of sides."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise TypeError(
+            f"compare takes pairs, each of two sides, as compare([(a, b)]); {_images.shown(repr(pair))} is none"
+        )

@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, NoReturn, Self, TypeVar, Unpack
 
 import grpc
 
@@ -13,6 +13,7 @@ from facenet_client._connections import Connections
 from facenet_client._stream import Stream
 from facenet_client.stats import ServerStats, together
 from facenet_client.types import (
+    Colour,
     CompareOptions,
     Comparison,
     Detection,
@@ -56,12 +57,25 @@ class AsyncClient:
         self._streams: weakref.WeakSet[Stream[Any, Any]] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
-        self._connections.open()
+        await self.open()
         return self
+
+    async def open(self) -> None:
+        """Open the client on the running event loop, as ``async with`` does. Raises RuntimeError where this process
+        cannot have one: forked after another client was opened, or with gevent's threads."""
+        self._connections.open()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an AsyncClient cannot be pickled or copied: it is a connection, open one in each process")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the client, as the end of ``async with`` does: calls under way end with a CallError. No effect on one
+        that is closed."""
         for stream in list(self._streams):
             await stream.__aexit__(None, None, None)  # whoever waits for its results is told
         await self._connections.close()
@@ -99,16 +113,16 @@ class AsyncClient:
         return self._results(_wire.embed(options), images)
 
     async def embed_crops(
-        self, crops: Iterable[ImageLike] | AsyncIterable[ImageLike], *, model: str = ""
+        self, crops: Iterable[ImageLike] | AsyncIterable[ImageLike], *, model: str = "", colour: Colour | None = None
     ) -> list[Embedding]:
         """Embed ready crops of 160×160 pixels, each one face."""
-        return [result async for result in self.embed_crops_stream(crops, model=model)]
+        return [result async for result in self.embed_crops_stream(crops, model=model, colour=colour)]
 
     def embed_crops_stream(
-        self, crops: Iterable[ImageLike] | AsyncIterable[ImageLike], *, model: str = ""
+        self, crops: Iterable[ImageLike] | AsyncIterable[ImageLike], *, model: str = "", colour: Colour | None = None
     ) -> AsyncIterator[Embedding]:
         """``embed_crops`` over unbounded input, result by result."""
-        return self._results(_wire.embed_crops(model), crops)
+        return self._results(_wire.embed_crops(model, colour), crops)
 
     async def compare(
         self,
@@ -142,7 +156,7 @@ class AsyncClient:
     def _results(
         self, exchange: _wire.Exchange[InputT, ResultT], inputs: Iterable[InputT] | AsyncIterable[InputT]
     ) -> AsyncIterator[ResultT]:
-        _wire.check_inputs(inputs)
+        _wire.check_inputs(exchange, inputs)
         return self._iterate(exchange, inputs)
 
     async def _iterate(

@@ -6,16 +6,17 @@ from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, NoReturn, Self, TypeVar, Unpack
 
 import grpc
 
-from facenet_client import _loops, _wire
+from facenet_client import _loops, _process, _wire
 from facenet_client._stream import Stream
 from facenet_client.aio import AsyncClient
 from facenet_client.errors import CallError
 from facenet_client.stats import ServerStats
 from facenet_client.types import (
+    Colour,
     CompareOptions,
     Comparison,
     Detection,
@@ -63,18 +64,31 @@ class Client:
         self._lock = threading.RLock()  # between giving work to the loop and taking the loop away
 
     def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def open(self) -> None:
+        """Open the client, as ``with`` does. Raises RuntimeError where it is open, and where this process cannot have
+        one: forked after another client was opened, or with gevent's threads."""
+        _process.check_usable()
+        if self._loop is not None:
+            raise RuntimeError("the client is open already")
         self._loop = _loops.take()
         self._thread = threading.Thread(target=self._loop.run_forever, name="facenet-client", daemon=True)
         self._thread.start()
         self._wait(self._client.__aenter__())
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the client, as the end of ``with`` does: calls under way end with a CallError. No effect on one that is
+        closed, or that belongs to the process which this one was forked from."""
         with self._lock:
             loop, self._loop = self._loop, None
-        if loop is None or self._thread is None:
+        if loop is None or self._thread is None or _process.is_forked():
             return
         asyncio.run_coroutine_threadsafe(self._close(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
@@ -88,6 +102,9 @@ class Client:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Client cannot be pickled or copied: it is a connection, open one in each process")
 
     def server_info(self) -> ServerInfo:
         """The server's models, providers and limits; of several servers, the smallest of each limit."""
@@ -113,13 +130,17 @@ class Client:
         """``embed`` over unbounded input, result by result."""
         return self._results(_wire.embed(options), images)
 
-    def embed_crops(self, crops: Iterable[ImageLike], *, model: str = "") -> list[Embedding]:
+    def embed_crops(
+        self, crops: Iterable[ImageLike], *, model: str = "", colour: Colour | None = None
+    ) -> list[Embedding]:
         """Embed ready crops of 160×160 pixels, each one face."""
-        return list(self.embed_crops_stream(crops, model=model))
+        return list(self.embed_crops_stream(crops, model=model, colour=colour))
 
-    def embed_crops_stream(self, crops: Iterable[ImageLike], *, model: str = "") -> Iterator[Embedding]:
+    def embed_crops_stream(
+        self, crops: Iterable[ImageLike], *, model: str = "", colour: Colour | None = None
+    ) -> Iterator[Embedding]:
         """``embed_crops`` over unbounded input, result by result."""
-        return self._results(_wire.embed_crops(model), crops)
+        return self._results(_wire.embed_crops(model, colour), crops)
 
     def compare(self, pairs: Iterable[tuple[Side, Side]], **options: Unpack[CompareOptions]) -> list[Comparison]:
         """The distance between the two faces of each pair, and whether they are the same person's."""
@@ -132,7 +153,7 @@ class Client:
         return self._results(_wire.compare(options), pairs)
 
     def _results(self, exchange: _wire.Exchange[InputT, ResultT], inputs: Iterable[InputT]) -> Iterator[ResultT]:
-        _wire.check_inputs(inputs)
+        _wire.check_inputs(exchange, inputs)
         return self._iterate(exchange, inputs)
 
     def _iterate(self, exchange: _wire.Exchange[InputT, ResultT], inputs: Iterable[InputT]) -> Iterator[ResultT]:
@@ -153,11 +174,14 @@ class Client:
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the client's loop, and wait for it here."""
+        if _process.is_forked():  # its loop's thread is not here, and the lock may be held for ever
+            work.close()
+            _process.check_not_forked()
         with self._lock:
             if self._loop is None:
                 work.close()
                 if self._thread is None:
-                    raise RuntimeError("the client is not open: use it as `with Client(...)`")
+                    raise RuntimeError("the client is not open: use it as `with Client(...)`, or call open() first")
                 raise CallError("the client was closed")
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:

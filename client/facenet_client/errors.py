@@ -17,8 +17,11 @@
         ├── RequestRefused       the server does not accept the request
         └── ServerFault          the server broke its promise
 
-``grpc.RpcError`` never reaches a caller.
+``grpc.RpcError`` never reaches a caller. All of them can be pickled and copied, notes included.
 """
+
+from functools import partial
+from typing import Any
 
 
 class FaceNetError(Exception):
@@ -32,6 +35,9 @@ class ItemError(FaceNetError):
         super().__init__(message)
         self.code = code
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), code=self.code, reason=self.reason), self.args, self.__dict__
 
     def __str__(self) -> str:
         return f"{self.args[0]} [{self.reason}]"

@@ -7,15 +7,27 @@ numbers of the reference implementation, davidsandberg/facenet: its boxes count 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
+from typing import IO, Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facenet_client.errors import ItemError
 
-ImageLike: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.uint8]
-"""A path, an encoded file's bytes, or RGB pixels (height, width, 3) uint8."""
+
+class PillowImage(Protocol):
+    """PIL.Image.Image, by what the SDK needs of it."""
+
+    def convert(self, mode: str) -> Any:
+        """The image in another mode."""
+
+
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | NDArray[Any] | PillowImage
+"""A path; an encoded file's bytes, or that file open in binary mode; a PIL image; or pixels (height, width, 3) uint8
+RGB, other ones with ``colour``."""
+
+Colour: TypeAlias = Literal["rgb", "bgr", "grey", "rgba", "bgra"]
+"""The channels of an array: "grey" is (height, width) or (height, width, 1); the last of four is dropped."""
 
 FaceSelection: TypeAlias = Literal["all", "largest", "best_score", "most_central"]
 
@@ -41,6 +53,8 @@ class DetectOptions(TypedDict, total=False):
     """Side of a returned crop, 16…512 px (160)."""
     allow_scaled_decoding: bool
     """Decode large JPEGs at a fraction of their size where min_face_px is 40 or more: faster, not exact (False)."""
+    colour: Colour
+    """What the channels of arrays are ("rgb"). Where it is given, arrays of floats in 0…1 are taken, too."""
 
 
 class EmbedOptions(DetectOptions, total=False):

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from facenet_client import AsyncClient, ImageError, ImageLike, load
-from facenet_client._connections import addresses
+from facenet_client._targets import addresses
 from facenet_client.cli import console, options
 from facenet_client.cli.access import Access
 from facenet_client.load import Report, Workload

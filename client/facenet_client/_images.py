@@ -1,0 +1,133 @@
+"""What callers have as images, as an encoded file's bytes or as RGB pixels. No connection."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from facenet_client.errors import ImageError
+
+COLOURS = ("rgb", "bgr", "grey", "rgba", "bgra")
+"""The order of an array's channels; what else an image may be says its own."""
+
+_CHANNELS = {"rgb": [0, 1, 2], "bgr": [2, 1, 0], "rgba": [0, 1, 2], "bgra": [2, 1, 0], "grey": [0, 0, 0]}
+_MOST_SHOWN = 60  # characters of an input in a message
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}={0,2}\s*")
+
+
+def content_of(image: Any, colour: str | None, *, upright: bool) -> bytes | NDArray[np.uint8]:
+    """An encoded file's bytes, or (height, width, 3) uint8 RGB.
+
+    ``image`` is a path, bytes, an open binary file, a PIL image, or an array of the channels ``colour`` (None: RGB).
+    ``upright`` has a PIL image turned by its EXIF orientation.
+
+    Raises ImageError for what is no image, with what to do.
+    """
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, str | os.PathLike):
+        return _of_path(image)
+    if isinstance(image, np.ndarray):
+        return _of_array(image, colour)
+    if is_file(image):
+        return _of_file(image)
+    if is_pillow(image):
+        return _of_pillow(image, upright)
+    raise unusable(
+        f"a {type(image).__name__} is no image: give a path, an encoded file's bytes, an open binary file, a PIL "
+        "image or an RGB uint8 array"
+    )
+
+
+def is_file(value: Any) -> bool:
+    """Whether it is read like an open file."""
+    return callable(getattr(value, "read", None)) and not is_pillow(value)
+
+
+def is_pillow(value: Any) -> bool:
+    """Whether it is a PIL image; PIL itself need not be installed."""
+    return type(value).__module__.partition(".")[0] == "PIL" and hasattr(value, "convert")
+
+
+def shown(text: object) -> str:
+    """The beginning of what somebody gave, for a message: an input may be a whole photo."""
+    whole = str(text)
+    return whole if len(whole) <= _MOST_SHOWN else f"{whole[:_MOST_SHOWN]}… ({len(whole):,} characters)"
+
+
+def unusable(message: str) -> ImageError:
+    """For what cannot be sent."""
+    return ImageError(message, code=grpc.StatusCode.INVALID_ARGUMENT.value[0], reason="UNUSABLE_INPUT")
+
+
+def _of_path(path: "str | os.PathLike[str]") -> bytes:
+    text = os.fspath(path)
+    try:
+        return Path(text).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: no file system has such a name
+        reason = _no_path(text) if isinstance(text, str) else None
+        raise unusable(reason or f"cannot read {shown(text)}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _no_path(text: str) -> str | None:
+    """What else a text is that no file has as its path."""
+    if text.startswith("data:"):
+        return f"{shown(text)} is a data: URL, not a path: give base64.b64decode(text.partition(',')[2])"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.\-]+://", text):
+        return f"{shown(text)} is a URL, not a path: nothing is fetched, give the file's bytes"
+    if _BASE64.fullmatch(text):
+        return f"{shown(text)} looks like base64, not like a path: give base64.b64decode(text)"
+    return None
+
+
+def _of_file(file: Any) -> bytes:
+    try:
+        data = file.read()
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise unusable(f"cannot read the file: {error}") from error
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise unusable(f"the file gives {type(data).__name__}, not bytes: open it as open(path, 'rb')")
+    return bytes(data)
+
+
+def _of_pillow(image: Any, upright: bool) -> NDArray[np.uint8]:
+    from PIL import ImageOps
+
+    turned = ImageOps.exif_transpose(image) if upright else image
+    return np.asarray(turned.convert("RGB"))
+
+
+def _of_array(image: NDArray[Any], colour: str | None) -> NDArray[np.uint8]:
+    channels = image.shape[2] if image.ndim == 3 else 0
+    wanted = {"grey": (0, 1), "rgba": (4,), "bgra": (4,)}.get(colour or "rgb", (3,))
+    if image.ndim not in (2, 3) or channels not in wanted:
+        raise unusable(f"an array of shape {image.shape} is no {(colour or 'rgb').upper()} image{_advice(image)}")
+    pixels = image[..., np.newaxis] if image.ndim == 2 else image
+    pixels = _eight_bits(pixels, colour)
+    return pixels if colour in (None, "rgb") else np.ascontiguousarray(pixels[..., _CHANNELS[colour]])
+
+
+def _eight_bits(pixels: NDArray[Any], colour: str | None) -> NDArray[np.uint8]:
+    if pixels.dtype == np.uint8:
+        return pixels
+    is_unit_float = pixels.dtype.kind == "f" and pixels.size > 0 and pixels.min() >= 0 and pixels.max() <= 1
+    if colour is None or not is_unit_float:
+        raise unusable(
+            f"an array of {pixels.dtype} is no image of uint8 in 0…255: convert it, as (255 * image).round().astype("
+            "numpy.uint8) for floats in 0…1 (which colour='rgb' does), (image >> 8).astype(numpy.uint8) for uint16"
+        )
+    return (pixels * 255).round().astype(np.uint8)
+
+
+def _advice(image: NDArray[Any]) -> str:
+    if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
+        return ": for grey pixels give colour='grey'"
+    if image.ndim == 3 and image.shape[2] == 4:
+        return ": for four channels give colour='rgba' or 'bgra'"
+    if image.ndim == 3 and image.shape[0] in (1, 3, 4):
+        return ": it is (height, width, channels), as image.transpose(1, 2, 0)"
+    return ": it is (height, width, 3) uint8, or with colour= (height, width) grey or (height, width, 4)"

@@ -1,0 +1,40 @@
+"""Where gRPC cannot work, said before it hangs."""
+
+import os
+import sys
+
+_FORKED = (
+    "this process was forked from one that had opened a client, and gRPC does not survive that: start workers by spawn "
+    "or forkserver (multiprocessing.get_context('spawn')), or open the first client in the worker, after the fork"
+)
+_PATCHED = (
+    "gevent has replaced this process's threads, and gRPC's event loop would block them all: leave threads out of its "
+    "patch (monkey.patch_all(thread=False)), or open the client in a process without it"
+)
+
+# gRPC's own handlers of a fork start threads in the child, which crash there, whether it uses gRPC or not. They are on
+# by default, and read this as gRPC is imported.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+_first_used_by: int | None = None
+
+
+def check_usable() -> None:
+    """Before a channel is made. Raises RuntimeError, with the remedy, where this process cannot have one."""
+    global _first_used_by
+    check_not_forked()
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        raise RuntimeError(_PATCHED)
+    _first_used_by = os.getpid()
+
+
+def check_not_forked() -> None:
+    """Raises RuntimeError, with the remedy, where gRPC was used before this process was forked."""
+    if is_forked():
+        raise RuntimeError(_FORKED)
+
+
+def is_forked() -> bool:
+    """Whether another process, of which this one is a copy, has used gRPC."""
+    return _first_used_by not in (None, os.getpid())

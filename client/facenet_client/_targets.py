@@ -1,0 +1,48 @@
+"""Where servers are: gRPC's targets, and the proxies that the environment puts before them."""
+
+import os
+import re
+import urllib.request
+from collections.abc import Sequence
+
+_LISTS = ("ipv4:", "ipv6:")  # schemes whose one target has commas of its own
+_LOCAL = re.compile(
+    r"(dns:///?|ipv4:|ipv6:)?(localhost|127(\.\d+){3}|\[::1\]|%5B::1%5D)(:|$)|unix(-abstract)?:", re.IGNORECASE
+)
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # the first that is set counts, for gRPC
+
+
+def addresses(target: str | Sequence[str]) -> tuple[str, ...]:
+    """One or several gRPC targets: a list of them, or one text with commas between. Raises ValueError for none, and
+    TypeError for what is no text."""
+    given = [target] if isinstance(target, str) else target
+    if isinstance(given, bytes) or not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
+        raise TypeError(f'a target is a text as "127.0.0.1:50051", or a list of them, not {target!r}')
+    several = [part for text in given for part in ([text] if text.startswith(_LISTS) else text.split(","))]
+    found = tuple(part.strip() for part in several)
+    if not found or not all(found):
+        raise ValueError(f"{target!r} names no server, or an empty one")
+    for address in found:
+        _check_port(address)
+    return found
+
+
+def _check_port(address: str) -> None:
+    """Raises ValueError where a host has no port: gRPC would take one that no server of ours listens on."""
+    is_host = re.fullmatch(r"(dns:(//[^/]*/)?)?([^:/\[\]]+|\[[^\]]*\])", address)
+    if is_host:
+        raise ValueError(f'{address!r} has no port: give it as "{address}:50051"')
+
+
+def is_local(address: str) -> bool:
+    """Whether it is this machine's loopback interface, or a Unix socket."""
+    return _LOCAL.match(address) is not None
+
+
+def proxy_note(address: str) -> str:
+    """For an error: the variable that sends connections to the address through a proxy; empty where none does."""
+    name = next((name for name in _PROXIES if os.environ.get(name)), None)
+    host = address.rpartition(":")[0].rpartition("/")[2]
+    if name is None or is_local(address) or urllib.request.proxy_bypass(host):
+        return ""
+    return f", asked for through the proxy of {name}: set no_proxy={host} where it needs none"
