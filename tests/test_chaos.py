@@ -38,6 +38,7 @@ WIDER = {
     "share of one a second": 0.5,
     "before the drain": 0.1,
     "peak memory": 1.5,
+    "memory slope": 2,  # of seconds: two or three megabytes more or less
     "ran for no answer": 4.0,
 }
 
@@ -85,6 +86,7 @@ def _noise(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
         Figure("seconds until the first answer after another, at most", 4.1, at_most=2),
         Figure("seconds until the first stalled stream's work is given up", 3.4, at_least=3.5),
         Figure("the good caller's p99, over that without the others", 6.1, at_most=1.5),
+        Figure("memory slope (Theil–Sen), MB/h", 6001, at_most=3000),
         Figure("few let in: rows that began after their time, share", 0.11, at_most=0),
         Figure("in messages: embeddings off by, at most", math.nan, at_most=1e-5),
     ],
