@@ -91,7 +91,7 @@ def test_one_weight_off_by_one_per_cent_fails_verification(name: str, mtcnn_weig
 
 def test_the_embedder_equals_its_original_and_a_scaled_kernel_does_not(graph_def: Any) -> None:
     model = recipes.export_facenet(RELEASE, graphs.inference_graph(graph_def))
-    original = recipes.original_graph(RELEASE, reference.frozen(graph_def))
+    original = reference.FaceNet(reference.frozen(graph_def), RELEASE.preprocessing)
     assert max(recipes.verify_facenet(RELEASE, model, original).values()) <= 1e-5
 
     kernels = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 4]

@@ -94,16 +94,25 @@ def set_default_embedder(folder: Path, name: str) -> None:
 
 def is_current(path: Path, pretrained: Source, facts: Mapping[str, object]) -> bool:
     """Whether ``path`` is whole, and was made from this source, in the present format, with these facts."""
-    if not is_whole(path):
+    data = _whole(path)
+    if data is None:
         return False
-    found = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    found = {prop.key: prop.value for prop in onnx.load_from_string(data).metadata_props}
     return _expected(pretrained, facts).items() <= found.items()
 
 
 def is_whole(path: Path) -> bool:
     """Whether ``path`` is the file in the manifest."""
+    return _whole(path) is not None
+
+
+def _whole(path: Path) -> bytes | None:
+    """The content of ``path``, if it is the file in the manifest."""
     entry = _files(path.parent).get(path.name)
-    return entry is not None and path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == entry.get("sha256")
+    if entry is None or not path.exists():
+        return None
+    data = path.read_bytes()
+    return data if hashlib.sha256(data).hexdigest() == entry.get("sha256") else None
 
 
 def _expected(pretrained: Source, facts: Mapping[str, object]) -> dict[str, str]:

@@ -114,7 +114,8 @@ def make_facenet(data: bytes) -> tuple[onnx.ModelProto, Parity]:
     """20180408-102900 from the bytes of its frozen graph."""
     graph_def = facenet.parse(data)
     model = export_facenet(CASIA_20180408, inference_graph(graph_def))
-    return model, verify_facenet(CASIA_20180408, model, original_graph(CASIA_20180408, reference.frozen(graph_def)))
+    original = reference.FaceNet(reference.frozen(graph_def), CASIA_20180408.preprocessing)
+    return model, verify_facenet(CASIA_20180408, model, original)
 
 
 def make_keras_facenet(data: bytes) -> tuple[onnx.ModelProto, Parity]:
@@ -132,7 +133,7 @@ def make_release(release: Release, files: ReleaseFiles, graph_def: Any) -> tuple
         session = reference.frozen(facenet.parse(files.graph.read_bytes()))
     else:
         session = reference.restored(files.graph, files.prefix)
-    return model, verify_facenet(release, model, original_graph(release, session))
+    return model, verify_facenet(release, model, reference.FaceNet(session, release.preprocessing))
 
 
 def export_facenet(release: Release, graph_def: Any) -> onnx.ModelProto:
@@ -154,11 +155,6 @@ def _export_embedder(release: Release, network: Callable[[Any], Any]) -> onnx.Mo
     dims: dict[str, Dims] = {"image": ("batch", side, side, 3), "embedding": ("batch", release.dimension)}
     standardise = facenet.STANDARDISATIONS[release.preprocessing]
     return to_onnx(lambda image: {"embedding": network(standardise(image))}, [facenet.signature()], dims)
-
-
-def original_graph(release: Release, session: Any) -> verify.Runner:
-    """A published graph as what an export is compared with."""
-    return reference.FaceNet(session, release.preprocessing)
 
 
 def verify_facenet(release: Release, model: onnx.ModelProto, original: verify.Runner) -> Parity:

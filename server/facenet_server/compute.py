@@ -119,6 +119,10 @@ class Compute:
         """Run the function in one of the threads."""
         return await self.job(stage, lambda step: step(stage, function, *args, **kwargs))
 
+    async def begin(self, stage: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same, as the first step of an item."""
+        return await self.job(stage, lambda step: step(stage, function, *args, **kwargs), begins=True)
+
     async def job(
         self, stage: str, function: Callable[[Steps], T], *, begins: bool = False, is_last: bool = False
     ) -> T:

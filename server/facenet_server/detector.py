@@ -49,8 +49,8 @@ class Detector:
         if isinstance(image, Raw):  # nothing to compute
             decoded = images.decode(image, self._limits.decode)
         else:
-            arguments = image, self._limits.decode, options.max_reduction
-            decoded = await self._compute.job("decode", lambda s: s("decode", images.decode, *arguments), begins=True)
+            limits = self._limits.decode
+            decoded = await self._compute.begin("decode", images.decode, image, limits, options.max_reduction)
         begins = isinstance(image, Raw)  # there was no step before
         return decoded, await self._faces(decoded.pixels, options.reduced(decoded.reduction), company, begins)
 
@@ -82,8 +82,7 @@ class Detector:
             return await self._compute.job("columns", directly, begins=begins)
         height, width = image.shape[:2]
         scales = mtcnn.scales(height, width, options.min_face_px, options.scale_factor)
-        columns = partial(_columns, image=image)
-        source = await self._compute.job("columns", columns, begins=begins)
+        source = await (self._compute.begin if begins else self._compute)("columns", resampling.by_columns, image)
         levels = await self._levels(self._nets.canvases, source, scales, options, company)
         merged = await self._boxes(source, RNET_PX, "merge", mtcnn.merge, levels, self._limits.max_candidates)
         return source, *merged
@@ -142,10 +141,6 @@ class Detector:
             windows = await self._compute.job("cut", further)
             outputs.append(await net(windows, deadline=company.deadline))
         return outputs[0] if len(outputs) == 1 else tuple(map(np.concatenate, zip(*outputs, strict=True)))
-
-
-def _columns(step: Steps, image: Pixels) -> Source:
-    return step("columns", resampling.by_columns, image)
 
 
 def _first(step: Steps, image: Source, boxes: Boxes, side_px: int) -> Rows:

@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,7 +18,7 @@ from facenet_server import facenet, images
 from facenet_server.batching import Batcher
 from facenet_server.calibration import BEST_ACCURACY, Calibration
 from facenet_server.company import Company
-from facenet_server.compute import Compute, Steps
+from facenet_server.compute import Compute
 from facenet_server.errors import InvalidInput, NoFace, UnknownModel, UnknownOperatingPoint
 from facenet_server.images import Decoded, Encoded, Pixels, Raw
 from facenet_server.mtcnn import Faces
@@ -168,8 +167,7 @@ class Pipeline:
         if isinstance(crop, Raw):  # nothing to compute
             decoded = images.decode(crop, self._crop_limits)
         else:
-            step = partial(_decode_crop, crop=crop, limits=self._crop_limits)
-            decoded = await self._compute.job("decode", step, begins=True)
+            decoded = await self._compute.begin("decode", images.decode, crop, self._crop_limits)
         pixels = decoded.pixels
         if pixels.shape != (facenet.INPUT_SIZE_PX, facenet.INPUT_SIZE_PX, 3):
             height, width = pixels.shape[:2]
@@ -240,10 +238,6 @@ def _on_side(name: str) -> Iterator[None]:
         yield
     except InvalidInput as error:
         raise InvalidInput(error.reason, f"side {name}: {error}") from error
-
-
-def _decode_crop(step: Steps, crop: Encoded, limits: images.DecodeLimits) -> Decoded:
-    return step("decode", images.decode, crop, limits)
 
 
 def _detection(

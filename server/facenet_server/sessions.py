@@ -151,9 +151,9 @@ def open_models(folder: Path, engine: Engine) -> dict[str, Network]:
 def stated_default(folder: Path) -> str:
     """The embedder that the folder's manifest states as the default one; empty where it states none.
 
-    Raises StartError where there is a manifest that cannot be read.
+    Raises StartError where the manifest cannot be read.
     """
-    return str(_read_manifest(folder).get("default_embedder", "")) if (folder / MANIFEST).exists() else ""
+    return str(_read_manifest(folder).get("default_embedder") or "")
 
 
 def _agree(networks: Sequence[Network]) -> None:
