@@ -2,11 +2,16 @@
 
 import sys
 
-from facenet_client import Client
+from facenet_client import CallError, Client
 
-with Client("127.0.0.1:50051") as client:
-    for path, photo in zip(sys.argv[1:], client.detect(sys.argv[1:]), strict=True):
-        if photo.error:
-            print(path, photo.error)
-        for face in photo.faces:
-            print(path, [round(edge) for edge in face.box], f"{face.score:.3f}")
+with Client("127.0.0.1:50051", timeout_s=10) as client:
+    try:
+        photos = client.detect(sys.argv[1:])
+    except CallError as error:
+        sys.exit(f"no answer: {error}")
+for path, photo in zip(sys.argv[1:], photos, strict=True):
+    if photo.error is not None:
+        print(path, photo.error, file=sys.stderr)
+    for face in photo.faces:
+        print(path, [round(edge) for edge in face.box], f"{face.score:.3f}")
+sys.exit(any(photo.error for photo in photos))

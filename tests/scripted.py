@@ -100,7 +100,7 @@ class Scripted:
         await script(self.seen[-1])
 
     @contextlib.asynccontextmanager
-    async def serve(self) -> AsyncIterator[str]:
+    async def serve(self, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
         server = grpc.aio.server()
         if self.ready is not None:
             handler = grpc.method_handlers_generic_handler("grpc.health.v1.Health", self._health())
@@ -110,7 +110,7 @@ class Scripted:
             "GetServerInfo": grpc.unary_unary_rpc_method_handler(self._info),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("facenet.v1.FaceService", methods),))
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = server.add_insecure_port(address)
         await server.start()
         try:
             yield f"127.0.0.1:{port}"

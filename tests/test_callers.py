@@ -13,7 +13,7 @@ from authority import Authority, flags, read
 from calls import ask, crops, stream, until
 from commandline import facenet
 from conftest import Call, server_process
-from facenet_client import AsyncClient, RequestRefused, ServerUnavailable
+from facenet_client import AsyncClient, AuthenticationError, ServerUnavailable
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_server.callers import read_tokens
 from facenet_server.errors import StartError
@@ -96,8 +96,16 @@ async def test_the_sdk_gets_in_with_its_token_over_tls(
     async with fake_service(tokens=tokens, **tls_files) as (target, _):
         (found,) = await call(target, "detect", [square()], credentials=authority.trusted(token="s3cret"))
         assert len(found.faces) == 1
-        with pytest.raises(RequestRefused, match="token is needed"):
-            await call(target, "detect", [square()], credentials=authority.trusted(token="wrong"))
+
+
+@pytest.mark.parametrize("token", ["wrong", "", "s3cret\n", "s3cr\u00e9t", "s3\x00cret"])
+async def test_a_token_that_is_of_no_use_is_the_callers_mistake_and_told_at_once(
+    call: Call, token: str, tls_files: dict[str, str], tokens: str, authority: Authority
+) -> None:
+    async with fake_service(tokens=tokens, **tls_files) as (target, _):
+        with pytest.raises(AuthenticationError, match="token") as told:
+            await call(target, "detect", [square()], credentials=authority.trusted(token=token), timeout_s=20)
+    assert "s3" not in str(told.value)
 
 
 async def test_the_sdk_says_why_it_does_not_trust_a_server(
@@ -106,7 +114,7 @@ async def test_the_sdk_says_why_it_does_not_trust_a_server(
     stranger = Authority(trustme.CA(), tmp_path)
     async with fake_service(**tls_files) as (target, _):
         with pytest.raises(ServerUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
-            await call(target, "server_info", credentials=stranger.trusted())
+            await call(target, "server_info", credentials=stranger.trusted(), timeout_s=1)
 
 
 async def third_stream_of(
@@ -177,7 +185,7 @@ async def test_who_has_no_certificate_of_the_authorities_is_kept_out(
     async with fake_service(tls_client_ca=authority.file(), **tls_files) as (target, _):
         for credentials in (authority.trusted(), forged):
             with pytest.raises(ServerUnavailable):
-                async with AsyncClient(target, credentials=credentials) as client:
+                async with AsyncClient(target, timeout_s=1, credentials=credentials) as client:
                     await client.server_info()
         async with AsyncClient(target, credentials=authority.trusted("ada.example")) as client:
             assert (await client.server_info()).models

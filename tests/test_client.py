@@ -146,7 +146,7 @@ async def test_one_image_is_not_taken_for_a_list_of_them(call: Call, one: Any) -
 
 async def test_a_server_that_is_not_there_is_unavailable(call: Call) -> None:
     with pytest.raises(ServerUnavailable):
-        await call("127.0.0.1:1", "detect", [square()])
+        await call("127.0.0.1:1", "detect", [square()], timeout_s=0.5)
 
 
 async def test_no_answer_in_time_is_a_timeout(call: Call) -> None:

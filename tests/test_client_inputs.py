@@ -89,6 +89,13 @@ async def test_the_channels_of_a_crop_arrive_in_their_order(call: Call) -> None:
     np.testing.assert_array_equal(np.asarray(rgb), np.asarray(bgr))
 
 
+class Upload:
+    """As Starlette's UploadFile."""
+
+    async def read(self) -> bytes:
+        return PNG.getvalue()
+
+
 LONG = base64.b64encode(bytes(100_000)).decode()
 
 
@@ -106,6 +113,7 @@ LONG = base64.b64encode(bytes(100_000)).decode()
         pytest.param("photos/" + 500 * "x" + ".jpg", "cannot read", id="a long path"),
         pytest.param(io.StringIO(LONG), "open(path, 'rb')", id="a file of text"),
         pytest.param(3.5, "a float is no image", id="a number"),
+        pytest.param(Upload(), "`await file.read()`", id="an upload of an asynchronous web framework"),
     ],
 )
 async def test_what_is_no_image_is_told_what_to_do_in_a_few_words(image: Any, told: str, call: Call) -> None:

@@ -153,20 +153,24 @@ def test_a_fork_before_the_first_client_may_open_one(target: str) -> None:
 
 
 GEVENT = """
-import sys, types
-monkey = types.ModuleType("gevent.monkey")
-monkey.is_module_patched = lambda name: name == "threading"
-sys.modules["gevent.monkey"] = monkey
+import os
+from gevent import monkey
+monkey.patch_all({patch})
 from facenet_client import Client
-with Client("127.0.0.1:1") as client:
-    client.detect([b""])
+with Client(os.environ["TARGET"], timeout_s=5) as client:
+    print(client.detect([b""])[0].error.reason)
 """
 
 
-def test_threads_that_gevent_has_replaced_are_refused_with_the_remedy(target: str) -> None:
-    ended = run(GEVENT, target)
-    assert "RuntimeError: gevent has replaced this process's threads" in ended.stderr
-    assert "patch_all(thread=False)" in ended.stderr
+@pytest.mark.parametrize("patch", ["", "thread=False", "select=False"])
+def test_threads_that_gevent_has_replaced_are_refused_with_the_remedy(patch: str, target: str) -> None:
+    ended = run(GEVENT.format(patch=patch), target)
+    assert "RuntimeError: gevent has replaced this process's threads or select" in ended.stderr
+    assert "patch_all(thread=False, select=False)" in ended.stderr
+
+
+def test_the_remedy_for_gevent_is_one(target: str) -> None:
+    assert run(GEVENT.format(patch="thread=False, select=False"), target).stdout == "EMPTY\n"
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import dataclasses
 import inspect
+import json
 import multiprocessing
 import pickle
 from collections.abc import Callable
@@ -79,6 +80,14 @@ def test_an_error_is_the_same_after_it_was_copied(kind: type[FaceNetError], agai
     error = an_error(kind)
     assert same(error, again(error))
     assert vars(again(error))["__notes__"] == ["item 3; 1 of 4 items failed"]
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_an_error_can_be_made_again_of_its_args_as_json(kind: type[FaceNetError]) -> None:
+    error = an_error(kind)
+    again = kind(*json.loads(json.dumps(error.args)))
+    del error.__notes__
+    assert same(error, again)
 
 
 @pytest.mark.parametrize("again", COPIES, ids=["pickle", "copy", "deepcopy"])

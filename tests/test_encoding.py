@@ -31,7 +31,7 @@ def test_a_detect_request_holds_its_images_and_options() -> None:
 
 @pytest.mark.parametrize("field_name", ["image", "crop"])
 def test_an_embed_request_says_whether_its_items_are_crops(field_name: str) -> None:
-    exchange = _wire.embed({"model": "m"}) if field_name == "image" else _wire.embed_crops("m")
+    exchange = _wire.embed({"model": "m"}) if field_name == "image" else _wire.embed_crops({"model": "m"})
     item = pb.EmbedItem(**{field_name: RAW})
     found = pb.EmbedRequest.FromString(request(exchange, 0, crop(7), crop(7)))
     assert list(found.items) == [item, item]

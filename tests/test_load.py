@@ -13,8 +13,10 @@ from facenet_client.load.report import Reservoir
 from nets import HeldNet, crop, fake_server, fake_service, square
 
 
-async def run(target: str, work: load.Workload, *, connections: int = 1, **plan: Any) -> load.Report:
-    async with AsyncClient(target, timeout_s=10, connections=connections) as client:
+async def run(
+    target: str, work: load.Workload, *, connections: int = 1, timeout_s: float = 10, **plan: Any
+) -> load.Report:
+    async with AsyncClient(target, timeout_s=timeout_s, connections=connections) as client:
         return await load.run(client, work, load.Plan(**{"warm_up_s": 0, **plan}))
 
 
@@ -107,7 +109,7 @@ async def test_warming_up_is_not_counted() -> None:
 
 async def test_a_server_that_is_not_there_is_raised_before_anything_is_counted() -> None:
     with pytest.raises(ServerUnavailable):
-        await run("127.0.0.1:1", load.workload("embed_crops", [crop(1)]), messages=3)
+        await run("127.0.0.1:1", load.workload("embed_crops", [crop(1)]), messages=3, timeout_s=0.5)
 
 
 async def test_a_plan_beyond_the_servers_limits_is_refused() -> None:

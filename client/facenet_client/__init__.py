@@ -1,10 +1,13 @@
 """The SDK of FaceNet Serve: find, embed and compare faces on a server.
 
-from facenet_client import Client
+from facenet_client import CallError, Client
 
 with Client("127.0.0.1:50051") as client:
-    for photo in client.detect(["group.jpg"]):
-        print([face.box for face in photo.faces])
+    try:
+        (photo,) = client.detect(["group.jpg"])
+    except CallError as error:  # the whole call: no server, no room, no answer in time
+        raise SystemExit(str(error))
+    print(photo.error or [face.box for face in photo.faces])
 """
 
 from facenet_client import _process as _process  # before gRPC: it sets what gRPC reads as it is imported
@@ -13,6 +16,7 @@ from facenet_client.aio import AsyncClient
 from facenet_client.client import Client
 from facenet_client.errors import (
     AnswerTimeout,
+    AuthenticationError,
     CallError,
     EmbeddingError,
     FaceNetError,
@@ -30,9 +34,11 @@ from facenet_client.errors import (
 from facenet_client.stats import Admission, LoopLag, ServerStats, StageStats
 from facenet_client.types import (
     Calibration,
+    CallOptions,
     Colour,
     CompareOptions,
     Comparison,
+    CropOptions,
     Detection,
     DetectOptions,
     Embedding,
@@ -51,12 +57,15 @@ __all__ = [
     "Admission",
     "AnswerTimeout",
     "AsyncClient",
+    "AuthenticationError",
     "Calibration",
     "CallError",
+    "CallOptions",
     "Client",
     "Colour",
     "CompareOptions",
     "Comparison",
+    "CropOptions",
     "DetectOptions",
     "Detection",
     "EmbedOptions",

@@ -132,12 +132,14 @@ _CALL_ERRORS: dict[grpc.StatusCode, type[CallError]] = {
     grpc.StatusCode.NOT_FOUND: errors.RequestRefused,
     grpc.StatusCode.FAILED_PRECONDITION: errors.RequestRefused,
     grpc.StatusCode.PERMISSION_DENIED: errors.RequestRefused,
-    grpc.StatusCode.UNAUTHENTICATED: errors.RequestRefused,
+    grpc.StatusCode.UNAUTHENTICATED: errors.AuthenticationError,
     grpc.StatusCode.UNIMPLEMENTED: errors.RequestRefused,
 }
 
 
 _PUSHBACK = "grpc-retry-pushback-ms"
+_BAD_TOKEN = "Illegal metadata"
+"""What gRPC says, as UNAVAILABLE, of a token that is no header's value."""
 _BROKEN_CALL = "Internal error from Core"
 """What grpc.aio says where it meets a lost connection in the middle of a write, before the call's own status."""
 
@@ -155,6 +157,10 @@ def call_error(
         may_try_again = str(pushback).isdigit()  # gRFC A6: anything but a number of milliseconds means not to
         retry_after_s = int(pushback) / 1000 if may_try_again else None
         return errors.ServerOverloaded(f"{target}: {details}", retry_after_s=retry_after_s)
+    if code is grpc.StatusCode.UNAVAILABLE and details == _BAD_TOKEN:
+        return errors.AuthenticationError(
+            "the token cannot be sent, it has a line break or another character that no header may have: token.strip()?"
+        )
     kind = _CALL_ERRORS.get(code, errors.ServerFault)
     if code is grpc.StatusCode.INTERNAL and details == _BROKEN_CALL:
         kind = errors.ServerUnavailable

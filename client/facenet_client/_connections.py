@@ -16,21 +16,15 @@ from facenet_proto.v1 import face_pb2 as pb
 from facenet_client import _process, _wire
 from facenet_client._call import Link, look_at_error
 from facenet_client._health import CHECK_S, Health
+from facenet_client._images import shown
 from facenet_client._patience import Budget, Rests, pause_s
+from facenet_client._requests import check_timeout
 from facenet_client._targets import addresses
 from facenet_client.errors import AnswerTimeout, CallError, ServerFault, ServerOverloaded, ServerUnavailable
 
 T = TypeVar("T")
 
-_INFO_ATTEMPTS = 12  # with their pauses about ten seconds: a restart
-
-
-def check_timeout(timeout_s: float | None) -> None:
-    """Raises ValueError for what is no time to wait."""
-    if timeout_s is None:
-        return
-    if not isinstance(timeout_s, int | float) or isinstance(timeout_s, bool) or not 0 < timeout_s < math.inf:
-        raise ValueError(f"timeout_s is {timeout_s!r}; it is a number of seconds over 0, or None for no limit")
+_LONGEST_WAIT_S = 60.0  # for servers that are away, of calls without a time limit
 
 
 class Connections:
@@ -52,7 +46,7 @@ class Connections:
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         if not isinstance(per_address, int) or isinstance(per_address, bool) or per_address < 1:
-            raise ValueError(f"connections is {per_address!r}; it is a whole number, 1 at least")
+            raise ValueError(f"connections is {shown(repr(per_address))}; it is a whole number, 1 at least")
         check_timeout(timeout_s)
         self.addresses = addresses(target)
         self._per_address = per_address
@@ -68,8 +62,9 @@ class Connections:
         self.health = Health(self.lost, self.check)
         self.trouble = "none was asked"  # the last
         self._checked: set[str] = set()
-        self._checked_once = False
         self._asking: asyncio.Task[pb.GetServerInfoResponse] | None = None
+        self._waiting = 0  # for what is asked
+        self._refusal: CallError | None = None  # the last, of servers that are asked until they are there
         self._awaited: dict[str, asyncio.Task[None]] = {}  # addresses that were lost, until they are back
         self._ending = set[asyncio.Task[None]]()
 
@@ -106,45 +101,91 @@ class Connections:
         first = self._next = (self._next + 1) % len(links)
         return links[first:] + links[:first]
 
-    async def info(self) -> pb.GetServerInfoResponse:
+    async def info(self, timeout_s: float | None) -> pb.GetServerInfoResponse:
         """What the servers say of themselves, with each limit the smallest of theirs; asked for once.
 
-        Of several servers those that can be reached count; servers that were met before are waited for, as long as for
-        an answer. Raises CallError, also where they differ in their models.
+        Of several servers those that can be reached count. Where none can, or none is up yet, they are waited for.
+        Raises CallError, also where they differ in their models.
         """
         self._opened()
         if self._info is not None:
             return self._info
-        if self._asking is None or self._asking.done():  # whoever else asks meanwhile waits for the same
+        if self._asking is None:  # whoever else asks meanwhile waits for the same
             self._asking = asyncio.create_task(self._ask_until_there())
-            self._asking.add_done_callback(look_at_error)
-        asking = self._asking
+            self._asking.add_done_callback(self._asked)
+        self._waiting += 1
+        asking, wait_s = self._asking, _LONGEST_WAIT_S if timeout_s is None else timeout_s
         try:
-            return await asyncio.shield(asking)
+            async with asyncio.timeout(wait_s):
+                return await asyncio.shield(asking)
+        except CallError:  # first: an AnswerTimeout is a TimeoutError too
+            raise
+        except TimeoutError:
+            raise self._none_within(wait_s) from None
         except asyncio.CancelledError:
             if asking.cancelled() and not self._links:
                 raise CallError("the client was closed") from None
             raise
+        finally:
+            self._waiting -= 1
+
+    def _asked(self, asking: asyncio.Task[Any]) -> None:
+        look_at_error(asking)
+        if self._asking is asking:
+            self._asking = None
+
+    def _none_within(self, wait_s: float) -> CallError:
+        if isinstance(self._refusal, ServerUnavailable):
+            return ServerUnavailable(f"no server within {wait_s:.2g} s: {self._refusal}")
+        return self._refusal or AnswerTimeout(f"{', '.join(self.addresses)}: no answer within {wait_s:.2g} s")
 
     async def _ask_until_there(self) -> pb.GetServerInfoResponse:
-        now = asyncio.get_running_loop().time
-        until = None if self._timeout_s is None else now() + self._timeout_s
+        self._refusal = None
         for attempt in itertools.count():
             try:
                 self._info = await self._ask_for_info()
                 return self._info
-            except (ServerUnavailable, ServerOverloaded) as error:
-                told_s = error.retry_after_s if isinstance(error, ServerOverloaded) else None
-                pause = (told_s or 0.0) + random.uniform(0, pause_s(attempt))
-                late = until is not None and now() + pause >= until
-                if not self.retry or not self._checked_once or attempt >= _INFO_ATTEMPTS or late:
+            except (ServerUnavailable, ServerOverloaded, AnswerTimeout) as error:
+                if not self.retry or not self._waiting:
                     raise
-            await asyncio.sleep(pause)
+                self._refusal = error
+                told_s = error.retry_after_s if isinstance(error, ServerOverloaded) else None
+            await asyncio.sleep((told_s or 0.0) + random.uniform(0, pause_s(attempt)))
         raise AssertionError
+
+    async def wait_until_ready(self, timeout_s: float | None) -> None:
+        """Until one of the servers can be used. Raises ServerUnavailable where none can in time, and another CallError
+        where waiting does not help."""
+        tasks = [asyncio.create_task(self._until_ready(link)) for link in self._opened()[: len(self.addresses)]]
+        try:
+            async with asyncio.timeout(timeout_s):
+                await next(asyncio.as_completed(tasks))
+        except CallError:  # first: as above
+            raise
+        except TimeoutError:
+            raise ServerUnavailable(f"no server was ready within {timeout_s:.2g} s: {self.trouble}") from None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _until_ready(self, link: Link) -> None:
+        while True:
+            await asyncio.sleep(self.rests.left_s(link.address))
+            try:
+                if self.known(link):
+                    await self.health.ask(link)  # again: it may have been long ago
+                else:
+                    await self.check(link)
+                return
+            except CallError as error:
+                if not _is_away(error):
+                    raise
+                self.lost(link.address, error)
 
     async def _ask_for_info(self) -> pb.GetServerInfoResponse:
         links = self._opened()[: len(self.addresses)]
-        answers = await _soon(*(self._ask_info(link) for link in links))
+        answers = await self._soon(*(self._ask_info(link) for link in links))
         reached = {link: each for link, each in zip(links, answers, strict=True) if not _is_away(each)}
         for answer in (*reached.values(), *answers):
             if isinstance(answer, CallError) and (not reached or not _is_away(answer)):
@@ -153,15 +194,31 @@ class Connections:
         _check_alike([link.address for link in reached], infos)
         for name in (field.name for field in pb.Limits.DESCRIPTOR.fields):
             setattr(infos[0].limits, name, min(getattr(info.limits, name) for info in infos))
-        self._checked_once = True
         for link, answer in zip(links, answers, strict=True):
             if isinstance(answer, CallError):
                 self.lost(link.address, answer)
         new = [link for link in reached if not self.known(link)]
-        for link, trouble in zip(new, await _soon(*(self._check_ready(link) for link in new)), strict=True):
+        for link, trouble in zip(new, await self._soon(*(self._check_ready(link) for link in new)), strict=True):
             if isinstance(trouble, CallError):
                 self.lost(link.address, trouble)
         return infos[0]
+
+    async def _soon(self, *operations: Coroutine[Any, Any, T]) -> list[T | CallError]:
+        """Their results or errors, side by side; once one has succeeded, the others have as long as a check may take,
+        or a quarter of what callers wait."""
+        tasks = [asyncio.create_task(operation) for operation in operations]
+        pending, timeout_s = set(tasks), None
+        try:
+            while pending:
+                done, pending = await asyncio.wait(pending, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    break
+                if any(task.exception() is None for task in done):
+                    timeout_s = CHECK_S if self._timeout_s is None else min(CHECK_S, self._timeout_s / 4)
+            return [_outcome(task) for task in tasks]
+        finally:
+            for task in pending:
+                task.cancel()
 
     async def check(self, link: Link) -> None:
         """Make sure that the link's server is ready, and that it runs the models that the others run.
@@ -229,24 +286,20 @@ class Connections:
         """How long until one of those that serve has room, as far as they said; infinite where none serves."""
         return min(map(self.rests.free_in_s, self._checked), default=math.inf)
 
-    async def _ask_info(self, link: Link) -> Any:
-        return await self._ask(link, "GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse)
+    async def _ask_info(self, link: Link) -> pb.GetServerInfoResponse:
+        answer = await link.ask(f"/{_wire.SERVICE}/GetServerInfo", b"", self._timeout_s)
+        return pb.GetServerInfoResponse.FromString(answer)
 
     def forget_info(self) -> None:
         """A server may have been restarted with other limits."""
         self._info = None
 
-    async def stats(self) -> list[pb.GetServerStatsResponse]:
+    async def stats(self, timeout_s: float | None) -> list[pb.GetServerStatsResponse]:
         """What each server has done. Raises CallError."""
-        return await self._ask_all("GetServerStats", pb.GetServerStatsRequest(), pb.GetServerStatsResponse)
-
-    async def _ask_all(self, method: str, request: Any, response: Any) -> list[Any]:
         links = self._opened()[: len(self.addresses)]
-        return await asyncio.gather(*(self._ask(link, method, request, response) for link in links))
-
-    async def _ask(self, link: Link, method: str, request: Any, response: Any) -> Any:
-        path = f"/{_wire.SERVICE}/{method}"
-        return response.FromString(await link.ask(path, request.SerializeToString(), self._timeout_s))
+        path = f"/{_wire.SERVICE}/GetServerStats"
+        answers = await asyncio.gather(*(link.ask(path, b"", timeout_s) for link in links))
+        return list(map(pb.GetServerStatsResponse.FromString, answers))
 
     def _opened(self) -> list[Link]:
         _process.check_not_forked()
@@ -255,23 +308,6 @@ class Connections:
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError("the client was opened on another event loop: open one on each loop")
         return self._links
-
-
-async def _soon(*operations: Coroutine[Any, Any, T]) -> list[T | CallError]:
-    """Their results or errors, side by side; once one has succeeded, the others have as long as a check may take."""
-    tasks = [asyncio.create_task(operation) for operation in operations]
-    pending, timeout_s = set(tasks), None
-    try:
-        while pending:
-            done, pending = await asyncio.wait(pending, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                break
-            if any(task.exception() is None for task in done):
-                timeout_s = CHECK_S
-        return [_outcome(task) for task in tasks]
-    finally:
-        for task in pending:
-            task.cancel()
 
 
 def _outcome(task: asyncio.Task[T]) -> T | CallError:

@@ -1,5 +1,6 @@
 """What callers have as images, as an encoded file's bytes or as RGB pixels. No connection."""
 
+import inspect
 import os
 import re
 from pathlib import Path
@@ -89,6 +90,9 @@ def _of_file(file: Any) -> bytes:
         data = file.read()
     except (OSError, ValueError) as error:  # ValueError: it is closed
         raise unusable(f"cannot read the file: {error}") from error
+    if inspect.iscoroutine(data):
+        data.close()
+        raise unusable(f"the read of a {type(file).__name__} is asynchronous: give `await file.read()`")
     if not isinstance(data, bytes | bytearray | memoryview):
         raise unusable(f"the file gives {type(data).__name__}, not bytes: open it as open(path, 'rb')")
     return bytes(data)

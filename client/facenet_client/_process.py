@@ -8,8 +8,8 @@ _FORKED = (
     "or forkserver (multiprocessing.get_context('spawn')), or open the first client in the worker, after the fork"
 )
 _PATCHED = (
-    "gevent has replaced this process's threads, and gRPC's event loop would block them all: leave threads out of its "
-    "patch (monkey.patch_all(thread=False)), or open the client in a process without it"
+    "gevent has replaced this process's threads or select, and a client's event loop would block for ever: leave both "
+    "out of its patch (monkey.patch_all(thread=False, select=False)), or open the client in a process without gevent"
 )
 
 # gRPC's own handlers of a fork start threads in the child, which crash there, whether it uses gRPC or not. They are on
@@ -24,7 +24,7 @@ def check_usable() -> None:
     global _first_used_by
     check_not_forked()
     monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
+    if monkey is not None and any(map(monkey.is_module_patched, ("threading", "select"))):
         raise RuntimeError(_PATCHED)
     _first_used_by = os.getpid()
 

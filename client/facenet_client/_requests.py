@@ -30,10 +30,10 @@ _MOST = (1 << 32) - 1  # what the contract's fields hold
 def known(options: Mapping[str, Any], allowed: Any) -> None:
     """Raises TypeError or ValueError, with what there is, for an option that no server could make sense of. What is out
     of a server's range, that server refuses."""
-    names = set().union(*(base.__annotations__ for base in (allowed, types.DetectOptions)))
+    names = allowed.__optional_keys__
     for name, value in options.items():
         if name not in names:
-            raise TypeError(f"unknown option {name!r}; there is {', '.join(sorted(names))}")
+            raise TypeError(f"unknown option {shown(repr(name))}; there is {', '.join(sorted(names))}")
         if value is not None:
             _check(name, value)
 
@@ -44,6 +44,8 @@ def _check(name: str, value: Any) -> None:
             raise TypeError(f"{name} is a whole number, {_COUNTS[name]}, not {shown(repr(value))}")
         if not 0 <= int(value) <= _MOST:
             raise ValueError(f"{name} is {shown(value)}; it is a whole number, {_COUNTS[name]}")
+    elif name == "timeout_s":
+        check_timeout(value)
     elif name in _REALS and not _is_real(value):
         raise TypeError(f"{name} is a number, {_REALS[name]}, not {shown(repr(value))}")
     elif name == "thresholds" and not (isinstance(value, Sequence) and len(value) == 3 and all(map(_is_real, value))):
@@ -56,6 +58,12 @@ def _check(name: str, value: Any) -> None:
         raise TypeError(f"{name} is a name, not {shown(repr(value))}")
     elif name == "colour" and value not in _images.COLOURS:
         raise ValueError(f"colour is {shown(repr(value))}; there is {', '.join(_images.COLOURS)}")
+
+
+def check_timeout(timeout_s: Any) -> None:
+    """Raises ValueError for what is no time to wait."""
+    if timeout_s is not None and not (_is_real(timeout_s) and timeout_s > 0):
+        raise ValueError(f"timeout_s is {shown(repr(timeout_s))}; it is seconds, a number over 0, or None for no limit")
 
 
 def _is_real(value: Any) -> bool:
@@ -83,7 +91,7 @@ def selection(options: Mapping[str, Any]) -> str | None:
         return None
     name = f"FACE_SELECTION_{str(faces).upper()}"
     if name not in pb.FaceSelection.keys():  # noqa: SIM118 (an enum wrapper, not a dict)
-        raise ValueError(f"faces is {faces!r}; there is 'all', 'largest', 'best_score' and 'most_central'")
+        raise ValueError(f"faces is {shown(repr(faces))}; there is 'all', 'largest', 'best_score' and 'most_central'")
     return name
 
 

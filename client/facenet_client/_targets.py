@@ -5,6 +5,8 @@ import re
 import urllib.request
 from collections.abc import Sequence
 
+from facenet_client._images import shown
+
 _LISTS = ("ipv4:", "ipv6:")  # schemes whose one target has commas of its own
 _LOCAL = re.compile(
     r"(dns:///?|ipv4:|ipv6:)?(localhost|127(\.\d+){3}|\[::1\]|%5B::1%5D)(:|$)|unix(-abstract)?:", re.IGNORECASE
@@ -17,11 +19,11 @@ def addresses(target: str | Sequence[str]) -> tuple[str, ...]:
     TypeError for what is no text."""
     given = [target] if isinstance(target, str) else target
     if isinstance(given, bytes) or not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
-        raise TypeError(f'a target is a text as "127.0.0.1:50051", or a list of them, not {target!r}')
+        raise TypeError(f'a target is a text as "127.0.0.1:50051", or a list of them, not {shown(repr(target))}')
     several = [part for text in given for part in ([text] if text.startswith(_LISTS) else text.split(","))]
     found = tuple(part.strip() for part in several)
     if not found or not all(found):
-        raise ValueError(f"{target!r} names no server, or an empty one")
+        raise ValueError(f"{shown(repr(target))} names no server, or an empty one")
     for address in found:
         _check_port(address)
     return found
@@ -31,7 +33,7 @@ def _check_port(address: str) -> None:
     """Raises ValueError where a host has no port: gRPC would take one that no server of ours listens on."""
     is_host = re.fullmatch(r"(dns:(//[^/]*/)?)?([^:/\[\]]+|\[[^\]]*\])", address)
     if is_host:
-        raise ValueError(f'{address!r} has no port: give it as "{address}:50051"')
+        raise ValueError(f'{shown(repr(address))} has no port: give it as "{shown(address)}:50051"')
 
 
 def is_local(address: str) -> bool:

@@ -48,10 +48,11 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class Exchange(Generic[InputT, ResultT]):
-    """One streaming method with one call's options; ``name`` is the SDK's for it, ``method`` the contract's."""
+    """One streaming method with one call's ``options``; ``name`` is the SDK's for it, ``method`` the contract's."""
 
     name: str
     method: str
+    options: Mapping[str, Any]
     request: Callable[[int, Sequence[Encoded], int | None], bytes]
     response: type[Any]
     to_item: Callable[[InputT], Encoded]
@@ -173,6 +174,7 @@ def detect(options: Mapping[str, Any]) -> Exchange[types.ImageLike, Detection]:
     return Exchange(
         "detect",
         "Detect",
+        options,
         _request(pb.DetectRequest(options=message), "images"),
         pb.DetectResponse,
         lambda image: _requests.image(image, options),
@@ -190,6 +192,7 @@ def embed(options: Mapping[str, Any]) -> Exchange[types.ImageLike, Detection]:
     return Exchange(
         "embed",
         "Embed",
+        options,
         _request(pb.EmbedRequest(options=message), "items"),
         pb.EmbedResponse,
         lambda image: field(pb.EmbedItem.IMAGE_FIELD_NUMBER, _requests.image(image, options)),
@@ -198,14 +201,14 @@ def embed(options: Mapping[str, Any]) -> Exchange[types.ImageLike, Detection]:
     )
 
 
-def embed_crops(model: str, colour: types.Colour | None = None) -> Exchange[types.ImageLike, Embedding]:
+def embed_crops(options: Mapping[str, Any]) -> Exchange[types.ImageLike, Embedding]:
     """Ready 160×160 crops to embeddings."""
-    options = {"model": model, "colour": colour}
-    _requests.known(options, types.EmbedOptions)
-    message = pb.EmbedOptions(model=model)
+    _requests.known(options, types.CropOptions)
+    message = pb.EmbedOptions(model=options.get("model") or "")
     return Exchange(
         "embed_crops",
         "Embed",
+        options,
         _request(pb.EmbedRequest(options=message), "items"),
         pb.EmbedResponse,
         lambda crop: field(pb.EmbedItem.CROP_FIELD_NUMBER, _requests.image(crop, options)),
@@ -232,6 +235,7 @@ def compare(options: Mapping[str, Any]) -> Exchange[tuple[types.Side, types.Side
     return Exchange(
         "compare",
         "Compare",
+        options,
         _request(pb.CompareRequest(options=message), "pairs"),
         pb.CompareResponse,
         pair,
@@ -244,6 +248,5 @@ def compare(options: Mapping[str, Any]) -> Exchange[tuple[types.Side, types.Side
 def _check_pair(pair: Any) -> None:
     """Raises TypeError for what is no pair of sides."""
     if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise TypeError(
-            f"compare takes pairs, each of two sides, as compare([(a, b)]); {_images.shown(repr(pair))} is none"
-        )
+        given = _images.shown(repr(pair)) if isinstance(pair, str | os.PathLike) else f"a {type(pair).__name__}"
+        raise TypeError(f"compare takes pairs, each of two sides, as compare([(a, b)]); {given} is none")

@@ -1,7 +1,7 @@
 """The asynchronous client."""
 
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar, Unpack
 
@@ -10,12 +10,14 @@ import grpc
 from facenet_client import _answers, _wire
 from facenet_client._call import Link
 from facenet_client._connections import Connections
+from facenet_client._requests import check_timeout, known
 from facenet_client._stream import Stream
 from facenet_client.stats import ServerStats, together
 from facenet_client.types import (
-    Colour,
+    CallOptions,
     CompareOptions,
     Comparison,
+    CropOptions,
     Detection,
     DetectOptions,
     Embedding,
@@ -35,7 +37,8 @@ class AsyncClient:
     ``target`` is a gRPC target as "127.0.0.1:50051", or several: a list, or "host:50051,host:50052". The messages of
     each stream, and small calls one by one, spread over all of them; they must run the same models. ``connections`` is
     how many connections there are to each. ``credentials`` are gRPC's, for TLS and tokens (None: plain text).
-    ``timeout_s`` bounds the wait for each message's answer (None: for ever); a stream as a whole has no deadline.
+    ``timeout_s`` bounds the wait for each message's answer (None: for ever), each call may have its own; a stream as a
+    whole has no deadline. A server that is away, or not up yet, is waited for as long, but with ``retry=False``.
     Methods take any iterable or asynchronous iterable, of any length, cut it into messages by the server's limits, and
     answer in input order. What is wrong with one item sits on its result's ``error``; what is wrong with the call is
     raised as a CallError.
@@ -80,13 +83,27 @@ class AsyncClient:
             await stream.__aexit__(None, None, None)  # whoever waits for its results is told
         await self._connections.close()
 
-    async def server_info(self) -> ServerInfo:
-        """The server's models, providers and limits; of several servers, the smallest of each limit."""
-        return _answers.server_info(await self._connections.info())
+    async def wait_until_ready(self, timeout_s: float | None = None) -> None:
+        """Wait until the server says that it is ready; of several servers, the first. Raises ServerUnavailable where
+        none is in time (None: for ever), and another CallError at once where waiting does not help."""
+        check_timeout(timeout_s)
+        await self._connections.wait_until_ready(timeout_s)
 
-    async def server_stats(self) -> ServerStats:
+    async def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
+        """The server's models, providers and limits; of several servers, the smallest of each limit."""
+        known(options, CallOptions)
+        return _answers.server_info(await self._connections.info(self._timeout_of(options)))
+
+    async def server_stats(self, **options: Unpack[CallOptions]) -> ServerStats:
         """What the server has done so far; of several servers, their sum."""
-        return together([_answers.server_stats(answer) for answer in await self._connections.stats()])
+        known(options, CallOptions)
+        answers = await self._connections.stats(self._timeout_of(options))
+        return together(list(map(_answers.server_stats, answers)))
+
+    def _timeout_of(self, options: Mapping[str, Any]) -> float | None:
+        """A call's own time, or the client's."""
+        timeout_s: float | None = options.get("timeout_s", self.timeout_s)
+        return timeout_s
 
     async def detect(
         self, images: Iterable[ImageLike] | AsyncIterable[ImageLike], **options: Unpack[DetectOptions]
@@ -113,16 +130,16 @@ class AsyncClient:
         return self._results(_wire.embed(options), images)
 
     async def embed_crops(
-        self, crops: Iterable[ImageLike] | AsyncIterable[ImageLike], *, model: str = "", colour: Colour | None = None
+        self, crops: Iterable[ImageLike] | AsyncIterable[ImageLike], **options: Unpack[CropOptions]
     ) -> list[Embedding]:
         """Embed ready crops of 160×160 pixels, each one face."""
-        return [result async for result in self.embed_crops_stream(crops, model=model, colour=colour)]
+        return [result async for result in self.embed_crops_stream(crops, **options)]
 
     def embed_crops_stream(
-        self, crops: Iterable[ImageLike] | AsyncIterable[ImageLike], *, model: str = "", colour: Colour | None = None
+        self, crops: Iterable[ImageLike] | AsyncIterable[ImageLike], **options: Unpack[CropOptions]
     ) -> AsyncIterator[Embedding]:
         """``embed_crops`` over unbounded input, result by result."""
-        return self._results(_wire.embed_crops(model, colour), crops)
+        return self._results(_wire.embed_crops(options), crops)
 
     async def compare(
         self,
@@ -144,8 +161,9 @@ class AsyncClient:
         self, exchange: _wire.Exchange[InputT, ResultT], inputs: Iterable[InputT] | AsyncIterable[InputT]
     ) -> Stream[InputT, ResultT]:
         """For the SDK's own use: a stream that is ready to be entered."""
-        info = await self._connections.info()
-        stream = Stream(self._connections, exchange, inputs, info.limits, self.timeout_s)
+        timeout_s = self._timeout_of(exchange.options)
+        info = await self._connections.info(timeout_s)
+        stream = Stream(self._connections, exchange, inputs, info.limits, timeout_s)
         self._streams.add(stream)
         return stream
 

@@ -16,9 +16,10 @@ from facenet_client.aio import AsyncClient
 from facenet_client.errors import CallError
 from facenet_client.stats import ServerStats
 from facenet_client.types import (
-    Colour,
+    CallOptions,
     CompareOptions,
     Comparison,
+    CropOptions,
     Detection,
     DetectOptions,
     Embedding,
@@ -39,7 +40,8 @@ class Client:
     ``target`` is a gRPC target as "127.0.0.1:50051", or several: a list, or "host:50051,host:50052". The messages of
     each stream, and small calls one by one, spread over all of them; they must run the same models. ``connections`` is
     how many connections there are to each. ``credentials`` are gRPC's, for TLS and tokens (None: plain text).
-    ``timeout_s`` bounds the wait for each message's answer (None: for ever); a stream as a whole has no deadline.
+    ``timeout_s`` bounds the wait for each message's answer (None: for ever), each call may have its own; a stream as a
+    whole has no deadline. A server that is away, or not up yet, is waited for as long, but with ``retry=False``.
     Methods take any iterable, of any length, cut it into messages by the server's limits, and answer in input order.
     What is wrong with one item sits on its result's ``error``; what is wrong with the call is raised as a CallError.
 
@@ -106,13 +108,18 @@ class Client:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Client cannot be pickled or copied: it is a connection, open one in each process")
 
-    def server_info(self) -> ServerInfo:
-        """The server's models, providers and limits; of several servers, the smallest of each limit."""
-        return self._wait(self._client.server_info())
+    def wait_until_ready(self, timeout_s: float | None = None) -> None:
+        """Wait until the server says that it is ready; of several servers, the first. Raises ServerUnavailable where
+        none is in time (None: for ever), and another CallError at once where waiting does not help."""
+        self._wait(self._client.wait_until_ready(timeout_s))
 
-    def server_stats(self) -> ServerStats:
+    def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
+        """The server's models, providers and limits; of several servers, the smallest of each limit."""
+        return self._wait(self._client.server_info(**options))
+
+    def server_stats(self, **options: Unpack[CallOptions]) -> ServerStats:
         """What the server has done so far; of several servers, their sum."""
-        return self._wait(self._client.server_stats())
+        return self._wait(self._client.server_stats(**options))
 
     def detect(self, images: Iterable[ImageLike], **options: Unpack[DetectOptions]) -> list[Detection]:
         """Find the faces of each image."""
@@ -130,17 +137,13 @@ class Client:
         """``embed`` over unbounded input, result by result."""
         return self._results(_wire.embed(options), images)
 
-    def embed_crops(
-        self, crops: Iterable[ImageLike], *, model: str = "", colour: Colour | None = None
-    ) -> list[Embedding]:
+    def embed_crops(self, crops: Iterable[ImageLike], **options: Unpack[CropOptions]) -> list[Embedding]:
         """Embed ready crops of 160×160 pixels, each one face."""
-        return list(self.embed_crops_stream(crops, model=model, colour=colour))
+        return list(self.embed_crops_stream(crops, **options))
 
-    def embed_crops_stream(
-        self, crops: Iterable[ImageLike], *, model: str = "", colour: Colour | None = None
-    ) -> Iterator[Embedding]:
+    def embed_crops_stream(self, crops: Iterable[ImageLike], **options: Unpack[CropOptions]) -> Iterator[Embedding]:
         """``embed_crops`` over unbounded input, result by result."""
-        return self._results(_wire.embed_crops(model, colour), crops)
+        return self._results(_wire.embed_crops(options), crops)
 
     def compare(self, pairs: Iterable[tuple[Side, Side]], **options: Unpack[CompareOptions]) -> list[Comparison]:
         """The distance between the two faces of each pair, and whether they are the same person's."""

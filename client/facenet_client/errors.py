@@ -15,29 +15,29 @@
         ├── AnswerTimeout        no answer within timeout_s (also a TimeoutError)
         ├── ServerOverloaded     the server has no room now
         ├── RequestRefused       the server does not accept the request
+        │   └── AuthenticationError  nor the caller: no token or certificate, or none that it knows
         └── ServerFault          the server broke its promise
 
 ``grpc.RpcError`` never reaches a caller. All of them can be pickled and copied, notes included.
 """
 
-from functools import partial
-from typing import Any
-
 
 class FaceNetError(Exception):
-    """Base of everything the SDK raises on purpose."""
+    """Base of everything the SDK raises on purpose. All that an error is made of is in its ``args``, so that pickle and
+    Celery's results can make it again."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
 
 
 class ItemError(FaceNetError):
     """One item has no answer. ``code`` is a google.rpc.Code number, ``reason`` a word in capitals."""
 
-    def __init__(self, message: str, *, code: int, reason: str) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, code: int, reason: str) -> None:
+        super().__init__(message)  # alone: a TimeoutError makes other things of three
+        self.args = (message, code, reason)
         self.code = code
         self.reason = reason
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), code=self.code, reason=self.reason), self.args, self.__dict__
 
     def __str__(self) -> str:
         return f"{self.args[0]} [{self.reason}]"
@@ -83,13 +83,17 @@ class AnswerTimeout(CallError, TimeoutError):
 class ServerOverloaded(CallError):
     """The server has no room for the request now; if it says so, there is after ``retry_after_s``."""
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s)
         self.retry_after_s = retry_after_s
 
 
 class RequestRefused(CallError):
     """The server does not accept the request; sending it again changes nothing."""
+
+
+class AuthenticationError(RequestRefused):
+    """The server does not know the caller, or the token cannot be sent: mend ``credentials``."""
 
 
 class ServerFault(CallError):

@@ -32,7 +32,23 @@ Colour: TypeAlias = Literal["rgb", "bgr", "grey", "rgba", "bgra"]
 FaceSelection: TypeAlias = Literal["all", "largest", "best_score", "most_central"]
 
 
-class DetectOptions(TypedDict, total=False):
+class CallOptions(TypedDict, total=False):
+    """How a call waits. What is left out is the client's."""
+
+    timeout_s: float | None
+    """Seconds for each message's answer; None: for ever."""
+
+
+class CropOptions(CallOptions, total=False):
+    """How ready crops are embedded."""
+
+    model: str
+    """The embedder's name (the server's default)."""
+    colour: Colour
+    """What the channels of arrays are, as in DetectOptions ("rgb")."""
+
+
+class DetectOptions(CallOptions, total=False):
     """How faces are found. What is left out takes the server's default."""
 
     min_face_px: int

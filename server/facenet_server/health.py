@@ -9,6 +9,7 @@ from typing import Any, Self
 import grpc
 from grpc_health.v1 import health, health_pb2
 
+from facenet_server.errors import shown
 from facenet_server.inquiries import Inquiries
 from facenet_server.stats import Stats
 
@@ -63,7 +64,7 @@ class Health:
     async def check(self, request: Any, context: Any) -> Any:
         """The status of a service; NOT_FOUND where there is none of that name."""
         if request.service not in self._told:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r} here")
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {shown(request.service)} here")
         return _Status(status=self._told[request.service])
 
     async def watch(self, request: Any, context: Any) -> None:

@@ -1,5 +1,7 @@
 """How commands reach the server: where it listens, with what credentials."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -7,11 +9,13 @@ from typing import Any, TypeVar
 import click
 import grpc
 
-from facenet_client import Client
+from facenet_client import Client, ServerUnavailable
 from facenet_client.cli.options import Command
 
 CommandT = TypeVar("CommandT", bound=Command)
 
+START_S = 10.0  # of waiting for a server
+_SILENT_S = 1.0  # of it, before that is told
 _PEM = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -23,8 +27,16 @@ class Access:
     timeout_s: float
     credentials: grpc.ChannelCredentials | None
 
-    def __call__(self) -> Client:
-        return Client(self.server, **self.settings)
+    @contextmanager
+    def __call__(self) -> Iterator[Client]:
+        """An open client. Says so where it has to wait for a server; raises CallError where none comes."""
+        with Client(self.server, **self.settings) as client:
+            try:
+                client.wait_until_ready(_SILENT_S)
+            except ServerUnavailable:
+                click.echo(f"waiting for a server at {self.server}, {START_S:g} s at most", err=True)
+                client.wait_until_ready(START_S)
+            yield client
 
     @property
     def settings(self) -> dict[str, Any]:

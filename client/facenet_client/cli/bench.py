@@ -17,7 +17,7 @@ from rich.table import Table
 from facenet_client import AsyncClient, ImageError, ImageLike, load
 from facenet_client._targets import addresses
 from facenet_client.cli import console, options
-from facenet_client.cli.access import Access
+from facenet_client.cli.access import START_S, Access
 from facenet_client.load import Report, Workload
 
 _METHODS = ("detect", "embed", "embed-crops")
@@ -83,6 +83,7 @@ async def _run(target: str, access: Access, work: Workload, given: dict[str, Any
         warm_up_s=given["warm_up_s"],
     )
     async with AsyncClient(target, **access.settings) as client:
+        await client.wait_until_ready(START_S)
         limits = (await client.server_info()).limits
     per_connection = (limits["max_streams_per_connection"] - 1) * len(addresses(target))
     connections = given["connections"] or math.ceil(plan.callers / max(1, per_connection))

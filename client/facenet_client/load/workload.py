@@ -1,6 +1,6 @@
 """What is sent: request messages as bytes, made once."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import cycle, islice
 from typing import Any, NamedTuple
 
@@ -71,8 +71,8 @@ def _prepared(exchange: _wire.Exchange[Any, Any], item: ImageLike) -> Encoded:
     return prepared
 
 
-def _embed_crops(options: dict[str, Any]) -> _wire.Exchange[Any, Any]:
-    return _wire.embed_crops(**({"model": ""} | options))
-
-
-_EXCHANGES = {"detect": _wire.detect, "embed": _wire.embed, "embed_crops": _embed_crops}
+_EXCHANGES: dict[str, Callable[[dict[str, Any]], _wire.Exchange[Any, Any]]] = {
+    "detect": _wire.detect,
+    "embed": _wire.embed,
+    "embed_crops": _wire.embed_crops,
+}

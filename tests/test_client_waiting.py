@@ -1,0 +1,132 @@
+"""The SDK and servers that are not up yet, or not ready; a call's own time."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from conftest import Call
+from facenet_client import AnswerTimeout, AsyncClient, Client, RequestRefused, ServerUnavailable
+from scripted import Scripted, answer, assert_answers, images
+
+LONG_S = 20.0
+SHORT_S = 0.3
+
+
+def free_address() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{found.getsockname()[1]}"
+
+
+@asynccontextmanager
+async def up_after(server: Scripted, address: str, delay_s: float) -> AsyncIterator[None]:
+    """The server, at an address where nothing listens at first."""
+    over = asyncio.Event()
+
+    async def serve() -> None:
+        await asyncio.sleep(delay_s)
+        async with server.serve(address):
+            await over.wait()
+
+    task = asyncio.create_task(serve())
+    try:
+        yield
+    finally:
+        over.set()
+        await task
+
+
+async def test_a_server_that_is_not_up_yet_is_waited_for(call: Call) -> None:
+    address = free_address()
+    async with up_after(Scripted(answer), address, 0.5):
+        assert_answers(await call(address, "embed_crops", images(3), timeout_s=LONG_S), images(3))
+
+
+async def test_calls_that_wait_for_a_server_have_each_their_own_time() -> None:
+    address = free_address()
+    async with AsyncClient(address, timeout_s=LONG_S) as client, up_after(Scripted(answer), address, 1.0):
+        patient = asyncio.create_task(client.embed_crops(images(1)))
+        with pytest.raises(ServerUnavailable, match=f"no server within {SHORT_S} s: {address}"):
+            await client.embed_crops(images(1), timeout_s=SHORT_S)
+        assert not patient.done()
+        assert_answers(await patient, images(1))
+
+
+async def test_without_retries_a_server_that_is_not_there_is_told_at_once() -> None:
+    async with AsyncClient(free_address(), timeout_s=LONG_S, retry=False) as client:
+        began_s = time.monotonic()
+        with pytest.raises(ServerUnavailable):
+            await client.embed_crops(images(1))
+        assert time.monotonic() - began_s < LONG_S / 2
+
+
+async def silent(context: Any) -> None:
+    await asyncio.Event().wait()
+
+
+async def test_a_call_has_a_time_of_its_own_whatever_the_clients() -> None:
+    async with Scripted(silent, answer).serve() as target, AsyncClient(target, timeout_s=None) as client:
+        with pytest.raises(AnswerTimeout):
+            await client.embed_crops(images(1), timeout_s=SHORT_S)
+    async with Scripted(answer).serve() as target, AsyncClient(target, timeout_s=1e-6) as client:
+        assert_answers(await client.embed_crops(images(1), timeout_s=None), images(1))
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("inf"), float("nan"), "5", True])
+@pytest.mark.parametrize("method", ["detect", "embed_crops", "server_info", "server_stats", "wait_until_ready"])
+async def test_a_calls_time_is_checked_before_anything_is_sent(method: str, timeout_s: Any) -> None:
+    async with AsyncClient("127.0.0.1:1") as client:
+        arguments: list[Any] = [[]] if method in ("detect", "embed_crops") else []
+        with pytest.raises(ValueError, match="timeout_s is"):
+            await getattr(client, method)(*arguments, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("ready", [None, True])
+async def test_readiness_is_waited_for_until_the_server_is_up(ready: bool | None) -> None:
+    address = free_address()
+    async with AsyncClient(address) as client, up_after(Scripted(answer, ready=ready), address, 0.5):
+        await client.wait_until_ready(LONG_S)
+        assert_answers(await client.embed_crops(images(1), timeout_s=SHORT_S * 10), images(1))
+
+
+async def test_the_first_server_that_is_ready_ends_the_wait() -> None:
+    async with Scripted(answer, ready=True).serve() as target, AsyncClient([free_address(), target]) as client:
+        await client.wait_until_ready(LONG_S)
+
+
+async def test_a_server_that_is_up_and_not_ready_is_waited_for() -> None:
+    server = Scripted(answer, ready=False)
+    async with server.serve() as target, AsyncClient(target) as client:
+        with pytest.raises(ServerUnavailable, match=r"no server was ready within 0.3 s: .* not ready"):
+            await client.wait_until_ready(SHORT_S)
+        waiting = asyncio.create_task(client.wait_until_ready())
+        await asyncio.sleep(SHORT_S)
+        assert not waiting.done()
+        server.ready = True
+        await asyncio.wait_for(waiting, LONG_S)
+
+
+async def test_one_that_was_ready_is_asked_again() -> None:
+    server = Scripted(answer, ready=True)
+    async with server.serve() as target, AsyncClient(target) as client:
+        await client.wait_until_ready(LONG_S)
+        server.ready = False
+        with pytest.raises(ServerUnavailable):
+            await client.wait_until_ready(SHORT_S)
+
+
+def test_the_synchronous_client_waits_as_well() -> None:
+    with Client(free_address()) as client, pytest.raises(ServerUnavailable, match="no server was ready"):
+        client.wait_until_ready(SHORT_S)
+
+
+async def test_waiting_ends_where_it_does_not_help() -> None:
+    server = Scripted(answer, info_fails=grpc.StatusCode.FAILED_PRECONDITION)
+    async with server.serve() as target, AsyncClient(target) as client:
+        with pytest.raises(RequestRefused):
+            await client.wait_until_ready(LONG_S)
