@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -58,6 +58,10 @@ class Server:
         if not report.is_clean:
             raise BenchmarkError(f"the load was not answered: {report.errors} {report.failures} {report.first_failure}")
         return report
+
+    def do(self, work: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> T:
+        """What the work gives, with the client."""
+        return self._do(work(self._client))
 
     def stats(self) -> ServerStats:
         """What it has done so far."""
