@@ -1,8 +1,10 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from facenet_server import mtcnn
+from facenet_server.boxes import suppress
 from facenet_server.errors import InvalidInput
 from facenet_server.resampling import by_columns
 from hypothesis import given, settings
@@ -65,7 +67,7 @@ def test_too_many_windows_over_all_levels_are_an_error_though_no_level_has_too_m
     scales = mtcnn.scales(100, 100, 20, 0.709)
     image = by_columns(np.zeros((100, 100, 3), np.uint8))
     levels = [mtcnn.propose(image, all_faces, scale, 0.6, 1000) for scale in scales]
-    most = max(level.passed for level in levels)
+    most = max(len(level.boxes) for level in levels)
     with pytest.raises(InvalidInput) as refused:
         mtcnn.merge(levels, most)
     assert refused.value.reason == "TOO_MUCH_WORK"
@@ -74,20 +76,22 @@ def test_too_many_windows_over_all_levels_are_an_error_though_no_level_has_too_m
 def test_a_cell_maps_to_its_twelve_pixel_window_at_the_scale() -> None:
     probability = np.zeros((5, 7), np.float32)
     probability[2, 3] = probability[4, 6] = 0.9
-    windows = mtcnn.windows_of(probability, np.zeros((5, 7, 4), np.float32), 0.3, 0.6)
+    windows = mtcnn.sift(probability, np.zeros((5, 7, 4), np.float32), 0.3, 0.6, 9)
     # Column 3, row 2: from (2·3 + 1)/0.3 and (2·2 + 1)/0.3 to (2·3 + 12)/0.3 and (2·2 + 12)/0.3, towards zero.
-    np.testing.assert_array_equal(windows.boxes[0], [23, 16, 60, 53])
+    np.testing.assert_array_equal(windows.boxes[1], [23, 16, 60, 53])
 
 
 def test_the_proposal_threshold_itself_passes() -> None:
-    probability = np.full((1, 2), 0.6, np.float32)
-    assert len(mtcnn.windows_of(probability, np.zeros((1, 2, 4), np.float32), 1.0, 0.6).boxes) == 2
+    probability = np.zeros((1, 9), np.float32)
+    probability[0, [0, 8]] = 0.6
+    assert len(mtcnn.sift(probability, np.zeros((1, 9, 4), np.float32), 1.0, 0.6, 9).boxes) == 2
 
 
-def test_windows_come_by_column_then_row() -> None:
-    probability = np.array([[0.7, 0.9], [0.8, 0.95]], np.float32)
-    windows = mtcnn.windows_of(probability, np.zeros((2, 2, 4), np.float32), 1.0, 0.6)
-    np.testing.assert_array_equal(windows.scores, np.array([0.7, 0.8, 0.9, 0.95], np.float32))
+def test_of_equal_windows_the_last_by_column_then_row_comes_first() -> None:
+    probability = np.zeros((9, 9), np.float32)
+    probability[[0, 0, 8, 8], [0, 8, 0, 8]] = 0.9
+    windows = mtcnn.sift(probability, np.zeros((9, 9, 4), np.float32), 1.0, 0.6, 9)
+    np.testing.assert_array_equal(windows.boxes[:, :2], [[17, 17], [17, 1], [1, 17], [1, 1]])
 
 
 def test_a_single_window_takes_the_regression_of_its_mirror_image() -> None:
@@ -95,19 +99,21 @@ def test_a_single_window_takes_the_regression_of_its_mirror_image() -> None:
     regression = np.arange(3 * 5 * 4, dtype=np.float32).reshape(3, 5, 4)
     alone = np.zeros((3, 5), np.float32)
     alone[2, 1] = 0.9
-    np.testing.assert_array_equal(mtcnn.windows_of(alone, regression, 1.0, 0.6).regressions, [regression[2, 3]])
-    both = alone.copy()
-    both[0, 0] = 0.9
-    np.testing.assert_array_equal(mtcnn.windows_of(both, regression, 1.0, 0.6).regressions[1], regression[2, 1])
+    np.testing.assert_array_equal(mtcnn.sift(alone, regression, 1.0, 0.6, 9).regressions, [regression[2, 3]])
+    suppressed = alone.copy()
+    suppressed[2, 2] = 0.8  # two pass, one is left
+    np.testing.assert_array_equal(mtcnn.sift(suppressed, regression, 1.0, 0.6, 9).regressions, [regression[2, 1]])
 
 
 def reference_windows(probability: np.ndarray, regression: np.ndarray, scale: float, threshold: float) -> mtcnn.Windows:
-    """All cells at once, by numpy."""
+    """All cells at once by numpy, and the suppression that compares each with each."""
     columns, rows = np.nonzero(probability.transpose() >= threshold)
     cells = np.stack([columns, rows], axis=1)
     boxes = np.trunc(np.hstack([2 * cells + 1, 2 * cells + 12]) / scale)
     from_columns = probability.shape[1] - 1 - columns if len(cells) == 1 else columns
-    return mtcnn.Windows(boxes, probability[rows, columns], regression[rows, from_columns])
+    scores, regressions = probability[rows, columns], regression[rows, from_columns]
+    kept = suppress(boxes, scores, 0.5)
+    return mtcnn.Windows(boxes[kept], scores[kept], regressions[kept])
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1), (7, 1), (1, 9), (13, 17), (64, 128)])
@@ -131,9 +137,52 @@ def test_windows_are_those_of_numpy_in_every_order_of_memory(
 
     expected = reference_windows(probability, regression, scale, threshold)
     for maps in ((probability, regression), (np.asfortranarray(probability), padded)):
-        windows = mtcnn.windows_of(*maps, scale, threshold)
+        windows = mtcnn.sift(*maps, scale, threshold, 10_000)
         for found, same in zip(windows, expected, strict=True):
             np.testing.assert_array_equal(found, same, strict=True)
+
+
+def hills(height: int, width: int) -> np.ndarray:
+    return np.sin(np.arange(width) / 3) + np.cos(np.arange(height)[:, np.newaxis] / 2)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        pytest.param(lambda rng, shape: np.full(shape, 0.9), id="all equal"),
+        pytest.param(lambda rng, shape: rng.random(shape), id="random"),
+        pytest.param(lambda rng, shape: np.round(rng.random(shape), 1), id="many equal ones"),
+        pytest.param(lambda rng, shape: np.add.outer(*map(np.arange, shape)) / sum(shape), id="a slope"),
+        pytest.param(lambda rng, shape: hills(*shape), id="hills"),
+        pytest.param(lambda rng, shape: np.indices(shape).sum(0) % 2, id="a chequerboard"),
+    ],
+)
+@pytest.mark.parametrize("scale", [1.0, 0.9, 0.6, 0.5, 0.3, 0.1, 0.012, 0.004])
+def test_windows_of_a_full_map_are_those_of_comparing_each_with_each(scores: Any, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((1, 50), (50, 1), (31, 47), (40, 40)):
+        maps = scores(rng, shape).astype(np.float32), rng.normal(size=(*shape, 4)).astype(np.float32)
+        expected = reference_windows(*maps, scale, 0.3)
+        for found, same in zip(mtcnn.sift(*maps, scale, 0.3, 10_000), expected, strict=True):
+            np.testing.assert_array_equal(found, same, strict=True)
+
+
+def test_a_limit_counts_what_suppression_leaves() -> None:
+    probability, regression = np.full((40, 40), 0.9, np.float32), np.zeros((40, 40, 4), np.float32)
+    left = len(mtcnn.sift(probability, regression, 0.3, 0.6, 1600).boxes)
+    assert left < 1600
+    assert len(mtcnn.sift(probability, regression, 0.3, 0.6, left).boxes) == left
+    with pytest.raises(InvalidInput) as refused:
+        mtcnn.sift(probability, regression, 0.3, 0.6, left - 1)
+    assert refused.value.reason == "TOO_MUCH_WORK"
+
+
+def test_the_largest_level_is_refused_where_its_every_cell_passes() -> None:
+    """A level of a pyramid of 25 million pixels has as many cells: comparing each with each would take hours."""
+    probability = np.random.default_rng(0).uniform(0.6, 1, (1770, 1770)).astype(np.float32)
+    regression = np.zeros((1770, 1770, 4), np.float32)
+    with pytest.raises(InvalidInput):
+        mtcnn.sift(probability, regression, 0.6, 0.6, 20_000)
 
 
 def test_the_refinement_and_output_thresholds_themselves_do_not_pass() -> None:

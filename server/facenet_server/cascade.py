@@ -42,7 +42,7 @@ def warm_up() -> None:
     source = resampling.by_columns(np.zeros((30, 30, 3), np.uint8))
     resampling.shrink(source, 20, 20)
     resampling.cut(source, np.array([[1, 1, 30, 30]]), 24)
-    mtcnn.windows_of(np.ones((1, 1), np.float32), np.ones((1, 1, 4), np.float32), 1.0, 0.5)
+    mtcnn.sift(np.ones((1, 1), np.float32), np.ones((1, 1, 4), np.float32), 1.0, 0.5, 1)
     suppress(np.array([[1.0, 1.0, 30.0, 30.0]]), np.ones(1, np.float32), 0.5)
 
 
@@ -86,7 +86,7 @@ def propose(step: Steps, image: Pixels, pnet: Net, options: DetectOptions, limit
     threshold, most = options.thresholds[0], limits.max_candidates
     source = step("columns", resampling.by_columns, image)
 
-    def level(scale: float) -> mtcnn.Level:
+    def level(scale: float) -> mtcnn.Windows:
         return step("propose", mtcnn.propose, source, pnet, scale, threshold, most)
 
     levels = step.spread(level, scales)  # the largest first

@@ -114,7 +114,9 @@ class Config:
     max_image_mib: int = _option(10, "Size of one encoded image, MiB.")
     max_image_megapixels: int = _option(25, "Height × width of one image, in millions.")
     max_pyramid_megapixels: int = _option(25, "Pixels of one image's pyramid over all levels, in millions.")
-    max_candidates: int = _option(20_000, "Windows of one image that may pass P-Net.")
+    max_candidates: int = _option(
+        20_000, "Windows of one image that P-Net and its suppression may leave: the work of R-Net."
+    )
     max_crop_mib: int = _option(64, "Crops of one response message, MiB.")
     grace_s: float = _option(30.0, "Seconds that SIGTERM leaves for what is in flight.")
     stall_s: float = _option(30.0, "Health says NOT_SERVING where work is under way and none has ended for so long.")

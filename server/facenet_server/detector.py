@@ -89,12 +89,12 @@ class Detector:
 
     async def _levels(
         self, net: Batcher, image: Source, scales: Sequence[float], options: DetectOptions, company: Company
-    ) -> Sequence[mtcnn.Level]:
+    ) -> Sequence[mtcnn.Windows]:
         """Levels in runs of P-Net that they share with those of other images, in groups that memory may hold."""
         height, width = image.pixels.shape[:2]
         sizes = [mtcnn.level_size(height, width, scale) for scale in scales]
         groups = companies([canvases.count(*size) for size in sizes], len(sizes), canvases.AT_ONCE)
-        levels: list[mtcnn.Level] = []
+        levels: list[mtcnn.Windows] = []
         for group in groups if sizes else []:
             maps = await self._maps(net, image, scales[group], company.deadline)
             found = zip(maps, scales[group], strict=True)
@@ -149,7 +149,7 @@ def _first(step: Steps, image: Source, boxes: Boxes, side_px: int) -> Rows:
     return cut(step, image, some, side_px) if len(boxes) else np.empty((0, side_px, side_px, 3))
 
 
-def _sift(maps: Iterable[tuple[Outputs, float]], threshold: float, max_windows: int) -> list[mtcnn.Level]:
+def _sift(maps: Iterable[tuple[Outputs, float]], threshold: float, max_windows: int) -> list[mtcnn.Windows]:
     """What P-Net found in levels, given by its maps and their scales."""
     return [
         mtcnn.sift(probability, regression, scale, threshold, max_windows) for (probability, regression), scale in maps

@@ -22,6 +22,7 @@ from facenet_server.resampling import Source
 STRIDE_PX, CELL_PX = 2, 12  # P-Net's output cells: their distance and their field of view
 
 _STRIP_PIXELS = 30_000  # of a level: what P-Net makes of them lies in a core's own caches
+_LEVEL_OVERLAP = 0.5  # of windows of one level, at most
 _MIN_STRIP_ROWS = 8  # of the map: a strip reads ten rows of the level beside its own
 
 Array = NDArray[np.float32]
@@ -34,13 +35,6 @@ class Windows(NamedTuple):
     boxes: Boxes  # (N, 4)
     scores: Scores  # (N,)
     regressions: Regressions  # (N, 4)
-
-
-class Level(NamedTuple):
-    """One level of the pyramid: how many windows passed P-Net, and those that suppression left."""
-
-    passed: int
-    windows: Windows
 
 
 class Faces(NamedTuple):
@@ -83,10 +77,10 @@ def pyramid_pixels(height: int, width: int, min_face_px: float, factor: float) -
     return sum(math.prod(level_size(height, width, scale)) for scale in scales(height, width, min_face_px, factor))
 
 
-def propose(image: Source, pnet: Net, scale: float, threshold: float, max_windows: int) -> Level:
+def propose(image: Source, pnet: Net, scale: float, threshold: float, max_windows: int) -> Windows:
     """Stage 1 of one level, given by its scale: where P-Net sees faces in it.
 
-    Raises InvalidInput, reason TOO_MUCH_WORK, where more than ``max_windows`` windows pass the threshold.
+    Raises InvalidInput, reason TOO_MUCH_WORK, where suppression leaves more than ``max_windows`` windows.
     """
     # 1. Shrink the image, and let P-Net score every cell.
     probability, regression = score(shrink(image, scale), pnet)
@@ -127,49 +121,50 @@ def score(level: Pixels, pnet: Net) -> tuple[Array, Array]:
     return probability, regression
 
 
-def sift(probability: Array, regression: Array, scale: float, threshold: float, max_windows: int) -> Level:
-    """A level's windows, from P-Net's maps (h, w) and (h, w, 4). Raises InvalidInput as ``propose``."""
-    windows = windows_of(probability, regression, scale, threshold)
+def sift(probability: Array, regression: Array, scale: float, threshold: float, max_windows: int) -> Windows:
+    """A level's windows: its cells whose probability is ≥ ``threshold``, less those that non-maximum suppression takes
+    (an intersection over union of more than 0.5 with a kept one), by descending score; of equal ones, the last by
+    column, then row, comes first.
+
+    ``probability`` is P-Net's (h, w) map, ``regression`` its (h, w, 4). Where exactly one cell passes, its regression
+    is read from the horizontally mirrored cell, as in the reference. Raises InvalidInput as ``propose``.
+    """
+    # In one piece: anything else would have it compiled anew.
+    maps = np.ascontiguousarray(probability), np.ascontiguousarray(regression)
+    windows = Windows(*_sifted(*maps, scale, threshold, _LEVEL_OVERLAP, max_windows))
     _check_count(len(windows.boxes), max_windows)
-    return Level(len(windows.boxes), _pick(windows, 0.5))
+    return windows
 
 
-def merge(levels: Sequence[Level], max_windows: int) -> Boxes:
+def merge(levels: Sequence[Windows], max_windows: int) -> Boxes:
     """Stage 1 of the whole pyramid, the largest level first: square, whole-pixel boxes (N, 4) where P-Net sees faces.
 
     Raises InvalidInput as ``propose``.
     """
-    passed = sum(level.passed for level in levels)
-    _check_count(passed, max_windows)
-    if not passed:
+    _check_count(sum(len(level.boxes) for level in levels), max_windows)
+    if not any(len(level.boxes) for level in levels):
         return np.empty((0, 4))
     # 3. Suppress over all levels, move the boxes by their regressions, make them square.
-    windows = Windows(*map(np.concatenate, zip(*(level.windows for level in levels), strict=True)))
-    boxes, _, regressions = _pick(windows, 0.7)
-    return _whole_windows(square(regress(boxes, regressions, inclusive=False)))
+    boxes, scores, regressions = map(np.concatenate, zip(*levels, strict=True))
+    kept = suppress(boxes, scores, 0.7)
+    return _whole_windows(square(regress(boxes[kept], regressions[kept], inclusive=False)))
 
 
-def _check_count(passed: int, max_windows: int) -> None:
-    if passed > max_windows:
+def _check_count(windows: int, max_windows: int) -> None:
+    if windows > max_windows:
         raise InvalidInput(
             "TOO_MUCH_WORK",
             f"over {max_windows} windows look like faces; raise min_face_px or the proposal threshold",
         )
 
 
-def windows_of(probability: Array, regression: Array, scale: float, threshold: float) -> Windows:
-    """The windows of one level's cells whose probability is ≥ ``threshold``, by column, then row.
-
-    ``probability`` is P-Net's (h, w) map, ``regression`` its (h, w, 4). Where exactly one cell passes, its
-    regression is read from the horizontally mirrored cell, as in the reference.
-    """
-    # In one piece: anything else would have it compiled anew.
-    return Windows(*_passing(np.ascontiguousarray(probability), np.ascontiguousarray(regression), scale, threshold))
-
-
 @compiled
-def _passing(probability: Any, regression: Any, scale: float, threshold: float) -> Any:
-    """The arrays that ``windows_of`` returns."""
+def _sifted(probability: Any, regression: Any, scale: float, threshold: float, max_overlap: float, most: int) -> Any:
+    """The arrays that ``sift`` returns, of at most ``most`` + 1 windows.
+
+    Windows of a level have one size, to a pixel, so that a kept one's rivals are found in the few cells around its own:
+    the time grows with the cells, not with the square of the windows.
+    """
     height, width = probability.shape
     least = np.float32(threshold)  # so numpy compares them
     place = np.zeros(width + 1, np.int64)  # of each column's next window; first, how many the column before it has
@@ -178,18 +173,56 @@ def _passing(probability: Any, regression: Any, scale: float, threshold: float) 
             place[column + 1] += probability[row, column] >= least
     place = np.cumsum(place)
     count = place[width]
-    boxes, scores, regressions = np.empty((count, 4)), np.empty(count, np.float32), np.empty((count, 4), np.float32)
+    rows, columns = np.empty(count, np.int32), np.empty(count, np.int32)
+    scores = np.empty(count, np.float32)
+    undecided = np.zeros((height, width), np.bool_)
     for row in range(height if count else 0):
         for column in range(width):
             if probability[row, column] >= least:
                 n = place[column]
                 place[column] += 1
-                for side, cell in enumerate((column, row)):
-                    boxes[n, side] = np.trunc((STRIDE_PX * cell + 1) / scale)
-                    boxes[n, side + 2] = np.trunc((STRIDE_PX * cell + CELL_PX) / scale)
-                scores[n] = probability[row, column]
-                regressions[n] = regression[row, width - 1 - column if count == 1 else column]
-    return boxes, scores, regressions
+                rows[n], columns[n], scores[n] = row, column, probability[row, column]
+                undecided[row, column] = True
+    # The edges of a cell's window, by its column and by its row, px.
+    left, right = np.empty(width), np.empty(width)
+    for column in range(width):
+        left[column] = np.trunc((STRIDE_PX * column + 1) / scale)
+        right[column] = np.trunc((STRIDE_PX * column + CELL_PX) / scale)
+    top, bottom = np.empty(height), np.empty(height)
+    for row in range(height):
+        top[row] = np.trunc((STRIDE_PX * row + 1) / scale)
+        bottom[row] = np.trunc((STRIDE_PX * row + CELL_PX) / scale)
+    # Sides are over 11/scale and at most 11/scale + 2. Beyond that many cells two windows overlap less, along one side.
+    reach = int((CELL_PX - 1) / STRIDE_PX * (1 - max_overlap) / (1 + max_overlap) + 1.5 * scale)
+
+    kept = np.empty(min(count, most + 1), np.int64)
+    n_kept = 0
+    for n in np.argsort(scores, kind="mergesort")[::-1]:  # stable
+        row, column = rows[n], columns[n]
+        if not undecided[row, column]:
+            continue
+        undecided[row, column] = False
+        kept[n_kept] = n
+        n_kept += 1
+        if n_kept > most:
+            break
+        area = (right[column] - left[column] + 1) * (bottom[row] - top[row] + 1)
+        for r in range(max(0, row - reach), min(height, row + reach + 1)):
+            for c in range(max(0, column - reach), min(width, column + reach + 1)):
+                if undecided[r, c]:
+                    shared_width = min(right[column], right[c]) - max(left[column], left[c]) + 1
+                    shared_height = min(bottom[row], bottom[r]) - max(top[row], top[r]) + 1
+                    shared = max(0.0, shared_width) * max(0.0, shared_height)
+                    other = (right[c] - left[c] + 1) * (bottom[r] - top[r] + 1)
+                    undecided[r, c] = shared / (area + other - shared) <= max_overlap
+    boxes, best = np.empty((n_kept, 4)), np.empty(n_kept, np.float32)
+    regressions = np.empty((n_kept, 4), np.float32)
+    for i in range(n_kept):
+        row, column = rows[kept[i]], columns[kept[i]]
+        boxes[i] = left[column], top[row], right[column], bottom[row]
+        best[i] = scores[kept[i]]
+        regressions[i] = regression[row, width - 1 - column if count == 1 else column]
+    return boxes, best, regressions
 
 
 def refine(boxes: Boxes, probability: Scores, regression: Regressions, threshold: float) -> Boxes:
@@ -209,11 +242,6 @@ def finish(boxes: Boxes, probability: Scores, regression: Regressions, landmarks
     points = landmarks[passed] * sizes + boxes[:, np.newaxis, :2] - 1
     boxes = regress(boxes, regression)
     return Faces(boxes, scores, points).take(suppress(boxes, scores, 0.7, "min"))
-
-
-def _pick(windows: Windows, max_overlap: float) -> Windows:
-    kept = suppress(windows.boxes, windows.scores, max_overlap)
-    return Windows(windows.boxes[kept], windows.scores[kept], windows.regressions[kept])
 
 
 def _whole_windows(boxes: Boxes) -> Boxes:
