@@ -5,7 +5,7 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import worker_process_init, worker_process_shutdown
-from facenet_client import CallError, Client, ItemTimeout, ServerItemError
+from facenet_client import Client, ItemError, TemporaryError
 
 app = Celery("celery_tasks", broker=os.environ.get("BROKER_URL"), backend=os.environ.get("RESULT_BACKEND"))
 client = Client("127.0.0.1:50051", timeout_s=30)
@@ -21,7 +21,7 @@ def close_client(**_: Any) -> None:
     client.close()
 
 
-@app.task(autoretry_for=(CallError, ServerItemError, ItemTimeout), retry_backoff=True, max_retries=5)
+@app.task(autoretry_for=(TemporaryError,), retry_backoff=True, max_retries=5, throws=(ItemError,))
 def embed(path: str) -> list[list[float]]:
     """The embedding of each face; an ItemError, raised, is the task's failure and names the reason."""
     (photo,) = client.embed([path])

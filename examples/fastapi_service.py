@@ -2,8 +2,9 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
-from facenet_client import AsyncClient, CallError, ImageError, NoFaceError
+from facenet_client import AsyncClient, ItemError, TemporaryError, raise_for_errors
 from fastapi import FastAPI, HTTPException, UploadFile
 
 client = AsyncClient("127.0.0.1:50051", timeout_s=5)
@@ -18,12 +19,18 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
+@app.get("/health")
+async def health() -> None:
+    if not await client.is_ready():
+        raise HTTPException(503, "the face server is not ready")
+
+
 @app.post("/compare")
-async def compare(a: UploadFile, b: UploadFile) -> dict[str, float | bool | None]:
+async def compare(a: UploadFile, b: UploadFile) -> dict[str, Any]:
     try:
-        (result,) = await client.compare([(await a.read(), await b.read())])
-    except CallError as error:  # no server, no room, no answer in time
+        (result,) = raise_for_errors(await client.compare([(await a.read(), await b.read())]))
+    except TemporaryError as error:  # no server, no room, no answer in time
         raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
-    if result.error is not None:  # the sender's photos, or the server's trouble with them
-        raise HTTPException(422 if isinstance(result.error, ImageError | NoFaceError) else 503, str(result.error))
-    return {"distance": result.distance, "same": result.same, "probability": result.probability}
+    except ItemError as error:  # the photos; any other error is a mistake of this service: 500
+        raise HTTPException(422, str(error)) from error
+    return result.to_dict()

@@ -77,8 +77,10 @@ async def test_errors_are_typed_by_their_reason(call: Call) -> None:
     poisoned[0, 0] = POISON
     foreign = Embedding(np.eye(1, 4, dtype=np.float32)[0], "foreign")
     async with fake_server() as target:
-        assert isinstance((await call(target, "detect", [square()], min_face_px=3))[0].error, OptionError)
-        assert isinstance((await call(target, "embed_crops", [crop(1)], model="none"))[0].error, OptionError)
+        unknown = {"operating_point": "far_2"}
+        assert isinstance((await call(target, "compare", [(square(), square())], **unknown))[0].error, OptionError)
+        with pytest.raises(RequestRefused, match="no embedder 'none' is served; there is"):
+            await call(target, "embed_crops", [crop(1)], model="none")
         assert isinstance((await call(target, "embed_crops", [poisoned]))[0].error, ServerItemError)
         pairs = [(foreign, square()), (crop(0), square())]
         mismatch, no_face = await call(target, "compare", pairs)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import traceback
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,15 @@ from PIL import Image
 PNG = io.BytesIO()
 Image.fromarray(square()).save(PNG, "PNG")
 PIXELS = square().astype(np.uint8)
+
+
+def encoded_jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "JPEG")
+    return file.getvalue()
+
+
+JPEG = encoded_jpeg()
 FOREIGN = Embedding(np.eye(1, 4, dtype=np.float32)[0], "foreign")
 FACE = Face((0, 0, 1, 1), 1.0, ((0, 0),) * 5)
 
@@ -123,6 +133,82 @@ async def test_what_is_no_image_is_told_what_to_do_in_a_few_words(image: Any, to
     assert isinstance(bad.error, ImageError)
     assert told in str(bad.error)
     assert len(str(bad.error)) < 300
+
+
+def half_a_pil_image(_: Path) -> Any:
+    return Image.open(io.BytesIO(JPEG[:-200]))
+
+
+def a_closed_pil_image(_: Path) -> Any:
+    image = Image.open(io.BytesIO(JPEG))
+    image.close()
+    return image
+
+
+def at_its_end(_: Path) -> Any:
+    file = io.BytesIO(JPEG)
+    file.read()
+    return file
+
+
+def open_as_text(tmp_path: Path) -> Any:
+    (tmp_path / "photo.jpg").write_bytes(JPEG)
+    return (tmp_path / "photo.jpg").open(encoding="utf-8")
+
+
+class Broken:
+    """As a file of a library with errors of its own."""
+
+    def read(self) -> bytes:
+        raise RuntimeError("the bucket is gone")
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        pytest.param(
+            half_a_pil_image, "the PIL image cannot be read: image file is truncated", id="a damaged PIL file"
+        ),
+        pytest.param(a_closed_pil_image, "the PIL image cannot be read", id="a closed PIL file"),
+        pytest.param(
+            lambda _: Image.fromarray(np.full((9, 9), 4000, np.uint16)), "more than 8 bits", id="16 bits by PIL"
+        ),
+        pytest.param(lambda _: Image.new("F", (9, 9)), "more than 8 bits", id="floats by PIL"),
+        pytest.param(at_its_end, "file.seek(0)", id="a file at its end"),
+        pytest.param(open_as_text, "open(path, 'rb')", id="a photo that is open as text"),
+        pytest.param(
+            lambda _: Broken(), "cannot read the file: the bucket is gone", id="a file with errors of its own"
+        ),
+    ],
+)
+async def test_what_cannot_be_read_is_an_error_of_its_own_item(
+    image: Any, told: str, call: Call, tmp_path: Path
+) -> None:
+    given = image(tmp_path)
+    async with fake_server() as target:
+        bad, good = await call(target, "detect", [given, PIXELS])
+    if hasattr(given, "close"):
+        given.close()
+    assert told in str(bad.error)
+    assert isinstance(bad.error, ImageError)
+    assert good.error is None
+
+
+@pytest.mark.parametrize("image", [LONG, f"data:image/png;base64,{LONG}", f"{LONG}.jpg"], ids=lambda text: text[:10])
+async def test_not_even_an_errors_traceback_repeats_an_image(image: str, call: Call) -> None:
+    async with fake_server() as target:
+        (bad,) = await call(target, "detect", [image])
+    assert len("".join(traceback.format_exception(bad.error))) < 3000
+
+
+async def test_arrays_of_names_of_grey_images_and_of_thresholds_are_taken(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "square.png").write_bytes(PNG.getvalue())
+    async with fake_server() as target:
+        names = np.array([str(tmp_path / "square.png")] * 2)
+        assert [len(each.faces) for each in await call(target, "detect", names)] == [1, 1]
+        grey = np.stack([PIXELS[..., 0]] * 2)
+        assert [each.error for each in await call(target, "detect", grey, colour="grey")] == [None, None]
+        assert (await call(target, "detect", [PIXELS], thresholds=np.array([0.6, 0.7, 0.7])))[0].error is None
 
 
 async def test_a_closed_file_is_an_error_of_its_own_item(call: Call, tmp_path: Path) -> None:

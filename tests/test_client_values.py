@@ -108,6 +108,30 @@ def fail(number: int) -> int:
     return number
 
 
+def first(values: list[Any]) -> Any:
+    """In a worker's process."""
+    return values[0]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_results_come_through_pools_in_both_directions(method: str) -> None:
+    context = multiprocessing.get_context(method)
+    with context.Pool(1) as pool, ProcessPoolExecutor(1, mp_context=context) as executor:
+        for result in results():
+            assert same(result, pool.apply_async(first, ([result],)).get(30))
+            assert same(result, executor.submit(first, [result]).result(30))
+
+
+@pytest.mark.parametrize("result", results(), ids=lambda result: type(result).__name__)
+def test_a_result_goes_into_json_and_its_repr_tells_no_vector(result: Any) -> None:
+    assert json.loads(json.dumps(result.to_dict()))["error"] in (
+        None,
+        {"code": 3, "reason": "CORRUPT", "message": "no image"},
+    )
+    assert "array" not in repr(result)
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_an_error_in_a_pools_worker_reaches_whoever_waits(method: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from conftest import Call
-from facenet_client import AnswerTimeout, AsyncClient, Client, RequestRefused, ServerUnavailable
+from facenet_client import AnswerTimeout, AsyncClient, CallError, Client, RequestRefused, ServerUnavailable
 from scripted import Scripted, answer, assert_answers, images
 
 LONG_S = 20.0
@@ -118,6 +118,55 @@ async def test_one_that_was_ready_is_asked_again() -> None:
         server.ready = False
         with pytest.raises(ServerUnavailable):
             await client.wait_until_ready(SHORT_S)
+
+
+async def test_closing_a_client_ends_its_wait() -> None:
+    client = AsyncClient(free_address())
+    await client.open()
+    waiting = asyncio.create_task(client.wait_until_ready())
+    await asyncio.sleep(SHORT_S)
+    await client.aclose()
+    with pytest.raises(CallError, match="the client was closed"):
+        await waiting
+
+
+async def test_a_ready_server_ends_the_wait_though_another_refuses_for_good() -> None:
+    refuses = Scripted(answer, info_fails=grpc.StatusCode.FAILED_PRECONDITION)
+    async with refuses.serve() as one, AsyncClient([one, free := free_address()]) as client:
+        async with up_after(Scripted(answer, ready=True), free, SHORT_S):
+            await client.wait_until_ready(LONG_S)
+
+
+async def test_a_service_may_ask_whether_it_is_ready() -> None:
+    server = Scripted(answer, ready=False)
+    async with server.serve() as target, AsyncClient(target) as client:
+        assert not await client.is_ready(SHORT_S)
+        server.ready = True
+        assert await client.is_ready(LONG_S)
+
+
+async def test_a_server_that_comes_back_is_met_soon() -> None:
+    """gRPC by itself waits up to two minutes between its attempts to connect."""
+    address = free_address()
+    async with AsyncClient(address, timeout_s=LONG_S) as client, up_after(Scripted(answer), address, 5.0):
+        assert_answers(await client.embed_crops(images(1)), images(1))
+
+
+def test_a_client_that_was_cancelled_may_be_opened_on_the_next_event_loop() -> None:
+    async def cancelled(client: AsyncClient) -> None:
+        async with client:
+            task = asyncio.create_task(client.embed_crops(images(50)))
+            await asyncio.sleep(0.05)
+            task.cancel()
+
+    async def answered(client: AsyncClient) -> None:
+        async with Scripted(answer).serve(client._connections.addresses[0]), client:
+            assert_answers(await client.embed_crops(images(2)), images(2))
+
+    client = AsyncClient(free_address(), timeout_s=LONG_S)
+    for _ in range(3):
+        asyncio.run(cancelled(client))
+        asyncio.run(answered(client))
 
 
 def test_the_synchronous_client_waits_as_well() -> None:

@@ -186,8 +186,8 @@ async def test_what_has_begun_goes_on_before_anything_else_begins() -> None:
 
 async def test_no_image_begins_while_enough_crops_of_those_that_have_begun_are_with_an_embedder() -> None:
     begun = list[str]()
-    with Compute(2, Stats(), most_crops_ahead=3) as compute:
-        with compute.crops_ahead(2):
+    with Compute(2, Stats(), most_crops_ahead=2) as compute:
+        with compute.crops_ahead(1):
             await compute.job("first", lambda step: step("first", begun.append, "first"), begins=True)
             with compute.crops_ahead(1):
                 waiting = asyncio.create_task(

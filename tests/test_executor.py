@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 import weakref
 from concurrent.futures import CancelledError, Future, wait
 from functools import partial
@@ -55,6 +56,20 @@ def test_while_others_do_enough_for_what_has_begun_nothing_begins_and_all_else_g
     executor.shutdown()
 
 
+def test_one_item_alone_holds_back_no_other() -> None:
+    executor = CoreExecutor(1, "test", most_ahead=2)
+    with executor.ahead(300):
+        assert executor.begin(lambda: 1).result(10) == 1
+    executor.shutdown()
+
+
+def test_work_of_which_nothing_ends_holds_back_nobody_for_long() -> None:
+    executor = CoreExecutor(1, "test", most_ahead=2, stuck_s=0.05)
+    with executor.ahead(1), executor.ahead(1):
+        assert [executor.begin(lambda: 1).result(10) for _ in range(2)] == [1, 1]
+    executor.shutdown()
+
+
 def test_what_is_cancelled_before_it_is_taken_does_not_run() -> None:
     executor, gate, ran = CoreExecutor(1, "test"), threading.Event(), list[int]()
     first: Future[Any] = executor.begin(gate.wait)
@@ -70,8 +85,10 @@ def test_what_is_cancelled_before_it_is_taken_does_not_run() -> None:
 @pytest.mark.parametrize("cancelled", [False, True], ids=["all of it", "what runs"])
 def test_a_shutdown_waits_for(cancelled: bool) -> None:
     executor, gate = CoreExecutor(1, "test", most_ahead=1), threading.Event()
-    with executor.ahead(1):
+    with executor.ahead(1), executor.ahead(1):
         running = executor.submit(gate.wait)
+        while not running.running():
+            time.sleep(0.001)
         waiting = executor.begin(lambda: 1)
         threading.Timer(0.05, gate.set).start()
         executor.shutdown(cancel_futures=cancelled)

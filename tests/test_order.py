@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from calls import until
 from facenet_server.app import decode_limits, work_limits
 from facenet_server.batching import Batcher
 from facenet_server.cascade import Cascade
@@ -30,6 +32,52 @@ METHODS: dict[str, Callable[[Pipeline, Raw], Any]] = {
 }
 
 
+PIXELS = square()
+IMAGE = Raw(PIXELS.tobytes(), *PIXELS.shape[:2])
+
+
+@asynccontextmanager
+async def serving(proposals: Any, embedding: Any, *, shared: bool) -> AsyncIterator[tuple[Pipeline, Compute]]:
+    """A pipeline with one thread, where two crops with the embedder hold back further images."""
+    config, stats = Config(), Stats()
+    with Compute(1, stats, max_held_s=60.0, most_crops_ahead=2) as compute:
+        async with (
+            Batcher(rnet, 8, threads=compute.threads) as shared_rnet,
+            Batcher(onet, 8, threads=compute.threads) as shared_onet,
+            Batcher(embedding, 8, stage=stats.stage("embedder")) as embedder,
+        ):
+            limits = work_limits(config)
+            one_by_one = Cascade(proposals, rnet, onet, limits, compute)
+            by_steps = Detector(Nets(proposals, shared_rnet, shared_onet), limits, compute)
+            embedders = {"colour": Embedder(embedder, 4, None)}
+            detector = by_steps if shared else one_by_one
+            yield Pipeline(detector, embedders, "colour", decode_limits(config), compute), compute
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["an image is one job", "steps of their own"])
+async def test_no_image_begins_while_crops_of_others_wait_for_the_embedder(shared: bool) -> None:
+    begun, let = threading.Semaphore(0), threading.Event()
+
+    def counting_pnet(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        if rows.shape[1] == 72:  # as above
+            begun.release()
+        return pnet(rows)
+
+    def held(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        let.wait(10)
+        return embed(rows)
+
+    async with serving(counting_pnet, held, shared=shared) as (pipeline, compute):
+        tasks = [asyncio.create_task(METHODS["embed"](pipeline, IMAGE)) for _ in range(IMAGES)]
+        await until(lambda: compute.threads.n_ahead >= 2)
+        for _ in range(IMAGES):  # what goes on does; the thread looks each time whether an image may begin
+            await compute("other", int)
+        let.set()
+        n_begun = sum(begun.acquire(blocking=False) for _ in range(IMAGES))
+        await asyncio.gather(*tasks)
+    assert n_begun < IMAGES / 2  # those two, and what began before their crops were with the embedder
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shared", [False, True], ids=["an image is one job", "steps of their own"])
 async def test_the_first_images_are_answered_before_the_last_ones_begin(method: str, shared: bool) -> None:
@@ -43,27 +91,13 @@ async def test_the_first_images_are_answered_before_the_last_ones_begin(method: 
                 count += 1
         return pnet(rows)
 
-    config, stats = Config(), Stats()
-    pixels = square()
-    image = Raw(pixels.tobytes(), *pixels.shape[:2])
-    with Compute(1, stats, max_held_s=60.0, most_crops_ahead=2) as compute:
-        async with (
-            Batcher(rnet, 8, threads=compute.threads) as shared_rnet,
-            Batcher(onet, 8, threads=compute.threads) as shared_onet,
-            Batcher(embed, 8, stage=stats.stage("embedder")) as embedder,
-        ):
-            limits = work_limits(config)
-            one_by_one = Cascade(counting_pnet, rnet, onet, limits, compute)
-            by_steps = Detector(Nets(counting_pnet, shared_rnet, shared_onet), limits, compute)
-            embedders = {"colour": Embedder(embedder, 4, None)}
-            detector = by_steps if shared else one_by_one
-            pipeline = Pipeline(detector, embedders, "colour", decode_limits(config), compute)
+    async with serving(counting_pnet, embed, shared=shared) as (pipeline, _):
 
-            async def answered() -> None:
-                await METHODS[method](pipeline, image)
-                begun.append(count)
+        async def answered() -> None:
+            await METHODS[method](pipeline, IMAGE)
+            begun.append(count)
 
-            await asyncio.gather(*(answered() for _ in range(IMAGES)))
+        await asyncio.gather(*(answered() for _ in range(IMAGES)))
     per_image = 2 if method == "compare" else 1
     assert count == IMAGES * per_image
     assert begun[0] < IMAGES * per_image / 2  # were they answered last in, last out: all of them

@@ -30,6 +30,7 @@ from facenet_client.errors import (
     ServerItemError,
     ServerOverloaded,
     ServerUnavailable,
+    TemporaryError,
 )
 from facenet_client.stats import Admission, LoopLag, ServerStats, StageStats
 from facenet_client.types import (
@@ -92,6 +93,7 @@ __all__ = [
     "ServerUnavailable",
     "Side",
     "StageStats",
+    "TemporaryError",
     "distances",
     "raise_for_errors",
 ]

@@ -164,5 +164,5 @@ def call_error(
     kind = _CALL_ERRORS.get(code, errors.ServerFault)
     if code is grpc.StatusCode.INTERNAL and details == _BROKEN_CALL:
         kind = errors.ServerUnavailable
-    proxy = proxy_note(target) if kind is errors.ServerUnavailable else ""
+    proxy = proxy_note(target) if issubclass(kind, errors.ServerUnavailable | errors.AnswerTimeout) else ""
     return kind(f"{target}: {details or 'no details'} ({code.name}){proxy}")

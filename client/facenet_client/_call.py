@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from facenet_client import _answers
+from facenet_client._targets import proxy_note
 from facenet_client.errors import AnswerTimeout, CallError, ServerFault
 
 T = TypeVar("T")
@@ -166,6 +167,10 @@ class Link(NamedTuple):
         try:
             return bytes(await method(request, timeout=timeout_s))
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and timeout_s is not None:
+                raise AnswerTimeout(
+                    f"{self.address}: no answer within {timeout_s:.2g} s{proxy_note(self.address)}"
+                ) from None
             raise _answers.call_error(self.address, error.code(), error.details(), error.trailing_metadata()) from None
         except asyncio.CancelledError:  # so grpc.aio says, too, that the channel was closed
             if _cancels() > n_cancels:

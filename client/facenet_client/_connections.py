@@ -48,6 +48,8 @@ class Connections:
         if not isinstance(per_address, int) or isinstance(per_address, bool) or per_address < 1:
             raise ValueError(f"connections is {shown(repr(per_address))}; it is a whole number, 1 at least")
         check_timeout(timeout_s)
+        if not isinstance(credentials, grpc.ChannelCredentials | None):
+            raise TypeError("credentials are gRPC's, as grpc.ssl_channel_credentials(), or None for plain text")
         self.addresses = addresses(target)
         self._per_address = per_address
         self._timeout_s = timeout_s
@@ -63,15 +65,21 @@ class Connections:
         self.trouble = "none was asked"  # the last
         self._checked: set[str] = set()
         self._asking: asyncio.Task[pb.GetServerInfoResponse] | None = None
-        self._waiting = 0  # for what is asked
+        self._waits_s: list[float] = []  # of those who wait for what is asked
+        self._ready = set[asyncio.Task[None]]()  # that wait until a server is
         self._refusal: CallError | None = None  # the last, of servers that are asked until they are there
         self._awaited: dict[str, asyncio.Task[None]] = {}  # addresses that were lost, until they are back
         self._ending = set[asyncio.Task[None]]()
 
     def open(self) -> None:
-        """Make the channels; they connect when they are used. Called on an event loop. Raises RuntimeError where this
-        process cannot have any."""
+        """Make the channels; they connect when they are used. Called on an event loop. No effect where they are there.
+        Raises RuntimeError where this process cannot have any, or another event loop has them."""
+        if _process.is_forked():  # told where it is used: as Client.open says
+            return
         _process.check_usable()
+        if self._links:
+            self._opened()
+            return
         self._loop = asyncio.get_running_loop()
         self._links = [
             Link(address, self._channel(address)) for _ in range(self._per_address) for address in self.addresses
@@ -86,14 +94,21 @@ class Connections:
     async def close(self) -> None:
         """Close the channels. Those of another event loop, or of the process that this one was forked from, are left to
         that."""
+        is_ours = self.is_ours()
         links, self._links = self._links, []
-        if _process.is_forked() or asyncio.get_running_loop() is not self._loop:
+        if not is_ours:
             return
-        tasks = [*self._awaited.values(), *([self._asking] if self._asking else [])]
+        self._info = None
+        self._checked.clear()
+        tasks = [*self._awaited.values(), *self._ready, *([self._asking] if self._asking else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(self.health.close(), *tasks, *self._ending, return_exceptions=True)
         await asyncio.gather(*(link.channel.close() for link in links))
+
+    def is_ours(self) -> bool:
+        """Whether they were opened in this process, on the running event loop."""
+        return not _process.is_forked() and asyncio.get_running_loop() is self._loop
 
     def links(self) -> list[Link]:
         """All of them, from another one on each time: calls that use few spread over all."""
@@ -113,8 +128,8 @@ class Connections:
         if self._asking is None:  # whoever else asks meanwhile waits for the same
             self._asking = asyncio.create_task(self._ask_until_there())
             self._asking.add_done_callback(self._asked)
-        self._waiting += 1
         asking, wait_s = self._asking, _LONGEST_WAIT_S if timeout_s is None else timeout_s
+        self._waits_s.append(wait_s)
         try:
             async with asyncio.timeout(wait_s):
                 return await asyncio.shield(asking)
@@ -127,7 +142,7 @@ class Connections:
                 raise CallError("the client was closed") from None
             raise
         finally:
-            self._waiting -= 1
+            self._waits_s.remove(wait_s)
 
     def _asked(self, asking: asyncio.Task[Any]) -> None:
         look_at_error(asking)
@@ -146,7 +161,7 @@ class Connections:
                 self._info = await self._ask_for_info()
                 return self._info
             except (ServerUnavailable, ServerOverloaded, AnswerTimeout) as error:
-                if not self.retry or not self._waiting:
+                if not self.retry or not self._waits_s:
                     raise
                 self._refusal = error
                 told_s = error.retry_after_s if isinstance(error, ServerOverloaded) else None
@@ -156,18 +171,25 @@ class Connections:
     async def wait_until_ready(self, timeout_s: float | None) -> None:
         """Until one of the servers can be used. Raises ServerUnavailable where none can in time, and another CallError
         where waiting does not help."""
+        self.trouble = "none has answered"
         tasks = [asyncio.create_task(self._until_ready(link)) for link in self._opened()[: len(self.addresses)]]
+        self._ready.update(tasks)
         try:
             async with asyncio.timeout(timeout_s):
-                await next(asyncio.as_completed(tasks))
-        except CallError:  # first: as above
-            raise
+                error = await _first(tasks)
         except TimeoutError:
             raise ServerUnavailable(f"no server was ready within {timeout_s:.2g} s: {self.trouble}") from None
+        except asyncio.CancelledError:
+            if not self._links:
+                raise CallError("the client was closed") from None
+            raise
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._ready.difference_update(tasks)
+        if error is not None:
+            raise error
 
     async def _until_ready(self, link: Link) -> None:
         while True:
@@ -185,7 +207,8 @@ class Connections:
 
     async def _ask_for_info(self) -> pb.GetServerInfoResponse:
         links = self._opened()[: len(self.addresses)]
-        answers = await self._soon(*(self._ask_info(link) for link in links))
+        wait_s = max(self._waits_s, default=CHECK_S)
+        answers = await self._soon(*(self._ask_info(link, wait_s) for link in links))
         reached = {link: each for link, each in zip(links, answers, strict=True) if not _is_away(each)}
         for answer in (*reached.values(), *answers):
             if isinstance(answer, CallError) and (not reached or not _is_away(answer)):
@@ -229,7 +252,7 @@ class Connections:
             return
         try:
             turns = await self.health.ask(link)
-            answer = await self._ask_info(link)
+            answer = await self._ask_info(link, self._timeout_s)
             if self._info is not None:
                 _check_alike([self.addresses[0], link.address], [self._info, answer])
             self._admit(link.address, turns)
@@ -286,8 +309,8 @@ class Connections:
         """How long until one of those that serve has room, as far as they said; infinite where none serves."""
         return min(map(self.rests.free_in_s, self._checked), default=math.inf)
 
-    async def _ask_info(self, link: Link) -> pb.GetServerInfoResponse:
-        answer = await link.ask(f"/{_wire.SERVICE}/GetServerInfo", b"", self._timeout_s)
+    async def _ask_info(self, link: Link, timeout_s: float | None) -> pb.GetServerInfoResponse:
+        answer = await link.ask(f"/{_wire.SERVICE}/GetServerInfo", b"", timeout_s)
         return pb.GetServerInfoResponse.FromString(answer)
 
     def forget_info(self) -> None:
@@ -296,6 +319,7 @@ class Connections:
 
     async def stats(self, timeout_s: float | None) -> list[pb.GetServerStatsResponse]:
         """What each server has done. Raises CallError."""
+        await self.info(timeout_s)  # which waits for servers
         links = self._opened()[: len(self.addresses)]
         path = f"/{_wire.SERVICE}/GetServerStats"
         answers = await asyncio.gather(*(link.ask(path, b"", timeout_s) for link in links))
@@ -308,6 +332,18 @@ class Connections:
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError("the client was opened on another event loop: open one on each loop")
         return self._links
+
+
+async def _first(tasks: Sequence[asyncio.Task[None]]) -> CallError | None:
+    """Wait until one has succeeded; the last one's error where none does."""
+    error = None
+    for task in asyncio.as_completed(tasks):
+        try:
+            await task
+            return None
+        except CallError as failed:
+            error = failed
+    return error
 
 
 def _outcome(task: asyncio.Task[T]) -> T | CallError:

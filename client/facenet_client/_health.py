@@ -49,6 +49,7 @@ class Health:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._watches.clear()
 
     def is_ready(self, address: str) -> bool:
         """Whether the address's server has not said otherwise since it was admitted."""

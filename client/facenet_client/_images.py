@@ -16,7 +16,7 @@ COLOURS = ("rgb", "bgr", "grey", "rgba", "bgra")
 """The order of an array's channels; what else an image may be says its own."""
 
 _CHANNELS = {"rgb": [0, 1, 2], "bgr": [2, 1, 0], "rgba": [0, 1, 2], "bgra": [2, 1, 0], "grey": [0, 0, 0]}
-_MOST_SHOWN = 60  # characters of an input in a message
+_MOST_SHOWN = 80  # characters of an input in a message
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}={0,2}\s*")
 
 
@@ -55,9 +55,9 @@ def is_pillow(value: Any) -> bool:
 
 
 def shown(text: object) -> str:
-    """The beginning of what somebody gave, for a message: an input may be a whole photo."""
-    whole = str(text)
-    return whole if len(whole) <= _MOST_SHOWN else f"{whole[:_MOST_SHOWN]}… ({len(whole):,} characters)"
+    """The beginning and end of what somebody gave, for a message: an input may be a whole photo."""
+    whole, half = str(text), _MOST_SHOWN // 2
+    return whole if len(whole) <= _MOST_SHOWN else f"{whole[:half]}…{whole[-half:]} ({len(whole):,} characters)"
 
 
 def unusable(message: str) -> ImageError:
@@ -71,7 +71,8 @@ def _of_path(path: "str | os.PathLike[str]") -> bytes:
         return Path(text).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: no file system has such a name
         reason = _no_path(text) if isinstance(text, str) else None
-        raise unusable(reason or f"cannot read {shown(text)}: {getattr(error, 'strerror', None) or error}") from error
+        # From None: the error's own text is the whole path, which may be a photo.
+        raise unusable(reason or f"cannot read {shown(text)}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _no_path(text: str) -> str | None:
@@ -88,21 +89,37 @@ def _no_path(text: str) -> str | None:
 def _of_file(file: Any) -> bytes:
     try:
         data = file.read()
-    except (OSError, ValueError) as error:  # ValueError: it is closed
-        raise unusable(f"cannot read the file: {error}") from error
+    except UnicodeDecodeError:
+        raise unusable("the file is open as text: open it as open(path, 'rb')") from None
+    except Exception as error:  # any, as of a file within an archive
+        raise unusable(f"cannot read the file: {shown(error)}") from None
     if inspect.iscoroutine(data):
         data.close()
         raise unusable(f"the read of a {type(file).__name__} is asynchronous: give `await file.read()`")
     if not isinstance(data, bytes | bytearray | memoryview):
         raise unusable(f"the file gives {type(data).__name__}, not bytes: open it as open(path, 'rb')")
+    if not data and _position(file):
+        raise unusable("the file is at its end: file.seek(0) goes back to its beginning")
     return bytes(data)
+
+
+def _position(file: Any) -> int:
+    try:
+        return int(file.tell())
+    except Exception:  # it cannot tell
+        return 0
 
 
 def _of_pillow(image: Any, upright: bool) -> NDArray[np.uint8]:
     from PIL import ImageOps
 
-    turned = ImageOps.exif_transpose(image) if upright else image
-    return np.asarray(turned.convert("RGB"))
+    if image.mode.startswith(("I", "F")):  # Pillow would clip it
+        raise unusable(f'a PIL image of mode {image.mode} has more than 8 bits: convert it to "L" or "RGB" first')
+    try:
+        turned = ImageOps.exif_transpose(image) if upright else image
+        return np.asarray(turned.convert("RGB"))
+    except Exception as error:  # it reads its file now, which may be damaged or closed
+        raise unusable(f"the PIL image cannot be read: {shown(error)}") from None
 
 
 def _of_array(image: NDArray[Any], colour: str | None) -> NDArray[np.uint8]:
@@ -122,7 +139,8 @@ def _eight_bits(pixels: NDArray[Any], colour: str | None) -> NDArray[np.uint8]:
     if colour is None or not is_unit_float:
         raise unusable(
             f"an array of {pixels.dtype} is no image of uint8 in 0…255: convert it, as (255 * image).round().astype("
-            "numpy.uint8) for floats in 0…1 (which colour='rgb' does), (image >> 8).astype(numpy.uint8) for uint16"
+            "numpy.uint8) for floats in 0…1 (which colour='rgb' does), image.round().astype(numpy.uint8) for floats in "
+            "0…255, (image >> 8).astype(numpy.uint8) for uint16"
         )
     return (pixels * 255).round().astype(np.uint8)
 

@@ -16,20 +16,20 @@ from facenet_client._images import shown
 from facenet_client.errors import ItemError
 from facenet_client.types import Embedding, Face
 
-_COUNTS = {
-    "min_face_px": "12…1000",
-    "max_faces": "1 or more",
-    "margin_px": "0…1000",
-    "crop_size_px": "16…512",
-}
-_REALS = {"scale_factor": "0.5…0.9", "threshold": "over 0, at most 2"}
-_FLAGS = ("return_crops", "allow_scaled_decoding", "apply_exif_orientation")
 _MOST = (1 << 32) - 1  # what the contract's fields hold
+_COUNTS = {  # the contract's ranges
+    "min_face_px": ("12…1000", 12, 1000),
+    "max_faces": ("1 or more", 1, _MOST),
+    "margin_px": ("0…1000", 0, 1000),
+    "crop_size_px": ("16…512", 16, 512),
+}
+_REALS = {"scale_factor": ("0.5…0.9", 0.5, 0.9), "threshold": ("over 0, at most 2", math.ulp(0), 2)}
+_FLAGS = ("return_crops", "allow_scaled_decoding", "apply_exif_orientation")
+_MOST_S = 1e8  # three years: gRPC's clock ends somewhere beyond
 
 
 def known(options: Mapping[str, Any], allowed: Any) -> None:
-    """Raises TypeError or ValueError, with what there is, for an option that no server could make sense of. What is out
-    of a server's range, that server refuses."""
+    """Raises TypeError or ValueError, with what there is, for an option that no server could make sense of."""
     names = allowed.__optional_keys__
     for name, value in options.items():
         if name not in names:
@@ -40,18 +40,25 @@ def known(options: Mapping[str, Any], allowed: Any) -> None:
 
 def _check(name: str, value: Any) -> None:
     if name in _COUNTS:
+        text, least, most = _COUNTS[name]
         if not isinstance(value, Integral) or isinstance(value, bool):
-            raise TypeError(f"{name} is a whole number, {_COUNTS[name]}, not {shown(repr(value))}")
-        if not 0 <= int(value) <= _MOST:
-            raise ValueError(f"{name} is {shown(value)}; it is a whole number, {_COUNTS[name]}")
+            raise TypeError(f"{name} is a whole number, {text}, not {shown(repr(value))}")
+        if not least <= int(value) <= most:
+            raise ValueError(f"{name} is {shown(value)}; it is a whole number, {text}")
     elif name == "timeout_s":
         check_timeout(value)
-    elif name in _REALS and not _is_real(value):
-        raise TypeError(f"{name} is a number, {_REALS[name]}, not {shown(repr(value))}")
-    elif name == "thresholds" and not (isinstance(value, Sequence) and len(value) == 3 and all(map(_is_real, value))):
-        raise TypeError(
-            f"thresholds are three numbers, each from 0.3 and under 1, as (0.6, 0.7, 0.7), not {shown(repr(value))}"
-        )
+    elif name in _REALS:
+        text, low, high = _REALS[name]
+        if not _is_real(value):
+            raise TypeError(f"{name} is a number, {text}, not {shown(repr(value))}")
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value:g}; it is a number, {text}")
+    elif name == "thresholds":
+        told = f"thresholds are three numbers, each from 0.3 and under 1, as (0.6, 0.7, 0.7), not {shown(repr(value))}"
+        if not (_is_row(value) and len(value) == 3 and all(map(_is_real, value))):
+            raise TypeError(told)
+        if not all(0.3 <= each < 1 for each in value):
+            raise ValueError(told)
     elif name in _FLAGS and not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} is True or False, not {shown(repr(value))}")
     elif name in ("model", "operating_point") and not isinstance(value, str):
@@ -60,10 +67,15 @@ def _check(name: str, value: Any) -> None:
         raise ValueError(f"colour is {shown(repr(value))}; there is {', '.join(_images.COLOURS)}")
 
 
+def _is_row(value: Any) -> bool:
+    return isinstance(value, Sequence) or (isinstance(value, np.ndarray) and value.ndim == 1)
+
+
 def check_timeout(timeout_s: Any) -> None:
     """Raises ValueError for what is no time to wait."""
-    if timeout_s is not None and not (_is_real(timeout_s) and timeout_s > 0):
-        raise ValueError(f"timeout_s is {shown(repr(timeout_s))}; it is seconds, a number over 0, or None for no limit")
+    if timeout_s is not None and not (_is_real(timeout_s) and 0 < timeout_s <= _MOST_S):
+        told = f"it is seconds, a number over 0, at most {_MOST_S:g}, or None for no limit"
+        raise ValueError(f"timeout_s is {shown(repr(timeout_s))}; {told}")
 
 
 def _is_real(value: Any) -> bool:
@@ -129,6 +141,8 @@ def side(side: types.Side, options: Mapping[str, Any]) -> Encoded:
         if side.embedding is None:
             raise _images.unusable("the face carries no embedding: get it from embed, not detect")
         side = side.embedding
+    if isinstance(side, types.Detection):
+        raise _images.unusable("a Detection is no side: give one of its faces, as detection.faces[0]")
     if _is_vector(side):
         raise _images.unusable(
             "a vector is no side by itself: give Embedding(vector, model), the model being its maker's"
@@ -142,7 +156,7 @@ def side(side: types.Side, options: Mapping[str, Any]) -> Encoded:
 
 def _is_vector(side: Any) -> bool:
     return (isinstance(side, np.ndarray) and side.ndim == 1) or (
-        isinstance(side, list | tuple) and len(side) > 0 and isinstance(side[0], float | int)
+        isinstance(side, list | tuple) and len(side) > 0 and isinstance(side[0], Real)
     )
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import urllib.request
 from collections.abc import Sequence
 
 from facenet_client._images import shown
@@ -11,6 +10,9 @@ _LISTS = ("ipv4:", "ipv6:")  # schemes whose one target has commas of its own
 _LOCAL = re.compile(
     r"(dns:///?|ipv4:|ipv6:)?(localhost|127(\.\d+){3}|\[::1\]|%5B::1%5D)(:|$)|unix(-abstract)?:", re.IGNORECASE
 )
+_SCHEME = re.compile(r"(dns:(//[^/]*/)?|ipv4:|ipv6:)", re.IGNORECASE)
+_OTHER = re.compile(r"(unix|unix-abstract|vsock|xds|passthrough):|ipv[46]:.*,", re.IGNORECASE)  # what gRPC knows better
+_EXCEPTIONS = ("no_grpc_proxy", "no_proxy")  # the same; gRPC does not read those in capitals
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # the first that is set counts, for gRPC
 
 
@@ -30,10 +32,18 @@ def addresses(target: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_port(address: str) -> None:
-    """Raises ValueError where a host has no port: gRPC would take one that no server of ours listens on."""
-    is_host = re.fullmatch(r"(dns:(//[^/]*/)?)?([^:/\[\]]+|\[[^\]]*\])", address)
-    if is_host:
-        raise ValueError(f'{shown(repr(address))} has no port: give it as "{shown(address)}:50051"')
+    """Raises ValueError where a host has no port, or none that there is: gRPC would take one that no server of ours
+    listens on."""
+    if "://" in address and not address.startswith(("dns:", "xds:", "unix:")):
+        raise ValueError(f"{shown(repr(address))} is a URL: a target is HOST:PORT")
+    if _OTHER.match(address):
+        return
+    host, _, port = _SCHEME.sub("", address).rpartition(":")
+    if host and (":" not in host or host.startswith("[")) and port.isdecimal() and 1 <= int(port) <= 65_535:
+        return
+    if address.count(":") > 1 and "[" not in address and not _SCHEME.match(address):
+        raise ValueError(f"{shown(repr(address))} has no port: an IPv6 address goes in brackets, as [::1]:50051")
+    raise ValueError(f"{shown(repr(address))} has no port from 1 to 65535: a target is HOST:PORT, as 127.0.0.1:50051")
 
 
 def is_local(address: str) -> bool:
@@ -44,7 +54,12 @@ def is_local(address: str) -> bool:
 def proxy_note(address: str) -> str:
     """For an error: the variable that sends connections to the address through a proxy; empty where none does."""
     name = next((name for name in _PROXIES if os.environ.get(name)), None)
-    host = address.rpartition(":")[0].rpartition("/")[2]
-    if name is None or is_local(address) or urllib.request.proxy_bypass(host):
+    host = _SCHEME.sub("", address).rpartition(":")[0]
+    without = next((os.environ[each] for each in _EXCEPTIONS if os.environ.get(each)), "")
+    if (
+        name is None
+        or is_local(address)
+        or any(host.endswith(each.strip()) for each in without.split(",") if each.strip())
+    ):
         return ""
     return f", asked for through the proxy of {name}: set no_proxy={host} where it needs none"

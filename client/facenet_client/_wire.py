@@ -30,7 +30,8 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.use_local_subchannel_pool", 1),  # a channel is a connection, also beside another one to its address
 ]
 
@@ -119,10 +120,11 @@ def check_inputs(exchange: Exchange[Any, Any], inputs: Any) -> None:
     """Raises TypeError, with the right call, for one image where an iterable of images belongs, and for an item that is
     of no use whatever the others are; the items of an iterator are looked at as they come."""
     name = exchange.name
+    n = 2 if exchange.options.get("colour") == "grey" else 3
     is_one = isinstance(
         inputs, str | bytes | bytearray | memoryview | os.PathLike | Mapping | Face | Embedding | Detection
     )
-    if is_one or _images.is_file(inputs) or _images.is_pillow(inputs) or _is_one_array(inputs):
+    if is_one or _images.is_file(inputs) or _images.is_pillow(inputs) or _is_one_array(inputs, n):
         example = "(a, b)" if exchange.check_item else "image"
         raise TypeError(f"{name} takes an iterable, as {name}([{example}]), not one {type(inputs).__name__}")
     if not (isinstance(inputs, Iterable | AsyncIterable)):
@@ -132,15 +134,16 @@ def check_inputs(exchange: Exchange[Any, Any], inputs: Any) -> None:
             exchange.check_item(item)
 
 
-def _is_one_array(inputs: Any) -> bool:
-    return isinstance(inputs, np.ndarray) and inputs.dtype != object and inputs.ndim <= 3
+def _is_one_array(inputs: Any, most_dimensions: int) -> bool:
+    """Pixels; more than one image has a dimension more, unless only names of files are in the array."""
+    return isinstance(inputs, np.ndarray) and inputs.dtype.kind in "biuf" and inputs.ndim <= most_dimensions
 
 
 def too_large(size: int, limit: int) -> ItemError:
     """For an item that does not fit into a message."""
     return errors.ImageError(
-        f"the item takes {size:,} bytes, a message at most {limit:,}: send the image encoded, shrink it, or "
-        "raise the server's max_message_mib",
+        f"the item takes {size:,} bytes, a message at most {limit:,}: shrink the image, send pixels as a "
+        "file, or raise the server's --max-message-mib and --max-image-mib",
         code=grpc.StatusCode.INVALID_ARGUMENT.value[0],
         reason="IMAGE_TOO_LARGE",
     )

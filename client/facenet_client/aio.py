@@ -10,8 +10,10 @@ import grpc
 from facenet_client import _answers, _wire
 from facenet_client._call import Link
 from facenet_client._connections import Connections
+from facenet_client._images import shown
 from facenet_client._requests import check_timeout, known
 from facenet_client._stream import Stream
+from facenet_client.errors import CallError, RequestRefused
 from facenet_client.stats import ServerStats, together
 from facenet_client.types import (
     CallOptions,
@@ -38,7 +40,8 @@ class AsyncClient:
     each stream, and small calls one by one, spread over all of them; they must run the same models. ``connections`` is
     how many connections there are to each. ``credentials`` are gRPC's, for TLS and tokens (None: plain text).
     ``timeout_s`` bounds the wait for each message's answer (None: for ever), each call may have its own; a stream as a
-    whole has no deadline. A server that is away, or not up yet, is waited for as long, but with ``retry=False``.
+    whole has no deadline. A server that is away, or not up yet, is waited for as long (None: a
+    minute), but with ``retry=False``.
     Methods take any iterable or asynchronous iterable, of any length, cut it into messages by the server's limits, and
     answer in input order. What is wrong with one item sits on its result's ``error``; what is wrong with the call is
     raised as a CallError.
@@ -64,9 +67,13 @@ class AsyncClient:
         return self
 
     async def open(self) -> None:
-        """Open the client on the running event loop, as ``async with`` does. Raises RuntimeError where this process
-        cannot have one: forked after another client was opened, or with gevent's threads."""
+        """Open the client on the running event loop, as ``async with`` does; no effect on one that is open. Raises
+        RuntimeError where another event loop has it, and where this process cannot have one, with gevent's threads;
+        where it was forked after another client was opened, calls do."""
         self._connections.open()
+
+    def __repr__(self) -> str:
+        return f"AsyncClient({','.join(self._connections.addresses)!r})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an AsyncClient cannot be pickled or copied: it is a connection, open one in each process")
@@ -79,7 +86,9 @@ class AsyncClient:
     async def aclose(self) -> None:
         """Close the client, as the end of ``async with`` does: calls under way end with a CallError. No effect on one
         that is closed."""
-        for stream in list(self._streams):
+        streams = list(self._streams) if self._connections.is_ours() else []
+        self._streams.clear()
+        for stream in streams:
             await stream.__aexit__(None, None, None)  # whoever waits for its results is told
         await self._connections.close()
 
@@ -88,6 +97,14 @@ class AsyncClient:
         none is in time (None: for ever), and another CallError at once where waiting does not help."""
         check_timeout(timeout_s)
         await self._connections.wait_until_ready(timeout_s)
+
+    async def is_ready(self, timeout_s: float = 1.0) -> bool:
+        """Whether a server says now that it is ready, as a service's own health check asks."""
+        try:
+            await self.wait_until_ready(timeout_s)
+        except CallError:
+            return False
+        return True
 
     async def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
         """The server's models, providers and limits; of several servers, the smallest of each limit."""
@@ -163,6 +180,9 @@ class AsyncClient:
         """For the SDK's own use: a stream that is ready to be entered."""
         timeout_s = self._timeout_of(exchange.options)
         info = await self._connections.info(timeout_s)
+        embedders = [model.name for model in info.models if model.kind == "embedder"]
+        if (name := exchange.options.get("model")) and embedders and name not in embedders:
+            raise RequestRefused(f"no embedder {shown(repr(name))} is served; there is {', '.join(sorted(embedders))}")
         stream = Stream(self._connections, exchange, inputs, info.limits, timeout_s)
         self._streams.add(stream)
         return stream

@@ -41,7 +41,8 @@ class Client:
     each stream, and small calls one by one, spread over all of them; they must run the same models. ``connections`` is
     how many connections there are to each. ``credentials`` are gRPC's, for TLS and tokens (None: plain text).
     ``timeout_s`` bounds the wait for each message's answer (None: for ever), each call may have its own; a stream as a
-    whole has no deadline. A server that is away, or not up yet, is waited for as long, but with ``retry=False``.
+    whole has no deadline. A server that is away, or not up yet, is waited for as long (None: a
+    minute), but with ``retry=False``.
     Methods take any iterable, of any length, cut it into messages by the server's limits, and answer in input order.
     What is wrong with one item sits on its result's ``error``; what is wrong with the call is raised as a CallError.
 
@@ -70,15 +71,17 @@ class Client:
         return self
 
     def open(self) -> None:
-        """Open the client, as ``with`` does. Raises RuntimeError where it is open, and where this process cannot have
-        one: forked after another client was opened, or with gevent's threads."""
+        """Open the client, as ``with`` does; no effect on one that is open. Raises RuntimeError where this process
+        cannot have one, with gevent's threads; where it was forked after another client was opened, calls do."""
+        if _process.is_forked():  # told where it is used: a pool starts workers anew that fail as they begin, for ever
+            return
         _process.check_usable()
-        if self._loop is not None:
-            raise RuntimeError("the client is open already")
-        self._loop = _loops.take()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="facenet-client", daemon=True)
-        self._thread.start()
-        self._wait(self._client.__aenter__())
+        with self._lock:
+            if self._loop is None:
+                self._loop = _loops.take()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="facenet-client", daemon=True)
+                self._thread.start()
+                self._wait(self._client.open())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -88,9 +91,11 @@ class Client:
     def close(self) -> None:
         """Close the client, as the end of ``with`` does: calls under way end with a CallError. No effect on one that is
         closed, or that belongs to the process which this one was forked from."""
+        if _process.is_forked():  # the lock may be held for ever
+            return
         with self._lock:
             loop, self._loop = self._loop, None
-        if loop is None or self._thread is None or _process.is_forked():
+        if loop is None or self._thread is None:
             return
         asyncio.run_coroutine_threadsafe(self._close(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
@@ -105,6 +110,9 @@ class Client:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
+    def __repr__(self) -> str:
+        return repr(self._client).removeprefix("Async")
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Client cannot be pickled or copied: it is a connection, open one in each process")
 
@@ -112,6 +120,10 @@ class Client:
         """Wait until the server says that it is ready; of several servers, the first. Raises ServerUnavailable where
         none is in time (None: for ever), and another CallError at once where waiting does not help."""
         self._wait(self._client.wait_until_ready(timeout_s))
+
+    def is_ready(self, timeout_s: float = 1.0) -> bool:
+        """Whether a server says now that it is ready, as a service's own health check asks."""
+        return self._wait(self._client.is_ready(timeout_s))
 
     def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
         """The server's models, providers and limits; of several servers, the smallest of each limit."""

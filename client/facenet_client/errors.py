@@ -18,8 +18,13 @@
         │   └── AuthenticationError  nor the caller: no token or certificate, or none that it knows
         └── ServerFault          the server broke its promise
 
+    TemporaryError           also a base of ServerItemError, ItemTimeout, ServerUnavailable, AnswerTimeout and
+                             ServerOverloaded: the same again may succeed
+
 ``grpc.RpcError`` never reaches a caller. All of them can be pickled and copied, notes included.
 """
+
+from typing import Any
 
 
 class FaceNetError(Exception):
@@ -28,6 +33,10 @@ class FaceNetError(Exception):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class TemporaryError(FaceNetError):
+    """The same again may succeed: later, or on another server."""
 
 
 class ItemError(FaceNetError):
@@ -41,6 +50,10 @@ class ItemError(FaceNetError):
 
     def __str__(self) -> str:
         return f"{self.args[0]} [{self.reason}]"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its code, reason and message, for JSON."""
+        return {"code": self.code, "reason": self.reason, "message": self.args[0]}
 
 
 class ImageError(ItemError):
@@ -59,12 +72,12 @@ class NoFaceError(ItemError):
     """A comparison needs a face, and the image has none."""
 
 
-class ServerItemError(ItemError):
+class ServerItemError(ItemError, TemporaryError):
     """The server failed on this item, and its log tells more under the id in the message; or it had no room for it, or
     lost its device."""
 
 
-class ItemTimeout(ItemError, TimeoutError):
+class ItemTimeout(ItemError, TemporaryError, TimeoutError):
     """The server had no answer for this item within ``timeout_s``."""
 
 
@@ -72,15 +85,15 @@ class CallError(FaceNetError):
     """The call as a whole failed. Items whose results came before are answered."""
 
 
-class ServerUnavailable(CallError):
+class ServerUnavailable(CallError, TemporaryError):
     """No connection, or the server is shutting down: try again, here or elsewhere."""
 
 
-class AnswerTimeout(CallError, TimeoutError):
+class AnswerTimeout(CallError, TemporaryError, TimeoutError):
     """The server took longer than ``timeout_s`` over a message."""
 
 
-class ServerOverloaded(CallError):
+class ServerOverloaded(CallError, TemporaryError):
     """The server has no room for the request now; if it says so, there is after ``retry_after_s``."""
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:

@@ -102,9 +102,13 @@ class Embedding:
     ``vector`` is (dimension,) float32 of L2 norm 1; it is empty where ``error`` says why there is none.
     """
 
-    vector: NDArray[np.float32]
+    vector: NDArray[np.float32] = field(repr=False)  # biometric: in no log by accident, nor pages of numbers
     model: str
     error: ItemError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the vector as a list."""
+        return {"vector": self.vector.tolist(), "model": self.model, "error": _error(self.error)}
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if self.error is not None:
@@ -121,7 +125,14 @@ class Face:
     score: float
     landmarks: tuple[tuple[float, float], ...]
     embedding: Embedding | None = None
-    crop: NDArray[np.uint8] | None = None
+    crop: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the embedding as a list, with its model; without the crop."""
+        record: dict[str, Any] = {"box": self.box, "score": self.score, "landmarks": self.landmarks}
+        if self.embedding is not None:
+            record |= {"embedding": self.embedding.vector.tolist(), "model": self.embedding.model}
+        return record
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,6 +145,16 @@ class Detection:
     height: int
     exif_orientation: int = 1
     error: ItemError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: embeddings as lists, no crops; ``error`` is None or its code, reason and message."""
+        return {
+            "width": self.width,
+            "height": self.height,
+            "exif_orientation": self.exif_orientation,
+            "faces": [face.to_dict() for face in self.faces],
+            "error": _error(self.error),
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,6 +176,22 @@ class Comparison:
     face_a: Face | None = None
     face_b: Face | None = None
     error: ItemError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: without the faces. The figures are None where there is an error, or an uncalibrated model."""
+        return {
+            "distance": None if self.error is not None else self.distance,
+            "threshold": self.threshold,
+            "operating_point": self.operating_point,
+            "same": self.same,
+            "probability": self.probability,
+            "model": self.model,
+            "error": _error(self.error),
+        }
+
+
+def _error(error: ItemError | None) -> dict[str, Any] | None:
+    return None if error is None else error.to_dict()
 
 
 Side: TypeAlias = ImageLike | Embedding | Face

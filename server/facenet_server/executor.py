@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -21,12 +22,15 @@ class CoreExecutor(Executor):
     ``submit`` goes on with an item that has begun: the next free thread takes it. ``begin`` begins an item: a thread
     takes it once there is nothing to go on with, and while less than ``most_ahead`` of begun items' work is done by
     others who need the same cores (``ahead``). Both are first in, first out. So what began first ends first, where
-    there are too few cores for all.
+    there are too few cores for all. One item alone holds back no other, and others' work of which nothing ends for
+    ``stuck_s`` holds back none: it may hang.
     """
 
-    def __init__(self, n_threads: int, name: str, most_ahead: float = math.inf) -> None:
+    def __init__(self, n_threads: int, name: str, most_ahead: float = math.inf, stuck_s: float = 3.0) -> None:
         self._most_ahead = most_ahead
-        self._ahead = 0
+        self._stuck_s = stuck_s
+        self._ahead = 0.0
+        self._ended_s = 0.0  # when some of it ended last, or began while there was none
         self._going_on: deque[_Task] = deque()  # bounded by the items at work
         self._beginning: deque[_Task] = deque()
         self._changed = threading.Condition()
@@ -48,14 +52,23 @@ class CoreExecutor(Executor):
     @contextmanager
     def ahead(self, amount: int) -> Iterator[None]:
         """Around work of a begun item in other threads."""
+        counted = min(amount, self._most_ahead / 2)
         with self._changed:
-            self._ahead += amount
+            if not self._ahead:
+                self._ended_s = time.monotonic()
+            self._ahead += counted
         try:
             yield
         finally:
             with self._changed:
-                self._ahead -= amount
+                self._ahead -= counted
+                self._ended_s = time.monotonic()
                 self._changed.notify_all()
+
+    @property
+    def n_ahead(self) -> float:
+        """How much of begun items' work others do now, as it counts."""
+        return self._ahead
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the threads once all is done, or with ``cancel_futures`` once what runs is done."""
@@ -89,11 +102,18 @@ class CoreExecutor(Executor):
             while True:
                 if self._going_on:
                     return self._going_on.popleft()
-                if self._beginning and (self._ahead < self._most_ahead or self._is_shut):
+                held_s = self._held_s() if self._beginning else None
+                if held_s == 0 or (self._beginning and self._is_shut):
                     return self._beginning.popleft()
-                if self._is_shut and not self._beginning:
+                if self._is_shut:
                     return None
-                self._changed.wait()
+                self._changed.wait(held_s)
+
+    def _held_s(self) -> float:
+        """How long no item may begin, at most."""
+        if self._ahead < self._most_ahead:
+            return 0.0
+        return max(0.0, self._ended_s + self._stuck_s - time.monotonic())
 
 
 def _run(future: Future[Any], function: Callable[[], Any]) -> None:

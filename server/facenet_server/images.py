@@ -86,7 +86,8 @@ def decode(source: Encoded | Raw, limits: DecodeLimits, max_reduction: int = 1) 
         raise InvalidInput("EMPTY", "the image has no bytes")
     if len(source.data) > limits.max_bytes:
         raise InvalidInput(
-            "IMAGE_TOO_LARGE", f"the image has {len(source.data):,} bytes; the limit is {limits.max_bytes:,}"
+            "IMAGE_TOO_LARGE",
+            f"the image has {len(source.data):,} bytes; the limit is {limits.max_bytes:,} (--max-image-mib)",
         )
     try:
         return _decode(source, limits, max_reduction)
@@ -185,7 +186,9 @@ def _view_raw(source: Raw, limits: DecodeLimits) -> Pixels:
 def _check_size(height: int, width: int, limits: DecodeLimits) -> None:
     if height * width > limits.max_pixels:
         raise InvalidInput(
-            "IMAGE_TOO_LARGE", f"the image is {height}×{width} pixels; the limit is {limits.max_pixels:,}"
+            "IMAGE_TOO_LARGE",
+            f"the image is {width} pixels wide and {height} high, {height * width:,} in all; the limit is "
+            f"{limits.max_pixels:,} (--max-image-megapixels)",
         )
 
 

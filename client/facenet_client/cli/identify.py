@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from facenet_client import Client, Detection, ItemError
-from facenet_client.cli import console, dataset, options, tables
+from facenet_client.cli import console, dataset, options
 from facenet_client.cli import gallery as galleries
 from facenet_client.cli.answers import answers, embedder, threshold
 from facenet_client.cli.crops import Box
@@ -125,7 +125,7 @@ def _record(answer: Answer) -> dict[str, Any]:
         "nearest": answer.nearest,
         "distance": answer.distance,
         "box": answer.box,
-        "error": tables.error_record(answer.error),
+        "error": answer.error and answer.error.to_dict(),
     }
 
 

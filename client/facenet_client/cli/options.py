@@ -19,11 +19,13 @@ MODEL = click.option("--model", help="The embedder.  [default: the server's]")
 PATHS = click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path))
 _THRESHOLDS = click.option(
     "--thresholds",
-    type=(float, float, float),
+    type=(click.FloatRange(0.3, 1, max_open=True),) * 3,
     help="What P-Net, R-Net and O-Net must score.  [default: 0.6 0.7 0.7]",
 )
-_COUNT, _PIXELS = click.IntRange(min=1), click.IntRange(min=0)
-_MIN_FACE = click.option("--min-face-px", type=_COUNT, help="Smallest face looked for, px.  [default: 20]")
+_COUNT, _PIXELS = click.IntRange(min=1), click.IntRange(0, 1000)
+_MIN_FACE = click.option(
+    "--min-face-px", type=click.IntRange(12, 1000), help="Smallest face looked for, px.  [default: 20]"
+)
 
 SELECTIONS = ("all", "largest", "best_score", "most_central")
 ONE_FACE = SELECTIONS[1:]
@@ -110,7 +112,7 @@ def reference(margin_px: int) -> Callable[[Command], Command]:
             _MIN_FACE,
             click.option(
                 "--margin-px",
-                type=click.IntRange(min=0),
+                type=_PIXELS,
                 default=margin_px,
                 show_default=True,
                 help="Margin around a face in its crop, px.",

@@ -5,11 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from facenet_client import Comparison, Detection, Face, ItemError, ServerInfo
+from facenet_client import Comparison, Detection, ServerInfo
 
 
 def detections(files: Sequence[Path], found: Sequence[Detection]) -> Table:
@@ -67,29 +66,12 @@ def server_info(info: ServerInfo) -> Table:
 
 def detection_record(file: Path, detection: Detection) -> dict[str, Any]:
     """Everything an answer holds; embeddings as lists."""
-    return {
-        "path": str(file),
-        "width": detection.width,
-        "height": detection.height,
-        "exif_orientation": detection.exif_orientation,
-        "faces": [_face(face) for face in detection.faces],
-        "error": error_record(detection.error),
-    }
+    return {"path": str(file), **detection.to_dict()}
 
 
 def comparison_record(names: tuple[Path, Path], result: Comparison) -> dict[str, Any]:
     """One pair; the figures are null where there is an error, and where the model is uncalibrated."""
-    return {
-        "a": str(names[0]),
-        "b": str(names[1]),
-        "distance": None if result.error is not None else result.distance,
-        "threshold": result.threshold,
-        "operating_point": result.operating_point,
-        "same": result.same,
-        "probability": result.probability,
-        "model": result.model,
-        "error": error_record(result.error),
-    }
+    return {"a": str(names[0]), "b": str(names[1]), **result.to_dict()}
 
 
 def server_info_record(info: ServerInfo) -> dict[str, Any]:
@@ -102,18 +84,3 @@ def server_info_record(info: ServerInfo) -> dict[str, Any]:
         "image_formats": list(info.image_formats),
         "limits": info.limits,
     }
-
-
-def _face(face: Face) -> dict[str, Any]:
-    record: dict[str, Any] = {"box": face.box, "score": face.score, "landmarks": face.landmarks}
-    if face.embedding is not None:
-        record["embedding"] = np.asarray(face.embedding).tolist()
-        record["model"] = face.embedding.model
-    return record
-
-
-def error_record(error: ItemError | None) -> dict[str, Any] | None:
-    """An error's code, reason and message; None for none."""
-    if error is None:
-        return None
-    return {"code": error.code, "reason": error.reason, "message": error.args[0]}
