@@ -66,6 +66,7 @@ def detection(message: pb.Detection) -> Detection:
         width=message.width,
         height=message.height,
         exif_orientation=message.exif_orientation,
+        damaged=message.damaged,
     )
 
 
@@ -85,8 +86,8 @@ def _face(message: pb.Face) -> Face:
     )
 
 
-def embedding(message: pb.Embedding) -> Embedding:
-    return Embedding(np.frombuffer(message.vector, "<f4"), message.model)
+def embedding(message: pb.Embedding, *, damaged: bool = False) -> Embedding:
+    return Embedding(np.frombuffer(message.vector, "<f4"), message.model, damaged=damaged)
 
 
 def comparison(message: pb.Comparison) -> Comparison:
@@ -99,6 +100,8 @@ def comparison(message: pb.Comparison) -> Comparison:
         model=message.model,
         face_a=_face(message.face_a) if message.HasField("face_a") else None,
         face_b=_face(message.face_b) if message.HasField("face_b") else None,
+        damaged_a=message.damaged_a,
+        damaged_b=message.damaged_b,
     )
 
 
@@ -119,6 +122,8 @@ _ITEM_ERRORS: dict[str, type[ItemError]] = {
     "UNSUPPORTED_FORMAT": errors.ImageError,
     "TRUNCATED": errors.ImageError,
     "CORRUPT": errors.ImageError,
+    "DAMAGED": errors.ImageError,
+    "TOO_COMPLEX": errors.ImageError,
     "IMAGE_TOO_LARGE": errors.ImageError,
     "WRONG_SIZE": errors.ImageError,
 }

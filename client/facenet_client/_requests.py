@@ -24,7 +24,7 @@ _COUNTS = {  # the contract's ranges
     "crop_size_px": ("16…512", 16, 512),
 }
 _REALS = {"scale_factor": ("0.5…0.9", 0.5, 0.9), "threshold": ("over 0, at most 2", math.ulp(0), 2)}
-_FLAGS = ("return_crops", "allow_scaled_decoding", "apply_exif_orientation")
+_FLAGS = ("return_crops", "allow_scaled_decoding", "apply_exif_orientation", "refuse_damaged")
 _MOST_S = 1e8  # three years: gRPC's clock ends somewhere beyond
 
 
@@ -115,7 +115,10 @@ def image(image: types.ImageLike, options: Mapping[str, Any]) -> Encoded:
         data = field(pb.Image.ENCODED_FIELD_NUMBER, raw(content))
     else:
         data = field(pb.Image.RAW_FIELD_NUMBER, _pixels(content))
-    return data if upright else data + leaf(pb.Image(ignore_exif_orientation=True))
+    refuse_damaged = bool(options.get("refuse_damaged"))
+    if upright and not refuse_damaged:
+        return data
+    return data + leaf(pb.Image(ignore_exif_orientation=not upright, refuse_damaged=refuse_damaged))
 
 
 def _pixels(image: NDArray[np.uint8]) -> Encoded:

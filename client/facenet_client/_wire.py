@@ -215,7 +215,7 @@ def embed_crops(options: Mapping[str, Any]) -> Exchange[types.ImageLike, Embeddi
         _request(pb.EmbedRequest(options=message), "items"),
         pb.EmbedResponse,
         lambda crop: field(pb.EmbedItem.CROP_FIELD_NUMBER, _requests.image(crop, options)),
-        lambda result: _answers.embedding(result.embedding),
+        lambda result: _answers.embedding(result.embedding, damaged=result.damaged),
         lambda error: Embedding(np.empty(0, np.float32), "", error),
     )
 

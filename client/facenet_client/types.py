@@ -46,6 +46,8 @@ class CropOptions(CallOptions, total=False):
     """The embedder's name (the server's default)."""
     colour: Colour
     """What the channels of arrays are, as in DetectOptions ("rgb")."""
+    refuse_damaged: bool
+    """As in DetectOptions (False)."""
 
 
 class DetectOptions(CallOptions, total=False):
@@ -61,6 +63,8 @@ class DetectOptions(CallOptions, total=False):
     """At most this many faces, by score (all)."""
     apply_exif_orientation: bool
     """Turn the image upright before anything else (True)."""
+    refuse_damaged: bool
+    """Give an ImageError for a file whose pixels may be damaged, in place of an answer that says so (False)."""
     return_crops: bool
     """Fill ``Face.crop`` (False)."""
     margin_px: int
@@ -105,10 +109,13 @@ class Embedding:
     vector: NDArray[np.float32] = field(repr=False)  # biometric: in no log by accident, nor pages of numbers
     model: str
     error: ItemError | None = None
+    damaged: bool = False
+    """Whether pixels of the ready crop may be."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the vector as a list."""
-        return {"vector": self.vector.tolist(), "model": self.model, "error": _error(self.error)}
+        vector = self.vector.tolist()
+        return {"vector": vector, "model": self.model, "damaged": self.damaged, "error": _error(self.error)}
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if self.error is not None:
@@ -138,13 +145,15 @@ class Face:
 @dataclass(frozen=True, slots=True, eq=False)
 class Detection:
     """The faces of one image, by descending score. ``width`` and ``height`` are the upright image's, px;
-    ``exif_orientation`` (1…8) is the one that was applied. ``error`` says why there is no answer."""
+    ``exif_orientation`` (1…8) is the one that was applied. ``damaged``: pixels may be. ``error`` says why there is no
+    answer."""
 
     faces: tuple[Face, ...]
     width: int
     height: int
     exif_orientation: int = 1
     error: ItemError | None = None
+    damaged: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: embeddings as lists, no crops; ``error`` is None or its code, reason and message."""
@@ -152,6 +161,7 @@ class Detection:
             "width": self.width,
             "height": self.height,
             "exif_orientation": self.exif_orientation,
+            "damaged": self.damaged,
             "faces": [face.to_dict() for face in self.faces],
             "error": _error(self.error),
         }
@@ -164,7 +174,7 @@ class Comparison:
 
     ``operating_point`` says where the threshold comes from: a point of the model's calibration, "given", or
     "uncalibrated"; then ``threshold`` and ``same`` are None, as is ``probability``. The faces are those compared
-    on sides that were images. Where ``error`` is set, the distance is NaN.
+    on sides that were images, whose pixels may be ``damaged``. Where ``error`` is set, the distance is NaN.
     """
 
     distance: float
@@ -176,6 +186,8 @@ class Comparison:
     face_a: Face | None = None
     face_b: Face | None = None
     error: ItemError | None = None
+    damaged_a: bool = False
+    damaged_b: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: without the faces. The figures are None where there is an error, or an uncalibrated model."""
@@ -186,6 +198,8 @@ class Comparison:
             "same": self.same,
             "probability": self.probability,
             "model": self.model,
+            "damaged_a": self.damaged_a,
+            "damaged_b": self.damaged_b,
             "error": _error(self.error),
         }
 

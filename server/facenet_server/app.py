@@ -277,7 +277,15 @@ def work_limits(config: Config) -> WorkLimits:
 
 def decode_limits(config: Config) -> DecodeLimits:
     """What the configuration lets an image be."""
-    return DecodeLimits(config.formats, config.max_image_mib * MIB, config.max_image_megapixels * 1_000_000)
+    return DecodeLimits(
+        formats=config.formats,
+        max_bytes=config.max_image_mib * MIB,
+        max_pixels=config.max_image_megapixels * 1_000_000,
+        max_side_px=config.max_image_side_px,
+        max_aspect=config.max_image_aspect,
+        max_scans=config.max_image_scans,
+        max_header_parts=config.max_header_parts,
+    )
 
 
 def _signals() -> asyncio.Queue[int]:

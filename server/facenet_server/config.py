@@ -110,9 +110,13 @@ class Config:
     max_write_stall_s: float = _option(30.0, "How long an answer may lie unread until its stream's work is given up.")
     max_streams_per_connection: int = _option(100, "Streams that one connection may hold open.")
     max_items_per_message: int = _option(64, "Images, crops or pairs of one message.")
-    max_message_mib: int = _option(16, "Size of one request message, MiB.")
-    max_image_mib: int = _option(10, "Size of one encoded image, MiB.")
-    max_image_megapixels: int = _option(25, "Height × width of one image, in millions.")
+    max_message_mib: int = _option(26, "Size of one request message, MiB.")
+    max_image_mib: int = _option(25, "Size of one encoded image, MiB.")
+    max_image_megapixels: int = _option(51, "Height × width of one image, in millions.")
+    max_image_side_px: int = _option(32_768, "Longer side of one image, px.")
+    max_image_aspect: int = _option(200, "How many times as long as the other one side of an image may be.")
+    max_image_scans: int = _option(100, "Scans of one JPEG: each is decoded over all of its pixels.")
+    max_header_parts: int = _option(16_384, "Segments, chunks or boxes of one image file's header.")
     max_pyramid_megapixels: int = _option(25, "Pixels of one image's pyramid over all levels, in millions.")
     max_candidates: int = _option(
         20_000, "Windows of one image that P-Net and its suppression may leave: the work of R-Net."

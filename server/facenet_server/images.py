@@ -1,29 +1,41 @@
-"""From bytes to upright RGB pixels. Pure: no waiting, no networks.
+"""From bytes to upright RGB pixels, by the contract of docs/images.md. Pure: no waiting, no networks.
 
-Decoding is strict: a file that is damaged in any way its decoder notices is refused, and nothing is decoded
-before its header has passed the limits.
+One decoder decides for each format: libjpeg-turbo for JPEG, Pillow for the others. Nothing is decoded before its header
+has passed the limits, and metadata never is.
 """
 
 import io
+import struct
+import zlib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from facenet_server.errors import InvalidInput
+from facenet_server import headers
+from facenet_server.errors import InvalidInput, Overloaded
+from facenet_server.headers import Header, Steps
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 
 Image.init()  # now, not when the first file of a rarer format comes
 Image.MAX_IMAGE_PIXELS = None  # the limit below, checked on the header, stands in for Pillow's global one
 
-_JPEG = b"\xff\xd8\xff"
-_ODD_JPEG = (ValueError, KeyError)  # what simplejpeg raises: KeyError of a subsampling that it has no name for
-_GLANCE_BYTES = 1024
 _EXIF_ORIENTATION = 0x0112
+_GLANCE_STEPS = 64
+_GLANCE_BYTES = 1 << 20
+_SAMSUNG_TRAILER_END = b"SEFT"  # panoramas have a trailer in place of an end marker
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_WEBP_ALPHA_OR_ANIMATION = 0x12  # flags of VP8X
+_ODD_JPEG = (ValueError, KeyError)  # what simplejpeg raises: KeyError of a subsampling that it has no name for
+_EOI = b"\xff\xd9"
+_NEEDED_BY_A_JPEG = {0xC4, 0xCC, 0xDA, 0xDB, 0xDD, 0xE0, 0xEE, *range(0xC0, 0xD0)}  # E0 and EE tell its colours
+_ANY = 1 << 30  # parts, of a header that was read
+_TIFF_WHITE = 281  # its tag MaxSampleValue
+_TWELVE_BITS = 4096
 _UPRIGHT = {  # by EXIF orientation: swap the axes, then turn the rows round, then the columns
     1: (False, False, False),
     2: (False, False, True),
@@ -43,6 +55,7 @@ class Encoded:
 
     data: bytes
     ignore_exif_orientation: bool = False
+    refuse_damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,111 +69,223 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """What an image may be: formats by Pillow's names, bytes when encoded, height × width."""
+    """What an image may be: formats by Pillow's names, bytes when encoded, height × width, the longer side, px, how
+    often as long as the shorter one, scans of a JPEG, parts of a header."""
 
     formats: tuple[str, ...]
     max_bytes: int
     max_pixels: int
+    max_side_px: int = 32_768
+    max_aspect: int = 200
+    max_scans: int = 100
+    max_header_parts: int = headers.MAX_STEPS
 
 
 class Decoded(NamedTuple):
     """Upright pixels (H, W, 3) uint8 RGB of an upright image of height × width, which is ``reduction`` times as large
-    on each side (1, 2, 4 or 8); and the EXIF orientation (1…8) that was applied."""
+    on each side (1, 2, 4 or 8); the EXIF orientation (1…8) that was applied; and whether pixels may be damaged."""
 
     pixels: Pixels
     height: int
     width: int
     exif_orientation: int = 1
     reduction: int = 1
+    damaged: bool = False
 
 
 def decode(source: Encoded | Raw, limits: DecodeLimits, max_reduction: int = 1) -> Decoded:
     """The image's pixels. Grey becomes three equal channels, alpha is dropped, 16 bits become 8.
 
     A JPEG may be decoded at up to 1/``max_reduction`` of its size (1, 2, 4 or 8): sides are rounded up.
-    Raises InvalidInput: EMPTY, UNSUPPORTED_FORMAT, TRUNCATED, CORRUPT, IMAGE_TOO_LARGE, WRONG_SIZE.
+    Raises InvalidInput: EMPTY, UNSUPPORTED_FORMAT, TRUNCATED, CORRUPT, IMAGE_TOO_LARGE, TOO_COMPLEX, WRONG_SIZE;
+    DAMAGED where that is to be refused. Raises Overloaded where memory is short.
     """
     if isinstance(source, Raw):
         return Decoded(_view_raw(source, limits), source.height, source.width)
-    if not source.data:
-        raise InvalidInput("EMPTY", "the image has no bytes")
-    if len(source.data) > limits.max_bytes:
-        raise InvalidInput(
-            "IMAGE_TOO_LARGE",
-            f"the image has {len(source.data):,} bytes; the limit is {limits.max_bytes:,} (--max-image-mib)",
-        )
+    header = _header(source.data, limits)
     try:
-        return _decode(source, limits, max_reduction)
+        decoded = _decode(source, header, limits, max_reduction)
     except InvalidInput:
         raise
-    except UnidentifiedImageError:
-        raise InvalidInput(
-            "UNSUPPORTED_FORMAT", f"not an image in an accepted format ({', '.join(limits.formats)})"
-        ) from None
+    except MemoryError:
+        raise Overloaded("the server has no memory for this image now") from None
     except Exception as error:  # decoders fail in any way on damaged files
         reason = "TRUNCATED" if "truncated" in str(error).lower() else "CORRUPT"
         raise InvalidInput(reason, f"the image cannot be decoded: its data is {reason.lower()}") from None
+    if decoded.damaged and source.refuse_damaged:
+        raise InvalidInput("DAMAGED", "pixels of the image may be damaged")
+    return decoded
 
 
 def claimed_pixels(source: Encoded | Raw, limits: DecodeLimits) -> int:
     """height × width by the image's header: what decoding it will take. 0 where it will be refused before that."""
     if isinstance(source, Raw):
         pixels = source.height * source.width
-    elif len(source.data) > limits.max_bytes:
+        return pixels if pixels <= limits.max_pixels else 0
+    try:
+        header = _header(source.data, limits)
+    except InvalidInput:
         return 0
-    else:
-        try:
-            with Image.open(io.BytesIO(source.data), formats=limits.formats) as file:
-                pixels = file.height * file.width
-        except Exception:  # as above
-            return 0
-    return pixels if pixels <= limits.max_pixels else 0
+    return header.height * header.width
 
 
 def claimed_pixels_at_a_glance(source: Encoded | Raw, limits: DecodeLimits) -> int | None:
-    """The same where that takes microseconds: of raw pixels, and of JPEG files whose header ends within a KiB. None of
-    others, whose headers may be long or have to be unpacked."""
+    """The same where that takes microseconds: of raw pixels, and of small files with short headers. None of others."""
     if isinstance(source, Raw):
         return claimed_pixels(source, limits)
-    if len(source.data) > limits.max_bytes or not source.data.startswith(_JPEG) or "JPEG" not in limits.formats:
+    if len(source.data) > _GLANCE_BYTES:
         return None
     try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(source.data[:_GLANCE_BYTES])
-    except _ODD_JPEG:  # or there is more of it
-        return None
-    return height * width if height * width <= limits.max_pixels else None
+        header = _header(source.data, limits, _GLANCE_STEPS)
+    except InvalidInput as error:
+        return None if error.reason == "TOO_COMPLEX" else 0
+    return header.height * header.width
 
 
-def _decode(source: Encoded, limits: DecodeLimits, max_reduction: int) -> Decoded:
-    with Image.open(io.BytesIO(source.data), formats=limits.formats) as file:
-        _check_size(file.height, file.width, limits)
-        stored = _orientation(file)
-        size = file.size
-        turned = stored if file.format == "TIFF" else 1  # Pillow turns TIFFs, and only them, as it loads
-        reduction, pixels = max_reduction, _decode_jpeg(source.data, file, max_reduction)
-        if pixels is None:
-            reduction, pixels = 1, np.asarray(_to_rgb(file))
+def _header(data: bytes, limits: DecodeLimits, max_parts: int | None = None) -> Header:
+    """What the bytes say of the image. Raises InvalidInput where it is none, or beyond a limit."""
+    if not data:
+        raise InvalidInput("EMPTY", "the image has no bytes")
+    if len(data) > limits.max_bytes:
+        raise InvalidInput(
+            "IMAGE_TOO_LARGE",
+            f"the image has {len(data):,} bytes; the limit is {limits.max_bytes:,} (--max-image-mib)",
+        )
+    kind = headers.format_of(data)
+    if kind not in limits.formats:
+        raise InvalidInput(
+            "UNSUPPORTED_FORMAT",
+            f"not an image in an accepted format ({', '.join(limits.formats)}){f': it is {kind}' if kind else ''}",
+        )
+    header = headers.read(data, max_parts or limits.max_header_parts, limits.max_scans)
+    _check_size(header.height, header.width, limits)
+    if header.scans > limits.max_scans:
+        raise InvalidInput("TOO_COMPLEX", f"the JPEG file has over {limits.max_scans} scans (--max-image-scans)")
+    return header
+
+
+def _decode(source: Encoded, header: Header, limits: DecodeLimits, max_reduction: int) -> Decoded:
+    height, width, stored, turned, damaged = header.height, header.width, header.orientation, 1, False
+    reduction, pixels = 1, None
+    data = source.data
+    if header.format == "JPEG":
+        pixels, damaged = _decode_jpeg(data, max_reduction)
+        reduction = max_reduction if pixels is not None else 1
+    elif header.format == "PNG":
+        data, damaged = _png_alone(data)
+    elif header.format == "WEBP":
+        data = _webp_alone(data)
+    if pixels is None:
+        with Image.open(io.BytesIO(data), formats=(header.format,)) as file:
+            width, height = file.size
+            _check_size(height, width, limits)
+            if header.format == "TIFF":
+                turned = stored  # Pillow turns TIFFs, and only them, as it loads
+            elif header.format == "AVIF":
+                stored = _orientation(file)
+            pixels = _to_rgb(file)
     orientation = 1 if source.ignore_exif_orientation else stored
     if turned != orientation:
         pixels = _turn(pixels, orientation if turned == 1 else _INVERSE.get(turned, turned))
-    width, height = reversed(size) if _UPRIGHT[orientation][0] else size
-    return Decoded(pixels, height, width, orientation, reduction)
+    if _UPRIGHT[orientation][0]:
+        height, width = width, height
+    return Decoded(pixels, height, width, orientation, reduction, damaged)
 
 
-def _decode_jpeg(data: bytes, file: Image.Image, reduction: int) -> Pixels | None:
-    """By libjpeg-turbo at once: the very pixels that Pillow makes of it piece by piece. None where the file is none
-    of the usual, or where anything about it is odd: then Pillow has the say."""
-    if file.format not in ("JPEG", "MPO") or file.mode not in ("L", "RGB"):
-        return None
+# ---- JPEG ----
+
+
+def _decode_jpeg(data: bytes, reduction: int) -> tuple[Pixels | None, bool]:
+    """By libjpeg-turbo, and whether it found anything wrong within the image's data. None in place of the pixels where
+    it does not know the colours or their subsampling: then Pillow decodes.
+
+    Raises InvalidInput, reason TRUNCATED, where pixels are missing.
+    """
     try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        if (width, height) != file.size:
-            return None
-        smaller = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)} if reduction > 1 else {}
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", **smaller)
+        return _by_turbo(data, reduction), False
     except _ODD_JPEG:
-        return None
+        pass  # perhaps only metadata, or the end marker
+    alone = _jpeg_alone(data)
+    try:
+        return _by_turbo(alone, reduction), False
+    except KeyError:
+        return None, False
+    except ValueError as error:
+        warning = str(error)
+    if "premature end of data segment" in warning:
+        raise InvalidInput("TRUNCATED", "the image cannot be decoded: its data is truncated")
+    try:
+        pixels = _by_turbo(alone, reduction, strict=False)
+    except _ODD_JPEG:
+        return None, False
+    return pixels, not ("extraneous bytes before marker" in warning and data.endswith(_SAMSUNG_TRAILER_END))
+
+
+def _by_turbo(data: bytes, reduction: int, *, strict: bool = True) -> Pixels:
+    smaller = {}
+    if reduction > 1:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=strict)
+        smaller = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)}
+    pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", strict=strict, **smaller)
     return pixels
+
+
+def _jpeg_alone(data: bytes) -> bytes:
+    """The file without metadata and without bytes between its segments, and with an end marker."""
+    parts, end = [data[:2]], 2
+    for kind, start, end in headers.jpeg_segments(data, Steps(_ANY)):
+        if kind[0] in _NEEDED_BY_A_JPEG:
+            parts.append(b"\xff" + kind + data[start - 2 : end])
+    return b"".join([*parts, data[end:], _EOI])
+
+
+# ---- PNG and WebP: their images without anything else, so that Pillow looks at nothing else ----
+
+
+def _png_alone(data: bytes) -> tuple[bytes, bool]:
+    """The file of its critical chunks, and whether a checksum of its pixels is wrong.
+
+    Raises InvalidInput: CORRUPT where a checksum of its header is wrong, TRUNCATED where there are no pixels."""
+    parts, pixels, damaged = [data[:8]], [], False
+    for kind, start, end in headers.png_chunks(data, Steps(_ANY)):
+        if kind not in (b"IHDR", b"PLTE", b"IDAT"):
+            continue
+        content = memoryview(data)[start:end]
+        told = data[end : end + 4]
+        is_whole = end - start == int.from_bytes(data[start - 8 : start - 4]) and len(told) == 4
+        is_right = not is_whole or zlib.crc32(content, zlib.crc32(kind)) == int.from_bytes(told)
+        if kind == b"IDAT":
+            pixels.append(content)
+            damaged |= not is_right
+        elif not (is_whole and is_right):
+            raise InvalidInput("CORRUPT", "the image cannot be decoded: a checksum of its header is wrong")
+        else:
+            parts.append(data[start - 8 : end + 4])
+    if not pixels:
+        raise InvalidInput("TRUNCATED", "the image cannot be decoded: it has no pixels")
+    together = b"".join([b"IDAT", *pixels])
+    parts += [struct.pack(">I", len(together) - 4), together, struct.pack(">I", zlib.crc32(together)), _PNG_END]
+    return b"".join(parts), damaged
+
+
+def _webp_alone(data: bytes) -> bytes:
+    """The file of its picture, of an animation its first frame's. Raises InvalidInput, reason TRUNCATED."""
+    parts, has_frame = [], False
+    for kind, start, end in headers.riff_chunks(data, Steps(_ANY)):
+        is_picture = kind in (b"VP8 ", b"VP8L", b"ANMF")
+        if kind not in (b"VP8X", b"ALPH", b"ANIM") and not (is_picture and not has_frame):
+            continue
+        content = data[start:end]
+        if end - start < int.from_bytes(data[start - 4 : start], "little"):
+            raise InvalidInput("TRUNCATED", "the image cannot be decoded: its data is truncated")
+        if kind == b"VP8X":
+            content = bytes([content[0] & _WEBP_ALPHA_OR_ANIMATION]) + content[1:]
+        has_frame |= is_picture
+        parts.append(data[start - 8 : start] + content + bytes(len(content) % 2))
+    if not has_frame:
+        raise InvalidInput("TRUNCATED", "the image cannot be decoded: it has no pixels")
+    body = b"".join([b"WEBP", *parts])
+    return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def _turn(pixels: Pixels, orientation: int) -> Pixels:
@@ -184,12 +309,16 @@ def _view_raw(source: Raw, limits: DecodeLimits) -> Pixels:
 
 
 def _check_size(height: int, width: int, limits: DecodeLimits) -> None:
+    size = f"the image is {width} pixels wide and {height} high"
     if height * width > limits.max_pixels:
         raise InvalidInput(
             "IMAGE_TOO_LARGE",
-            f"the image is {width} pixels wide and {height} high, {height * width:,} in all; the limit is "
-            f"{limits.max_pixels:,} (--max-image-megapixels)",
+            f"{size}, {height * width:,} in all; the limit is {limits.max_pixels:,} (--max-image-megapixels)",
         )
+    if max(height, width) > limits.max_side_px:
+        raise InvalidInput("IMAGE_TOO_LARGE", f"{size}; the limit of a side is {limits.max_side_px:,}")
+    if max(height, width) > limits.max_aspect * min(height, width):
+        raise InvalidInput("IMAGE_TOO_LARGE", f"{size}; one side may be {limits.max_aspect} times the other")
 
 
 def _orientation(file: Image.Image) -> int:
@@ -200,8 +329,36 @@ def _orientation(file: Image.Image) -> int:
     return orientation if orientation in _UPRIGHT else 1
 
 
-def _to_rgb(file: Image.Image) -> Image.Image:
-    if file.mode.startswith("I"):  # 16-bit grey, which Pillow would clip, not scale
-        grey = np.asarray(file).astype(np.int64) >> 8
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
-    return file.convert("RGB")
+def _to_rgb(file: Image.Image) -> Pixels:
+    """The pixels of a file, (H, W, 3). Raises InvalidInput for those whose range cannot be told."""
+    if file.mode.startswith("I"):
+        grey = np.asarray(file)
+        most = _most(file, grey)
+        if most == 65_535:
+            return _three_channels((grey >> 8).astype(np.uint8))
+        return _three_channels((grey.clip(0, most) * (255 / most)).astype(np.uint8))
+    if file.mode == "F":
+        grey = np.asarray(file)
+        if not (grey.min() >= 0 and grey.max() <= 1):  # not: NaN
+            raise InvalidInput("UNSUPPORTED_FORMAT", "floats beyond 0…1 have no certain range: convert them to 8 bits")
+        return _three_channels((grey * 255).round().astype(np.uint8))
+    return np.asarray(file.convert("RGB"))
+
+
+def _most(file: Image.Image, grey: NDArray[np.integer[Any]]) -> int:
+    """What white is in grey of more than 8 bits. A PNG has all of 16 bits, a TIFF may have 12 of them, or say so."""
+    told = getattr(file, "tag_v2", {}).get(_TIFF_WHITE)
+    if isinstance(told, tuple) and len(told) == 1:
+        told = told[0]
+    if isinstance(told, int) and 255 <= told <= 65_535:
+        return told
+    if grey.min() < 0 or grey.max() > 65_535 or (file.format == "TIFF" and grey.max() < _TWELVE_BITS):
+        raise InvalidInput(
+            "UNSUPPORTED_FORMAT",
+            "what white is cannot be told of this grey of over 8 bits: scale it, or convert it to 8",
+        )
+    return 65_535
+
+
+def _three_channels(grey: NDArray[np.uint8]) -> Pixels:
+    return np.repeat(grey[..., np.newaxis], 3, axis=2)

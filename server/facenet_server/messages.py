@@ -57,7 +57,7 @@ def read_image(message: pb.Image) -> Encoded | Raw:
     """Raises InvalidInput where neither form is set."""
     match message.WhichOneof("data"):
         case "encoded":
-            return Encoded(message.encoded, message.ignore_exif_orientation)
+            return Encoded(message.encoded, message.ignore_exif_orientation, message.refuse_damaged)
         case "raw":
             raw = message.raw
             return Raw(raw.rgb, raw.height, raw.width)
@@ -123,7 +123,13 @@ def detection(value: Detection) -> pb.Detection:
             face.crop.size_px = len(crop)
         if value.embeddings is not None:
             face.embedding.CopyFrom(embedding(Embedded(value.embeddings[index], value.model)))
-    return pb.Detection(faces=faces, height=value.height, width=value.width, exif_orientation=value.exif_orientation)
+    return pb.Detection(
+        faces=faces,
+        height=value.height,
+        width=value.width,
+        exif_orientation=value.exif_orientation,
+        damaged=value.damaged,
+    )
 
 
 def embedding(value: Embedded) -> pb.Embedding:
@@ -136,6 +142,7 @@ def comparison(value: Comparison) -> pb.Comparison:
     """A distance, its verdict, and the faces it was measured between."""
     faces = [_faces(side.faces)[0] if side else None for side in value.found]
     orientations = [side.exif_orientation if side else 0 for side in value.found]
+    damaged = [side is not None and side.damaged for side in value.found]
     message = pb.Comparison(
         distance=value.distance,
         threshold=value.threshold,
@@ -146,6 +153,8 @@ def comparison(value: Comparison) -> pb.Comparison:
         probability=value.probability,
         exif_orientation_a=orientations[0],
         exif_orientation_b=orientations[1],
+        damaged_a=damaged[0],
+        damaged_b=damaged[1],
     )
     if value.threshold is not None:
         message.same = value.distance < value.threshold
@@ -208,6 +217,10 @@ def server_info(
             max_streams_per_connection=config.max_streams_per_connection,
             max_image_bytes=config.max_image_mib * MIB,
             max_image_pixels=config.max_image_megapixels * 1_000_000,
+            max_image_side_px=config.max_image_side_px,
+            max_image_aspect=config.max_image_aspect,
+            max_image_scans=config.max_image_scans,
+            max_header_parts=config.max_header_parts,
             max_pyramid_pixels=config.max_pyramid_megapixels * 1_000_000,
             max_candidates=config.max_candidates,
             max_crop_bytes=config.max_crop_mib * MIB,

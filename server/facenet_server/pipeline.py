@@ -42,8 +42,9 @@ class Embedder:
 
 
 class Detection(NamedTuple):
-    """The faces of an upright image of height × width pixels; where asked for, each face's crop (S, S, 3),
-    None for a face outside the image, and its embedding (N, D) by the embedder ``model``."""
+    """The faces of an upright image of height × width pixels, some of which may be ``damaged``; where
+    asked for, each face's crop (S, S, 3), None for a face outside the image, and its embedding (N, D) by the embedder
+    ``model``."""
 
     faces: Faces
     height: int
@@ -52,6 +53,7 @@ class Detection(NamedTuple):
     crops: Sequence[Pixels | None] | None = None
     embeddings: NDArray[np.float32] | None = None
     model: str = ""
+    damaged: bool = False
 
 
 class Finder(Protocol):
@@ -65,11 +67,13 @@ class Finder(Protocol):
 
 
 class Embedded(NamedTuple):
-    """A vector, the embedder that made it, and the EXIF orientation that was applied to its crop."""
+    """A vector, the embedder that made it, the EXIF orientation that was applied to its crop, and whether that may be
+    damaged."""
 
     vector: Vector
     model: str
     exif_orientation: int = 1
+    damaged: bool = False
 
 
 class Comparison(NamedTuple):
@@ -176,7 +180,7 @@ class Pipeline:
                 f"a ready crop is 160×160 pixels, this one is {height}×{width}; whole photos are for embed",
             )
         (vectors,) = await embedder.net(pixels[np.newaxis], deadline=deadline)
-        return Embedded(vectors[0], self._name(options.model), decoded.exif_orientation)
+        return Embedded(vectors[0], self._name(options.model), decoded.exif_orientation, decoded.damaged)
 
     async def compare(
         self, a: Image | Embedded, b: Image | Embedded, options: CompareOptions, company: Company
@@ -248,7 +252,8 @@ def _detection(
     model: str = "",
 ) -> Detection:
     whole = faces.enlarged(decoded.reduction)
-    return Detection(whole, decoded.height, decoded.width, decoded.exif_orientation, crops, embeddings, model)
+    size = decoded.height, decoded.width
+    return Detection(whole, *size, decoded.exif_orientation, crops, embeddings, model, decoded.damaged)
 
 
 def _decision(calibration: Calibration | None, options: CompareOptions) -> tuple[float | None, str]:

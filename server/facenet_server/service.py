@@ -143,7 +143,9 @@ class FaceService:
         async def one(item: pb.EmbedItem, company: Company) -> pb.EmbedResult:
             if item.WhichOneof("input") == "crop":
                 crop = await self._pipeline.embed_crop(messages.read_image(item.crop), options(), company.deadline)
-                return pb.EmbedResult(embedding=messages.embedding(crop), exif_orientation=crop.exif_orientation)
+                return pb.EmbedResult(
+                    embedding=messages.embedding(crop), exif_orientation=crop.exif_orientation, damaged=crop.damaged
+                )
             found = await self._pipeline.embed(messages.read_image(item.image), options(), budget, company)
             return pb.EmbedResult(detection=messages.detection(found))
 

@@ -21,14 +21,16 @@ FACE_SELECTION_BEST_SCORE: FaceSelection
 FACE_SELECTION_MOST_CENTRAL: FaceSelection
 
 class Image(_message.Message):
-    __slots__ = ("encoded", "raw", "ignore_exif_orientation")
+    __slots__ = ("encoded", "raw", "ignore_exif_orientation", "refuse_damaged")
     ENCODED_FIELD_NUMBER: _ClassVar[int]
     RAW_FIELD_NUMBER: _ClassVar[int]
     IGNORE_EXIF_ORIENTATION_FIELD_NUMBER: _ClassVar[int]
+    REFUSE_DAMAGED_FIELD_NUMBER: _ClassVar[int]
     encoded: bytes
     raw: RawImage
     ignore_exif_orientation: bool
-    def __init__(self, encoded: _Optional[bytes] = ..., raw: _Optional[_Union[RawImage, _Mapping]] = ..., ignore_exif_orientation: bool = ...) -> None: ...
+    refuse_damaged: bool
+    def __init__(self, encoded: _Optional[bytes] = ..., raw: _Optional[_Union[RawImage, _Mapping]] = ..., ignore_exif_orientation: bool = ..., refuse_damaged: bool = ...) -> None: ...
 
 class RawImage(_message.Message):
     __slots__ = ("rgb", "height", "width")
@@ -103,16 +105,18 @@ class DetectResult(_message.Message):
     def __init__(self, detection: _Optional[_Union[Detection, _Mapping]] = ..., error: _Optional[_Union[ItemError, _Mapping]] = ...) -> None: ...
 
 class Detection(_message.Message):
-    __slots__ = ("faces", "height", "width", "exif_orientation")
+    __slots__ = ("faces", "height", "width", "exif_orientation", "damaged")
     FACES_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     EXIF_ORIENTATION_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
     faces: _containers.RepeatedCompositeFieldContainer[Face]
     height: int
     width: int
     exif_orientation: int
-    def __init__(self, faces: _Optional[_Iterable[_Union[Face, _Mapping]]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., exif_orientation: _Optional[int] = ...) -> None: ...
+    damaged: bool
+    def __init__(self, faces: _Optional[_Iterable[_Union[Face, _Mapping]]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., exif_orientation: _Optional[int] = ..., damaged: bool = ...) -> None: ...
 
 class Face(_message.Message):
     __slots__ = ("box", "score", "landmarks", "crop", "embedding")
@@ -199,16 +203,18 @@ class EmbedResponse(_message.Message):
     def __init__(self, id: _Optional[int] = ..., results: _Optional[_Iterable[_Union[EmbedResult, _Mapping]]] = ..., draining: bool = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class EmbedResult(_message.Message):
-    __slots__ = ("detection", "embedding", "error", "exif_orientation")
+    __slots__ = ("detection", "embedding", "error", "exif_orientation", "damaged")
     DETECTION_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     EXIF_ORIENTATION_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
     detection: Detection
     embedding: Embedding
     error: ItemError
     exif_orientation: int
-    def __init__(self, detection: _Optional[_Union[Detection, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., error: _Optional[_Union[ItemError, _Mapping]] = ..., exif_orientation: _Optional[int] = ...) -> None: ...
+    damaged: bool
+    def __init__(self, detection: _Optional[_Union[Detection, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., error: _Optional[_Union[ItemError, _Mapping]] = ..., exif_orientation: _Optional[int] = ..., damaged: bool = ...) -> None: ...
 
 class Embedding(_message.Message):
     __slots__ = ("vector", "dimension", "model")
@@ -283,7 +289,7 @@ class CompareResult(_message.Message):
     def __init__(self, comparison: _Optional[_Union[Comparison, _Mapping]] = ..., error: _Optional[_Union[ItemError, _Mapping]] = ...) -> None: ...
 
 class Comparison(_message.Message):
-    __slots__ = ("distance", "threshold", "same", "face_a", "face_b", "model", "operating_point", "probability", "exif_orientation_a", "exif_orientation_b")
+    __slots__ = ("distance", "threshold", "same", "face_a", "face_b", "model", "operating_point", "probability", "exif_orientation_a", "exif_orientation_b", "damaged_a", "damaged_b")
     DISTANCE_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     SAME_FIELD_NUMBER: _ClassVar[int]
@@ -294,6 +300,8 @@ class Comparison(_message.Message):
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     EXIF_ORIENTATION_A_FIELD_NUMBER: _ClassVar[int]
     EXIF_ORIENTATION_B_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_A_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_B_FIELD_NUMBER: _ClassVar[int]
     distance: float
     threshold: float
     same: bool
@@ -304,7 +312,9 @@ class Comparison(_message.Message):
     probability: float
     exif_orientation_a: int
     exif_orientation_b: int
-    def __init__(self, distance: _Optional[float] = ..., threshold: _Optional[float] = ..., same: bool = ..., face_a: _Optional[_Union[Face, _Mapping]] = ..., face_b: _Optional[_Union[Face, _Mapping]] = ..., model: _Optional[str] = ..., operating_point: _Optional[str] = ..., probability: _Optional[float] = ..., exif_orientation_a: _Optional[int] = ..., exif_orientation_b: _Optional[int] = ...) -> None: ...
+    damaged_a: bool
+    damaged_b: bool
+    def __init__(self, distance: _Optional[float] = ..., threshold: _Optional[float] = ..., same: bool = ..., face_a: _Optional[_Union[Face, _Mapping]] = ..., face_b: _Optional[_Union[Face, _Mapping]] = ..., model: _Optional[str] = ..., operating_point: _Optional[str] = ..., probability: _Optional[float] = ..., exif_orientation_a: _Optional[int] = ..., exif_orientation_b: _Optional[int] = ..., damaged_a: bool = ..., damaged_b: bool = ...) -> None: ...
 
 class ItemError(_message.Message):
     __slots__ = ("code", "reason", "message")
@@ -395,7 +405,7 @@ class OperatingPoint(_message.Message):
     def __init__(self, name: _Optional[str] = ..., threshold: _Optional[float] = ..., false_accept_rate: _Optional[float] = ..., different_pairs: _Optional[int] = ..., true_accept_rate: _Optional[float] = ..., same_pairs: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_items_per_message", "max_messages_in_flight", "max_items_per_stream", "max_items_per_caller", "max_items_in_flight", "max_bytes_in_flight", "max_streams", "max_connections", "images_per_group", "max_images_per_stream", "max_images_in_flight", "max_pixels_in_flight", "max_batch_rows", "max_window_rows", "max_queued_rows", "max_streams_per_connection", "max_image_bytes", "max_image_pixels", "max_pyramid_pixels", "max_candidates", "max_crop_bytes")
+    __slots__ = ("max_message_bytes", "max_items_per_message", "max_messages_in_flight", "max_items_per_stream", "max_items_per_caller", "max_items_in_flight", "max_bytes_in_flight", "max_streams", "max_connections", "images_per_group", "max_images_per_stream", "max_images_in_flight", "max_pixels_in_flight", "max_batch_rows", "max_window_rows", "max_queued_rows", "max_streams_per_connection", "max_image_bytes", "max_image_pixels", "max_image_side_px", "max_image_aspect", "max_image_scans", "max_header_parts", "max_pyramid_pixels", "max_candidates", "max_crop_bytes")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_ITEMS_PER_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -415,6 +425,10 @@ class Limits(_message.Message):
     MAX_STREAMS_PER_CONNECTION_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_SIDE_PX_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_ASPECT_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_SCANS_FIELD_NUMBER: _ClassVar[int]
+    MAX_HEADER_PARTS_FIELD_NUMBER: _ClassVar[int]
     MAX_PYRAMID_PIXELS_FIELD_NUMBER: _ClassVar[int]
     MAX_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     MAX_CROP_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -437,10 +451,14 @@ class Limits(_message.Message):
     max_streams_per_connection: int
     max_image_bytes: int
     max_image_pixels: int
+    max_image_side_px: int
+    max_image_aspect: int
+    max_image_scans: int
+    max_header_parts: int
     max_pyramid_pixels: int
     max_candidates: int
     max_crop_bytes: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_items_per_message: _Optional[int] = ..., max_messages_in_flight: _Optional[int] = ..., max_items_per_stream: _Optional[int] = ..., max_items_per_caller: _Optional[int] = ..., max_items_in_flight: _Optional[int] = ..., max_bytes_in_flight: _Optional[int] = ..., max_streams: _Optional[int] = ..., max_connections: _Optional[int] = ..., images_per_group: _Optional[int] = ..., max_images_per_stream: _Optional[int] = ..., max_images_in_flight: _Optional[int] = ..., max_pixels_in_flight: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., max_window_rows: _Optional[int] = ..., max_queued_rows: _Optional[int] = ..., max_streams_per_connection: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_pyramid_pixels: _Optional[int] = ..., max_candidates: _Optional[int] = ..., max_crop_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_items_per_message: _Optional[int] = ..., max_messages_in_flight: _Optional[int] = ..., max_items_per_stream: _Optional[int] = ..., max_items_per_caller: _Optional[int] = ..., max_items_in_flight: _Optional[int] = ..., max_bytes_in_flight: _Optional[int] = ..., max_streams: _Optional[int] = ..., max_connections: _Optional[int] = ..., images_per_group: _Optional[int] = ..., max_images_per_stream: _Optional[int] = ..., max_images_in_flight: _Optional[int] = ..., max_pixels_in_flight: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., max_window_rows: _Optional[int] = ..., max_queued_rows: _Optional[int] = ..., max_streams_per_connection: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_image_side_px: _Optional[int] = ..., max_image_aspect: _Optional[int] = ..., max_image_scans: _Optional[int] = ..., max_header_parts: _Optional[int] = ..., max_pyramid_pixels: _Optional[int] = ..., max_candidates: _Optional[int] = ..., max_crop_bytes: _Optional[int] = ...) -> None: ...
 
 class GetServerStatsRequest(_message.Message):
     __slots__ = ()
