@@ -1,5 +1,6 @@
 """The server's one configuration: read once in ``__main__``, frozen, passed down by value."""
 
+import importlib.util
 import math
 from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_address
@@ -9,7 +10,7 @@ from typing import Any
 from facenet_server.errors import StartError
 
 MIB = 1 << 20
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "BMP", "TIFF", "GIF")
 _MOST, _MOST_MIB = 2**31 - 1, 2**11 - 1  # what gRPC can count
 _LEAST_STALL_S = 0.01
 _MOST_STREAMS = 1024  # where memory allows
@@ -53,7 +54,9 @@ class Config:
     default_embedder: str = _option("", "Embedder for requests that name none. Empty: the models folder's.")
     reflection: bool = _option(False, "Serve gRPC reflection, so that tools can read the contract.")
     image_formats: str = _option(
-        "JPEG,PNG,WEBP", "Encoded formats to accept; BMP, TIFF and GIF (first frame) can be added."
+        "JPEG,PNG,WEBP",
+        "Encoded formats to accept; AVIF, HEIF (as phones' HEIC; extra: heif), BMP, TIFF and GIF (first frame) can be "
+        "added.",
     )
     threads: int = _option(0, "Threads for computing, per network and for images. 0: one per usable core.")
     max_batch_rows: int = _option(64, "Crops of one run of an embedder.")
@@ -138,6 +141,8 @@ class Config:
         unknown = set(self.formats) - set(_FORMATS)
         if unknown:
             raise StartError(f"unknown image formats {', '.join(sorted(unknown))}; known are {', '.join(_FORMATS)}")
+        if "HEIF" in self.formats and importlib.util.find_spec("pillow_heif") is None:
+            raise StartError("the image format HEIF needs its extra package: pip install 'facenet-serve[heif]'")
         for each in fields(self):
             value = getattr(self, each.name)
             if each.type is float and not 0 <= value < math.inf:

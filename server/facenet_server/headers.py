@@ -173,6 +173,21 @@ def _scans(data: bytes, at: int, steps: Steps, most: int) -> int:
     return scans
 
 
+def samsung_trailer_at(data: bytes) -> int:
+    """Where the trailer begins that Samsung's panoramas have in place of an end marker; the file's end where there is
+    none. Its directory lies last: its length and "SEFT" are the last eight bytes, and each entry has a block's distance
+    before it."""
+    if not data.endswith(b"SEFT"):
+        return len(data)
+    at = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    if at < 0 or data[at : at + 4] != b"SEFH":
+        return len(data)
+    count = min(int.from_bytes(data[at + 8 : at + 12], "little"), MAX_STEPS)
+    entries = (at + 12 + 12 * number for number in range(count))
+    start = at - max((int.from_bytes(data[each + 4 : each + 8], "little") for each in entries), default=0)
+    return start if start > 0 else len(data)
+
+
 def exif_orientation(exif: bytes, steps: Steps) -> int:
     """The orientation (1…8) of a TIFF block of EXIF data; 1 where it says none, or is damaged."""
     try:

@@ -7,6 +7,7 @@ has passed the limits, and metadata never is.
 import io
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,13 +22,16 @@ from facenet_server.headers import Header, Steps
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 
+with suppress(ImportError):  # an extra
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False)
 Image.init()  # now, not when the first file of a rarer format comes
 Image.MAX_IMAGE_PIXELS = None  # the limit below, checked on the header, stands in for Pillow's global one
 
 _EXIF_ORIENTATION = 0x0112
 _GLANCE_STEPS = 64
 _GLANCE_BYTES = 1 << 20
-_SAMSUNG_TRAILER_END = b"SEFT"  # panoramas have a trailer in place of an end marker
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _WEBP_ALPHA_OR_ANIMATION = 0x12  # flags of VP8X
 _ODD_JPEG = (ValueError, KeyError)  # what simplejpeg raises: KeyError of a subsampling that it has no name for
@@ -102,8 +106,8 @@ def decode(source: Encoded | Raw, limits: DecodeLimits, max_reduction: int = 1) 
     """
     if isinstance(source, Raw):
         return Decoded(_view_raw(source, limits), source.height, source.width)
-    header = _header(source.data, limits)
     try:
+        header = _header(source.data, limits)
         decoded = _decode(source, header, limits, max_reduction)
     except InvalidInput:
         raise
@@ -218,7 +222,7 @@ def _decode_jpeg(data: bytes, reduction: int) -> tuple[Pixels | None, bool]:
         pixels = _by_turbo(alone, reduction, strict=False)
     except _ODD_JPEG:
         return None, False
-    return pixels, not ("extraneous bytes before marker" in warning and data.endswith(_SAMSUNG_TRAILER_END))
+    return pixels, True
 
 
 def _by_turbo(data: bytes, reduction: int, *, strict: bool = True) -> Pixels:
@@ -231,12 +235,13 @@ def _by_turbo(data: bytes, reduction: int, *, strict: bool = True) -> Pixels:
 
 
 def _jpeg_alone(data: bytes) -> bytes:
-    """The file without metadata and without bytes between its segments, and with an end marker."""
+    """The file without metadata, bytes between its segments and a maker's trailer, and with an end marker."""
     parts, end = [data[:2]], 2
+    last = headers.samsung_trailer_at(data)
     for kind, start, end in headers.jpeg_segments(data, Steps(_ANY)):
         if kind[0] in _NEEDED_BY_A_JPEG:
             parts.append(b"\xff" + kind + data[start - 2 : end])
-    return b"".join([*parts, data[end:], _EOI])
+    return b"".join([*parts, data[end:last], _EOI])
 
 
 # ---- PNG and WebP: their images without anything else, so that Pillow looks at nothing else ----
