@@ -70,6 +70,26 @@ def test_work_of_which_nothing_ends_holds_back_nobody_for_long() -> None:
     executor.shutdown()
 
 
+@pytest.mark.parametrize(("size", "begins"), [(25, True), (26, False), (100, False)])
+def test_a_large_task_gives_way_to_those_that_begin_far_smaller_items(size: int, begins: bool) -> None:
+    executor, order, there, ready = CoreExecutor(1, "test"), list[str](), threading.Event(), threading.Event()
+
+    def large() -> None:
+        there.set()
+        ready.wait(10)
+        executor.give_way(100)
+        order.append("large")
+
+    first = executor.begin(large, 100)
+    there.wait(10)
+    other = executor.begin(partial(order.append, "as large"), 100)
+    second = executor.begin(partial(order.append, "smaller"), size)
+    ready.set()
+    wait([first, other, second], 10)
+    assert order == (["smaller", "large", "as large"] if begins else ["large", "as large", "smaller"])
+    executor.shutdown()
+
+
 def test_what_is_cancelled_before_it_is_taken_does_not_run() -> None:
     executor, gate, ran = CoreExecutor(1, "test"), threading.Event(), list[int]()
     first: Future[Any] = executor.begin(gate.wait)

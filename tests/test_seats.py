@@ -6,13 +6,13 @@ from facenet_server.seats import Seats
 class Guest:
     """Somebody who takes seats and keeps them until told to leave."""
 
-    def __init__(self, seats: Seats, count: int) -> None:
+    def __init__(self, seats: Seats, count: int, caller: str = "") -> None:
         self.seated = False
         self._leave = asyncio.Event()
-        self.task = asyncio.create_task(self._stay(seats, count))
+        self.task = asyncio.create_task(self._stay(seats, count, caller))
 
-    async def _stay(self, seats: Seats, count: int) -> None:
-        async with seats.taken(count):
+    async def _stay(self, seats: Seats, count: int, caller: str) -> None:
+        async with seats.taken(count, caller):
             self.seated = True
             await self._leave.wait()
 
@@ -46,6 +46,24 @@ async def test_who_needs_more_than_there_are_takes_all() -> None:
     assert (many.seated, one.seated) == (True, False)
     await many.leave()
     await one.leave()
+
+
+async def test_a_caller_with_its_most_is_passed_by_others_and_one_who_has_none_may_take_more() -> None:
+    seats = Seats(10, most_of_caller=5)
+    first, second = Guest(seats, 4, "a"), Guest(seats, 2, "a")
+    await settle()
+    other, large = Guest(seats, 1, "b"), Guest(seats, 5, "c")
+    await settle()
+    assert (first.seated, second.seated, other.seated, large.seated) == (True, False, True, True)
+    await large.leave()
+    larger = Guest(seats, 6, "c")
+    await settle()
+    assert not larger.seated
+    await first.leave()
+    await settle()
+    assert (second.seated, larger.seated) == (True, True)
+    for guest in (second, other, larger):
+        await guest.leave()
 
 
 async def test_a_cancelled_guest_gives_way() -> None:

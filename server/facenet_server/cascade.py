@@ -64,7 +64,7 @@ class Cascade:
             decoded = step("decode", images.decode, image, self._limits.decode, options.max_reduction)
             return decoded, self._faces(step, decoded.pixels, options.reduced(decoded.reduction))
 
-        return await self._compute.job("decode", job, begins=True, is_last=is_last)
+        return await self._compute.job("decode", job, begins=True, is_last=is_last, size=company.pixels)
 
     def _faces(self, step: Steps, image: Pixels, options: DetectOptions) -> Faces:
         source, boxes = propose(step, image, self._pnet, options, self._limits)
@@ -86,8 +86,12 @@ def propose(step: Steps, image: Pixels, pnet: Net, options: DetectOptions, limit
     threshold, most = options.thresholds[0], limits.max_candidates
     source = step("columns", resampling.by_columns, image)
 
+    def propose_strip(rows: NDArray[np.generic]) -> Outputs:
+        step.give_way()
+        return pnet(rows)
+
     def level(scale: float) -> mtcnn.Windows:
-        return step("propose", mtcnn.propose, source, pnet, scale, threshold, most)
+        return step("propose", mtcnn.propose, source, propose_strip, scale, threshold, most)
 
     levels = step.spread(level, scales)  # the largest first
     return source, step("merge", mtcnn.merge, levels, most)

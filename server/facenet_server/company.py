@@ -21,11 +21,12 @@ class Company:
 
     A barrier whose size falls. Each image calls ``meet`` before each network that it needs, in the same order as the
     others; whoever started it calls ``leave`` once it has ended, however it did. ``deadline`` (on the event loop's
-    clock; None: for ever) is until when their answers are of use.
+    clock; None: for ever) is until when their answers are of use, ``pixels`` how many each of them has, about.
     """
 
-    def __init__(self, size: int, deadline: float | None = None) -> None:
+    def __init__(self, size: int, deadline: float | None = None, pixels: int = 0) -> None:
         self.deadline = deadline
+        self.pixels = pixels
         self._on_the_way = size
         self._here = 0
         self._gate = asyncio.Event()

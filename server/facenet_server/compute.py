@@ -5,7 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, wait
+from concurrent.futures import wait
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
@@ -18,6 +18,9 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
+_LARGE_PIXELS = 2_000_000  # of an image: some tenth of a second's work
+
+
 class _NotWanted(Exception):
     """A job's caller has left: it goes no further, and nobody looks at how it ended."""
 
@@ -25,8 +28,10 @@ class _NotWanted(Exception):
 class Steps:
     """The steps of one job, in its thread: called with a step's stage, function and arguments."""
 
-    def __init__(self, threads: Executor, n_threads: int, n_jobs: Callable[[], int]) -> None:
+    def __init__(self, threads: CoreExecutor, n_threads: int, n_jobs: Callable[[], int], size: int) -> None:
         self.begun_ns = 0
+        self._size = size
+        self._away_ns = 0  # given to smaller items
         self.taken: list[tuple[str, int, int]] = []  # each stage, its rows and nanoseconds
         self.is_wanted = True  # until the job's caller leaves, on the event loop
         self._threads = threads
@@ -76,12 +81,20 @@ class Steps:
         while self._n_jobs() <= n_jobs and (item := next(items, None)) is not None:
             yield item
 
+    def give_way(self) -> None:
+        """Between two parts of a step: let far smaller items begin, where this job's is large."""
+        if self._size >= _LARGE_PIXELS:
+            start_ns = time.monotonic_ns()
+            self._threads.give_way(self._size)
+            self._away_ns += time.monotonic_ns() - start_ns
+
     def _timed(self, stage: str, rows: int, function: Callable[[], T]) -> T:
         if not self.is_wanted:
             raise _NotWanted
-        start_ns = time.monotonic_ns()
+        self.give_way()
+        start_ns, away_ns = time.monotonic_ns(), self._away_ns
         result = function()
-        self.taken.append((stage, rows, time.monotonic_ns() - start_ns))
+        self.taken.append((stage, rows, time.monotonic_ns() - start_ns - (self._away_ns - away_ns)))
         return result
 
 
@@ -124,13 +137,13 @@ class Compute:
         return await self.job(stage, lambda step: step(stage, function, *args, **kwargs), begins=True)
 
     async def job(
-        self, stage: str, function: Callable[[Steps], T], *, begins: bool = False, is_last: bool = False
+        self, stage: str, function: Callable[[Steps], T], *, begins: bool = False, is_last: bool = False, size: int = 0
     ) -> T:
         """Several steps one after the other in one of the threads, which costs less than a thread for each. Until it
         ends it is under way as ``stage``, its first. One that begins an item goes behind all that has begun; the end of
-        an item's last one may be told later, with others'."""
+        an item's last one may be told later, with others'. ``size`` is the item's, in pixels."""
         loop, since_ns = asyncio.get_running_loop(), time.monotonic_ns()
-        steps = Steps(self.threads, self.n_threads, self._n_jobs)
+        steps = Steps(self.threads, self.n_threads, self._n_jobs, size)
         ended = loop.create_future()
 
         todo = [function]  # a job that is cancelled before its thread takes it keeps nothing of its caller's
@@ -151,7 +164,7 @@ class Compute:
                 ended.set_result(None)
 
         self._under_way += 1  # before its thread looks
-        job = self.threads.begin(run) if begins else self.threads.submit(run)
+        job = self.threads.begin(run, size) if begins else self.threads.submit(run)
         self._stats.stage(stage).begin()
         self._tell_later(loop)
         job.add_done_callback(lambda _: self._end(loop, end, is_last))

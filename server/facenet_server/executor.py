@@ -13,6 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_LESS = 4  # times: what may be done in the middle of something larger
+
 _Task = tuple[Future[Any], Callable[[], Any]]
 
 
@@ -23,7 +25,8 @@ class CoreExecutor(Executor):
     takes it once there is nothing to go on with, and while less than ``most_ahead`` of begun items' work is done by
     others who need the same cores (``ahead``). Both are first in, first out. So what began first ends first, where
     there are too few cores for all. One item alone holds back no other, and others' work of which nothing ends for
-    ``stuck_s`` holds back none: it may hang.
+    ``stuck_s`` holds back none: it may hang. A task may give way to those that begin far smaller items, so that a few
+    large ones do not hold up everybody.
     """
 
     def __init__(self, n_threads: int, name: str, most_ahead: float = math.inf, stuck_s: float = 3.0) -> None:
@@ -32,7 +35,7 @@ class CoreExecutor(Executor):
         self._ahead = 0.0
         self._ended_s = 0.0  # when some of it ended last, or began while there was none
         self._going_on: deque[_Task] = deque()  # bounded by the items at work
-        self._beginning: deque[_Task] = deque()
+        self._beginning: deque[tuple[Future[Any], Callable[[], Any], int]] = deque()  # with the items' sizes
         self._changed = threading.Condition()
         self._is_shut = False
         self._threads = [
@@ -43,11 +46,36 @@ class CoreExecutor(Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run the next step of an item that has begun."""
-        return self._put(self._going_on, partial(fn, *args, **kwargs))
+        future: Future[T] = Future()
+        with self._changed:
+            self._check_open()
+            self._going_on.append((future, partial(fn, *args, **kwargs)))
+            self._changed.notify()
+        return future
 
-    def begin(self, fn: Callable[[], T]) -> Future[T]:
-        """Run the first step of an item."""
-        return self._put(self._beginning, fn)
+    def begin(self, fn: Callable[[], T], size: int = 0) -> Future[T]:
+        """Run the first step of an item of so large a size."""
+        future: Future[T] = Future()
+        with self._changed:
+            self._check_open()
+            self._beginning.append((future, fn, size))
+            self._changed.notify()
+        return future
+
+    def give_way(self, size: int) -> None:
+        """Within a task of an item of that size: begin those that wait and are far smaller, and come back."""
+        while self._beginning and (task := self._smaller(size)) is not None:
+            _run(*task)
+
+    def _smaller(self, size: int) -> _Task | None:
+        with self._changed:
+            if self._held_s():
+                return None
+            for place, (future, function, its_size) in enumerate(self._beginning):
+                if its_size * _LESS <= size:
+                    del self._beginning[place]
+                    return future, function
+        return None
 
     @contextmanager
     def ahead(self, amount: int) -> Iterator[None]:
@@ -75,21 +103,18 @@ class CoreExecutor(Executor):
         with self._changed:
             self._is_shut = True
             if cancel_futures:
-                for future, _ in (*self._going_on, *self._beginning):
+                for future, *_ in self._going_on:
+                    future.cancel()
+                for future, *_ in self._beginning:
                     future.cancel()
             self._changed.notify_all()
         if wait:
             for thread in self._threads:
                 thread.join()
 
-    def _put(self, queue: deque[_Task], function: Callable[[], T]) -> Future[T]:
-        future: Future[T] = Future()
-        with self._changed:
-            if self._is_shut:
-                raise RuntimeError("the executor is shut down")
-            queue.append((future, function))
-            self._changed.notify()
-        return future
+    def _check_open(self) -> None:
+        if self._is_shut:
+            raise RuntimeError("the executor is shut down")
 
     def _work(self) -> None:
         while (task := self._next()) is not None:
@@ -104,7 +129,8 @@ class CoreExecutor(Executor):
                     return self._going_on.popleft()
                 held_s = self._held_s() if self._beginning else None
                 if held_s == 0 or (self._beginning and self._is_shut):
-                    return self._beginning.popleft()
+                    future, function, _ = self._beginning.popleft()
+                    return future, function
                 if self._is_shut:
                     return None
                 self._changed.wait(held_s)

@@ -40,9 +40,9 @@ class Groups:
     def __init__(self, pipeline: Pipeline, limits: pb.Limits) -> None:
         self._pipeline = pipeline
         self._images_per_group = limits.images_per_group
-        self._most_pixels = limits.max_pixels_in_flight // 2  # of a group, so that another one can be at work
+        self._most_pixels = limits.max_pixels_in_flight // 2  # of a group, so that another caller's can be at work
         self._seats = Seats(limits.max_images_in_flight)
-        self._pixels = Seats(limits.max_pixels_in_flight)
+        self._pixels = Seats(limits.max_pixels_in_flight, most_of_caller=limits.max_pixels_in_flight // 2)
         self._others = {  # of crops a batch that runs, and the next: callers take turns
             CROPS: Seats(2 * limits.max_batch_rows),
             VECTORS: Seats(_VECTORS_AT_ONCE),
@@ -74,7 +74,7 @@ class Groups:
         place: Place,
     ) -> list[Result]:
         n_images = [len(some) for some in images]
-        company = Company(sum(n_images), place.deadline)
+        company = Company(sum(n_images), place.deadline, pixels // max(1, sum(n_images)))
         seats_each = [n or batch.is_work(item) for n, item in zip(n_images, items, strict=True)]
         seated = self._seated(seats_each, pixels, place, has_crops=batch.has_crops)
         try:

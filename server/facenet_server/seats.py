@@ -1,9 +1,11 @@
 """Room for a bounded number of images at once."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from types import TracebackType
 from typing import NamedTuple
+
+from facenet_server.counting import add
 
 _MOST_AWAY = 1024  # callers who had a turn and wait for none, while others do
 
@@ -20,11 +22,14 @@ class Seats:
     """A semaphore of which several units are taken at once.
 
     Callers who wait get as many seats as each other over time (start-time fair queueing: Goyal, Vin, Cheng, 1996); one
-    caller's own are first come, first served. Who is next and needs many is not passed by those who need few.
+    caller's own are first come, first served. Who is next and needs many is not passed by those who need few. A caller
+    who has ``most_of_caller`` is passed by the others; one who has none may take more.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, most_of_caller: int | None = None) -> None:
         self._free = self._count = count
+        self._most_of_caller = count if most_of_caller is None else most_of_caller
+        self._held = Counter[str]()  # by caller
         self._waiting: dict[str, deque[_Waiter]] = {}  # by caller
         self._clock = 0  # virtual: the start of whoever was seated last
         self._starts: dict[str, int] = {}  # of each caller's next, on that clock
@@ -36,8 +41,8 @@ class Seats:
     async def _take(self, wanted: int, caller: str) -> int:
         """How many were taken."""
         count = min(wanted, self._count)
-        if not self._waiting and count <= self._free:  # nobody is behind anybody
-            self._free -= count
+        if not self._waiting and count <= self._free and self._may_have(caller, count):  # nobody is behind anybody
+            self._hold(caller, count)
             return count
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(caller, deque()).append(_Waiter(count, wanted, waiter))
@@ -46,23 +51,36 @@ class Seats:
         try:
             await waiter
         except asyncio.CancelledError:
-            self._leave(0 if waiter.cancelled() else count)  # where it was admitted just before
+            self._leave(0 if waiter.cancelled() else count, caller)  # where it was admitted just before
             raise
         return count
 
-    def _leave(self, count: int) -> None:
-        self._free += count
+    def _leave(self, count: int, caller: str) -> None:
+        self._hold(caller, -count)
         self._admit()
 
+    def _hold(self, caller: str, count: int) -> None:
+        self._free -= count
+        add(self._held, caller, count)
+
+    def _may_have(self, caller: str, count: int) -> bool:
+        held = self._held[caller]
+        return not held or held + count <= self._most_of_caller
+
+    def _next(self) -> str | None:
+        """Whose turn it is: of those who may have what they wait for, or who wait for nothing any more."""
+        queues = self._waiting.items()
+        able = [name for name, queue in queues if queue[0].seated.cancelled() or self._may_have(name, queue[0].places)]
+        return min(able, key=self._starts.__getitem__, default=None)
+
     def _admit(self) -> None:
-        while self._waiting:
-            caller = min(self._waiting, key=self._starts.__getitem__)
+        while (caller := self._next()) is not None:
             queue = self._waiting[caller]
             first = queue[0]
             if not first.seated.cancelled():
                 if first.places > self._free:
                     return
-                self._free -= first.places
+                self._hold(caller, first.places)
                 first.seated.set_result(None)
                 self._clock = self._starts[caller]
                 self._starts[caller] += first.wanted
@@ -94,4 +112,4 @@ class _Taken:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._seats._leave(self._count)
+        self._seats._leave(self._count, self._caller)
