@@ -10,6 +10,7 @@ from chaos import (
     determinism,
     engines,
     failures,
+    hostile,
     order,
     overload,
     readers,
@@ -145,6 +146,15 @@ CHECKS = {
         bites=("the worst-off fair caller's share", "fair callers' p99"),
     ),
     "T33": Check(suite.cases_of("test_code_patterns.py", 100), 0.2, {"rounds": 1}, {"rounds": 1}, in_suite=True),
+    "T34": Check(
+        hostile.hostile_images,
+        4,
+        {"files": 500, "large": 2},
+        {"files": 20_000, "large": 64},
+        {"files": 0, "large": 0, "protected": False},
+        bites=("bombs that are not", "CPU of a bomb"),
+        real=True,
+    ),
     "T1-real": Check(
         on_real_networks(overload.sustained, files=True),
         4,

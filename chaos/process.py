@@ -43,6 +43,13 @@ class Usage:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
     @property
+    def cpu_s(self) -> float:
+        """What it has computed, on all cores."""
+        with open(f"{self._folder}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
     def files(self) -> int:
         """Those that are open."""
         return len(os.listdir(f"{self._folder}/fd"))

@@ -8,7 +8,6 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from facenet_server.errors import InvalidInput
 
@@ -21,6 +20,7 @@ _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a JPEG's frame he
 _ALONE = {0x01, *range(0xD0, 0xD8)}  # those without a length
 _SOI, _EOI, _SOS, _APP1, _COM = 0xD8, 0xD9, 0xDA, 0xE1, 0xFE
 _IN_A_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # the next marker after a scan's data
+_PNG_CHUNK, _RIFF_CHUNK = struct.Struct(">I4s"), struct.Struct("<4sI")
 _NO_FILL = re.compile(rb"[^\xff]")
 
 
@@ -39,12 +39,8 @@ class Header:
     orientation: int = 1
 
 
-class Segment(NamedTuple):
-    """A JPEG's segment, a PNG's or RIFF's chunk, or a box: its kind, and where its content begins and ends."""
-
-    kind: bytes
-    start: int
-    end: int
+Chunk = tuple[bytes, int, int]
+"""A chunk of a PNG or of a RIFF file, or a box: its kind, and where its content begins and ends."""
 
 
 class Steps:
@@ -106,36 +102,44 @@ def _uint32(data: bytes, at: int) -> int:
 # ---- JPEG ----
 
 
-def jpeg_segments(data: bytes, steps: Steps) -> Iterator[Segment]:
-    """The segments up to the first scan's, that one included. Bytes between them are skipped, as libjpeg does."""
+def jpeg_segments(data: bytes, steps: Steps) -> Iterator[tuple[int, int, int]]:
+    """The segments up to the first scan's, that one included: each one's marker, and where its content begins and ends.
+    Bytes between them are skipped, as libjpeg does."""
     at = 2
     while True:
-        marker = data.find(b"\xff", at)
-        found = _NO_FILL.search(data, marker, marker + MAX_STEPS + 1) if marker >= 0 else None
-        if found is None:
-            if marker >= 0 and len(data) - marker > MAX_STEPS:
-                steps.take(MAX_STEPS + 1)
-            raise IndexError
-        at = found.end()
-        steps.take(1 + (found.start() - marker) // 16)
-        kind = found[0][0]
+        steps.take()
+        if data[at] != 0xFF or data[at + 1] == 0xFF:  # bytes between, or fill bytes
+            at = _next_marker(data, at, steps)
+        kind = data[at + 1]
+        at += 2
         if kind == 0 or kind in _ALONE:
             continue
         if kind in (_SOI, _EOI):
             raise InvalidInput("CORRUPT", "the JPEG file ends, or begins again, before its image")
-        (length,) = struct.unpack_from(">H", data, at)
+        length = data[at] << 8 | data[at + 1]
         if length < 2:
             raise InvalidInput("CORRUPT", "a segment of the JPEG file has no length")
-        yield Segment(found[0], at + 2, at + length)
+        yield kind, at + 2, at + length
         at += length
         if kind == _SOS:
             return
 
 
+def _next_marker(data: bytes, at: int, steps: Steps) -> int:
+    """Where the last of the 0xFF before the next marker is."""
+    first = data.find(b"\xff", at)
+    found = _NO_FILL.search(data, first, first + MAX_STEPS + 1) if first >= 0 else None
+    if found is None:
+        if first >= 0 and len(data) - first > MAX_STEPS:
+            steps.take(MAX_STEPS + 1)
+        raise IndexError
+    steps.take((found.start() - first) // 16)
+    return found.start() - 1
+
+
 def _jpeg(data: bytes, steps: Steps, max_scans: int) -> Header:
     size, metadata_bytes, orientation, scans_at = None, 0, 1, 0
-    for kind, start, end in jpeg_segments(data, steps):
-        marker = kind[0]
+    for marker, start, end in jpeg_segments(data, steps):
         if marker in _SOF:
             bits, height, width = struct.unpack_from(">BHH", data, start)
             if size is not None or not height or not width:
@@ -208,14 +212,14 @@ def exif_orientation(exif: bytes, steps: Steps) -> int:
 # ---- PNG ----
 
 
-def png_chunks(data: bytes, steps: Steps) -> Iterator[Segment]:
+def png_chunks(data: bytes, steps: Steps) -> Iterator[Chunk]:
     """The chunks up to IEND, or to the end of the bytes; the last one may be cut."""
     at = len(_PNG)
     while at + 8 <= len(data):
         steps.take()
-        kind, start = data[at + 4 : at + 8], at + 8
-        end = start + _uint32(data, at)
-        yield Segment(kind, start, min(end, len(data)))
+        size, kind = _PNG_CHUNK.unpack_from(data, at)
+        start, end = at + 8, at + 8 + size
+        yield kind, start, min(end, len(data))
         if kind == b"IEND":
             return
         at = end + 4
@@ -227,31 +231,37 @@ def _png(data: bytes, steps: Steps, _: int) -> Header:
         raise InvalidInput("CORRUPT", "the PNG file does not begin with its size")
     frames, metadata_bytes, orientation = 1, 0, 1
     for kind, start, end in png_chunks(data, steps):
-        if kind == b"acTL":
-            frames = max(1, _uint32(data, start))
-        elif kind == b"eXIf":
-            orientation = exif_orientation(data[start:end], steps)
         if kind[0] & 0x20:  # ancillary
             metadata_bytes += end - start
+            if kind == b"acTL":
+                frames = max(1, _uint32(data, start))
+            elif kind == b"eXIf":
+                orientation = exif_orientation(data[start:end], steps)
     return Header("PNG", width, height, bits, frames, 1, metadata_bytes, orientation)
 
 
 # ---- WebP ----
 
 
-def riff_chunks(data: bytes, steps: Steps, at: int = 12, end: int | None = None) -> Iterator[Segment]:
+def riff_chunks(data: bytes, steps: Steps, at: int = 12, end: int | None = None) -> Iterator[Chunk]:
     """The chunks of a RIFF file, or of one of its chunks; the last one may be cut."""
     end = min(len(data), 8 + int.from_bytes(data[4:8], "little")) if end is None else end
     while at + 8 <= end:
         steps.take()
-        start, size = at + 8, int.from_bytes(data[at + 4 : at + 8], "little")
-        yield Segment(data[at : at + 4], start, min(start + size, end))
+        kind, size = _RIFF_CHUNK.unpack_from(data, at)
+        start = at + 8
+        yield kind, start, min(start + size, end)
         at = start + size + size % 2
+
+
+_WEBP_CHUNKS = {b"VP8X", b"ANMF", b"VP8 ", b"VP8L", b"EXIF", b"XMP ", b"ICCP"}
 
 
 def _webp(data: bytes, steps: Steps, _: int) -> Header:
     sizes, frames, metadata_bytes, orientation = list[tuple[int, int]](), 0, 0, 1
     for kind, start, end in riff_chunks(data, steps):
+        if kind not in _WEBP_CHUNKS:
+            continue
         if kind == b"VP8X":
             sizes.append((1 + _uint24(data, start + 4), 1 + _uint24(data, start + 7)))
         elif kind == b"ANMF":
@@ -259,7 +269,7 @@ def _webp(data: bytes, steps: Steps, _: int) -> Header:
             frames += 1
         elif kind in (b"VP8 ", b"VP8L"):
             sizes.append(_webp_frame_size(data, kind, start))
-        elif kind in (b"EXIF", b"XMP ", b"ICCP"):
+        else:
             metadata_bytes += end - start
             if kind == b"EXIF":
                 exif = data[start:end].removeprefix(b"Exif\0\0")
@@ -335,7 +345,7 @@ def _tiff(data: bytes, steps: Steps, _: int) -> Header:
     )
 
 
-def _boxes(data: bytes, steps: Steps, at: int, end: int) -> Iterator[Segment]:
+def _boxes(data: bytes, steps: Steps, at: int, end: int) -> Iterator[Chunk]:
     """The boxes of an ISO base media file between two places."""
     while at + 8 <= end:
         steps.take()
@@ -346,7 +356,7 @@ def _boxes(data: bytes, steps: Steps, at: int, end: int) -> Iterator[Segment]:
         stop = end if size == 0 else min(end, at + size)
         if stop < start:
             raise InvalidInput("CORRUPT", "a box of the file has no length")
-        yield Segment(data[at + 4 : at + 8], start, stop)
+        yield (data[at + 4 : at + 8], start, stop)
         at = stop
 
 

@@ -238,9 +238,9 @@ def _jpeg_alone(data: bytes) -> bytes:
     """The file without metadata, bytes between its segments and a maker's trailer, and with an end marker."""
     parts, end = [data[:2]], 2
     last = headers.samsung_trailer_at(data)
-    for kind, start, end in headers.jpeg_segments(data, Steps(_ANY)):
-        if kind[0] in _NEEDED_BY_A_JPEG:
-            parts.append(b"\xff" + kind + data[start - 2 : end])
+    for marker, start, end in headers.jpeg_segments(data, Steps(_ANY)):
+        if marker in _NEEDED_BY_A_JPEG:
+            parts.append(bytes([0xFF, marker]) + data[start - 2 : end])
     return b"".join([*parts, data[end:last], _EOI])
 
 
