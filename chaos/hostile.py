@@ -24,7 +24,7 @@ _CHECKS_OFF = dict.fromkeys(("max_image_scans", "max_image_side_px", "max_image_
 
 async def hostile_images(*, files: int, large: int, models: str, protected: bool = True) -> Report:
     """T34: thirty bombs one by one, then all beside a good caller; files damaged at random, each message with a good
-    one; legal large images beside a good caller. Unprotected: without the limits on headers, the smallest bomb alone."""
+    one; legal large images beside a good caller. Unprotected: no limits on headers, the smallest bomb alone."""
     report, photo = Report(), generated_image(0)
     behaviour = Behaviour({} if protected else _CHECKS_OFF, models, core=-1)
     async with Server(behaviour) as server, AsyncClient(server.address, timeout_s=120) as client:

@@ -1,8 +1,11 @@
 """The contract of docs/images.md, a test a row: each file, and what comes of it."""
 
 import io
+import os
 import re
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -194,6 +197,35 @@ def test_memory_that_is_short_is_no_fault_of_the_image() -> None:
     with pytest.raises(ItemError) as refused:
         decode(Encoded(NoMemory(JPEG)), LIMITS)
     assert refused.value.reason == "OVERLOADED"
+
+
+SHORT = """
+import resource, sys
+from facenet_server.errors import ItemError
+from facenet_server.images import DecodeLimits, Encoded, decode
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (30 << 20), resource.RLIM_INFINITY))
+try:
+    decode(Encoded(sys.stdin.buffer.read()), DecodeLimits(("JPEG", "PNG", "WEBP"), 25 << 20, 51_000_000))
+    print("decoded")
+except ItemError as error:
+    print(error.reason)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is Linux's")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_whole_file_is_not_said_to_be_damaged_where_memory_is_short(kind: str) -> None:
+    data = file(kind, Image.new("RGB", (6000, 6000), (200, 30, 40)))
+    path = os.pathsep.join(str(ROOT / room) for room in ("protos", "server"))
+    ended = subprocess.run(
+        [sys.executable, "-c", SHORT],
+        input=data,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        check=False,
+    )
+    assert ended.stdout.decode().strip() == "OVERLOADED", ended.stderr.decode()
 
 
 def test_each_row_of_the_document_has_its_test() -> None:

@@ -11,6 +11,8 @@ import pytest
 from facenet_client import Client, Detection, raise_for_errors
 from PIL import Image
 
+from benchmarks.photos import mosaic
+
 
 @pytest.fixture
 def client(server: str) -> Iterator[Client]:
@@ -78,6 +80,25 @@ def test_a_crop_that_the_server_cut_embeds_as_it_did_inside(client: Client, astr
 
 BAD = [b"", b"this is text, not an image", "truncated"]
 BAD_AT = np.random.default_rng(7).choice(1000, 50, replace=False).tolist()
+
+
+@pytest.mark.timeout(60)
+def test_a_photo_of_a_phone_is_answered(client: Client, astronaut: np.ndarray) -> None:
+    photo = Image.fromarray(astronaut).resize((7000, 7000))  # 49 megapixels
+    file = io.BytesIO()
+    photo.save(file, "JPEG", quality=90)
+    (found,) = client.detect([file.getvalue()], min_face_px=400)
+    assert len(raise_for_errors([found])[0].faces) == 1
+    assert client.detect([file.getvalue()], min_face_px=40)[0].error is None
+    (told,) = client.detect([file.getvalue()])
+    assert told.error is not None
+    assert told.error.reason == "TOO_MUCH_WORK"  # at 20 px
+
+
+@pytest.mark.timeout(60)
+def test_a_crowd_is_answered_with_default_options(client: Client) -> None:
+    """Over 20,000 windows of it pass P-Net, of which suppression leaves some 9,000."""
+    assert len(raise_for_errors(client.detect([mosaic(150, 3815, 2250)], timeout_s=60))[0].faces) >= 140
 
 
 def small_jpegs(astronaut: np.ndarray) -> list[bytes]:

@@ -37,6 +37,8 @@ _WEBP_ALPHA_OR_ANIMATION = 0x12  # flags of VP8X
 _ODD_JPEG = (ValueError, KeyError)  # what simplejpeg raises: KeyError of a subsampling that it has no name for
 _EOI = b"\xff\xd9"
 _NEEDED_BY_A_JPEG = {0xC4, 0xCC, 0xDA, 0xDB, 0xDD, 0xE0, 0xEE, *range(0xC0, 0xD0)}  # E0 and EE tell its colours
+_MOST_BYTES_A_PIXEL = 16  # while a WebP is decoded
+_ROWS_AT_ONCE = 256
 _ANY = 1 << 30  # parts, of a header that was read
 _TIFF_WHITE = 281  # its tag MaxSampleValue
 _TWELVE_BITS = 4096
@@ -114,6 +116,7 @@ def decode(source: Encoded | Raw, limits: DecodeLimits, max_reduction: int = 1) 
     except MemoryError:
         raise Overloaded("the server has no memory for this image now") from None
     except Exception as error:  # decoders fail in any way on damaged files
+        _check_memory(header)
         reason = "TRUNCATED" if "truncated" in str(error).lower() else "CORRUPT"
         raise InvalidInput(reason, f"the image cannot be decoded: its data is {reason.lower()}") from None
     if decoded.damaged and source.refuse_damaged:
@@ -166,6 +169,14 @@ def _header(data: bytes, limits: DecodeLimits, max_parts: int | None = None) -> 
     if header.scans > limits.max_scans:
         raise InvalidInput("TOO_COMPLEX", f"the JPEG file has over {limits.max_scans} scans (--max-image-scans)")
     return header
+
+
+def _check_memory(header: Header) -> None:
+    """Raises Overloaded where a decoder may have failed for want of memory, which few of them say."""
+    try:
+        np.empty(header.height * header.width * _MOST_BYTES_A_PIXEL, np.uint8)
+    except MemoryError:
+        raise Overloaded("the server has no memory for this image now") from None
 
 
 def _decode(source: Encoded, header: Header, limits: DecodeLimits, max_reduction: int) -> Decoded:
@@ -347,7 +358,12 @@ def _to_rgb(file: Image.Image) -> Pixels:
         if not (grey.min() >= 0 and grey.max() <= 1):  # not: NaN
             raise InvalidInput("UNSUPPORTED_FORMAT", "floats beyond 0…1 have no certain range: convert them to 8 bits")
         return _three_channels((grey * 255).round().astype(np.uint8))
-    return np.asarray(file.convert("RGB"))
+    file.load()
+    pixels = np.empty((file.height, file.width, 3), np.uint8)
+    for top in range(0, file.height, _ROWS_AT_ONCE):  # at once it would take three times the memory
+        rows = file.crop((0, top, file.width, min(top + _ROWS_AT_ONCE, file.height)))
+        pixels[top : top + _ROWS_AT_ONCE] = np.asarray(rows.convert("RGB"))
+    return pixels
 
 
 def _most(file: Image.Image, grey: NDArray[np.integer[Any]]) -> int:
