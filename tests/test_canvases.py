@@ -118,9 +118,9 @@ async def test_a_thin_image_takes_no_more_memory_than_others(models: Path, netwo
 
     counted: Any = {**networks, "mtcnn-pnet-canvas": Counted()}
     config = Config(models=models, device="cpu", share_levels="on", threads=1)
-    thin = Raw(bytes(12 * 40_000 * 3), 12, 40_000)
+    thin = Raw(bytes(160 * 32_000 * 3), 160, 32_000)
     async with open_pipeline(counted, config, Stats()) as pipeline:
-        found = await pipeline.detect(thin, DetectOptions(min_face_px=12), ByteBudget(0), Company(1))
+        found = await pipeline.detect(thin, DetectOptions(min_face_px=160), ByteBudget(0), Company(1))
     assert not len(found.faces.boxes)
-    assert sum(calls) == canvases.count(12, 40_000)
+    assert sum(calls) == canvases.count(12, 2_400)
     assert max(calls) <= canvases.AT_ONCE

@@ -53,7 +53,7 @@ def test_a_container_may_use_less_than_its_machine_has(tmp_path: Path) -> None:
     ("gigabytes", "settings", "streams"),
     [
         pytest.param(64, {}, 1024, id="a large machine"),
-        pytest.param(8, {}, 221, id="a small one"),
+        pytest.param(8, {}, 139, id="a small one"),
         pytest.param(8, {"max_message_mib": 4}, 726, id="with smaller messages"),
         pytest.param(8, {"max_streams": 2000}, 2000, id="as it was told"),
         pytest.param(0.01, {}, 1, id="hardly any"),

@@ -164,7 +164,7 @@ def _header(data: bytes, limits: DecodeLimits, max_parts: int | None = None) -> 
             "UNSUPPORTED_FORMAT",
             f"not an image in an accepted format ({', '.join(limits.formats)}){f': it is {kind}' if kind else ''}",
         )
-    header = headers.read(data, max_parts or limits.max_header_parts, limits.max_scans)
+    header = headers.parse(data, max_parts or limits.max_header_parts, limits.max_scans)
     _check_size(header.height, header.width, limits)
     if header.scans > limits.max_scans:
         raise InvalidInput("TOO_COMPLEX", f"the JPEG file has over {limits.max_scans} scans (--max-image-scans)")
