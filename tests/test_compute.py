@@ -341,3 +341,31 @@ async def test_of_many_jobs_some_of_which_fail_or_are_left_each_ends_as_it_shoul
         await until(lambda: compute._n_jobs() == 0)
         assert compute._under_way == 0
     assert {stage.under_way for stage in stats} == {0}
+
+
+async def test_a_large_job_gives_away_no_more_time_than_it_has_itself() -> None:
+    begun, gate, order = threading.Event(), threading.Event(), list[str]()
+
+    def large(step: Steps) -> None:
+        begun.set()
+        gate.wait(10)
+        while len(order) < 1:
+            step.give_way()
+        step.give_way()  # the smaller one took longer than this one has run since
+        order.append("large")
+
+    def small(step: Steps) -> None:
+        deadline_s = time.monotonic() + 10 * (time.monotonic() - began_s)
+        while time.monotonic() < deadline_s:
+            pass
+        order.append("small")
+
+    with Compute(1, Stats()) as compute:
+        began_s = time.monotonic()
+        jobs = [asyncio.create_task(compute.job("large", large, begins=True, size=10_000_000))]
+        await asyncio.to_thread(begun.wait, 10)
+        jobs += [asyncio.create_task(compute.job("small", small, begins=True, size=1)) for _ in range(3)]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(*jobs)
+    assert order == ["small", "large", "small", "small"]

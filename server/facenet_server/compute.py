@@ -82,11 +82,14 @@ class Steps:
             yield item
 
     def give_way(self) -> None:
-        """Between two parts of a step: let far smaller items begin, where this job's is large."""
-        if self._size >= _LARGE_PIXELS:
-            start_ns = time.monotonic_ns()
-            self._threads.give_way(self._size)
-            self._away_ns += time.monotonic_ns() - start_ns
+        """Between two parts of a step: let far smaller items begin, where this job's is large; as long as it has had
+        half of the time itself."""
+        if self._size < _LARGE_PIXELS:
+            return
+        start_ns = now_ns = time.monotonic_ns()
+        while 2 * (self._away_ns + now_ns - start_ns) <= now_ns - self.begun_ns and self._threads.give_way(self._size):
+            now_ns = time.monotonic_ns()
+        self._away_ns += now_ns - start_ns
 
     def _timed(self, stage: str, rows: int, function: Callable[[], T]) -> T:
         if not self.is_wanted:

@@ -62,10 +62,13 @@ class CoreExecutor(Executor):
             self._changed.notify()
         return future
 
-    def give_way(self, size: int) -> None:
-        """Within a task of an item of that size: begin those that wait and are far smaller, and come back."""
-        while self._beginning and (task := self._smaller(size)) is not None:
+    def give_way(self, size: int) -> bool:
+        """Within a task of an item of that size: begin the first that waits and is far smaller, and come back. Whether
+        there was one."""
+        task = self._smaller(size) if self._beginning else None
+        if task is not None:
             _run(*task)
+        return task is not None
 
     def _smaller(self, size: int) -> _Task | None:
         with self._changed:
