@@ -21,6 +21,15 @@ def test_a_bomb_is_refused_on_its_header(bomb: Bomb) -> None:
     assert refused.value.reason == bomb.reason
 
 
+def test_no_file_decodes_to_more_pixels_than_it_claims() -> None:
+    for data in damaged(3_000, seed=1):
+        try:
+            decoded = decode(Encoded(data), LIMITS)
+        except InvalidInput:
+            continue
+        assert decoded.height * decoded.width <= claimed_pixels(Encoded(data), LIMITS)
+
+
 def told(answer: Detection) -> object:
     assert answer.error is None
     return [(face.box, face.score, face.landmarks) for face in answer.faces]

@@ -63,6 +63,7 @@ def segment(marker: int, content: bytes) -> bytes:
 
 
 JPEG, WEBP = file(quality=90), file("WEBP", lossless=True)
+PROGRESSIVE = file(quality=90, progressive=True)
 SIZE_AT = JPEG.index(b"\xff\xc0")
 SCAN_AT = JPEG.index(b"\xff\xda")
 SIZE = JPEG[SIZE_AT : SIZE_AT + 19]
@@ -79,6 +80,13 @@ def tiff_of_12_bits(**tags: Any) -> bytes:
         info[281] = 4095
         info.tagtype[281] = 3
     return file("TIFF", DEEP >> 4, tiffinfo=info)
+
+
+def tiff_of_tiles() -> bytes:
+    """16×16 pixels in one tile that claims 28,000×28,000."""
+    tags = [(256, 4, 16), (257, 4, 16), (258, 3, 8), (259, 3, 8), (262, 3, 1), (322, 4, 28_000), (323, 4, 28_000)]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
 
 
 def webp_with_metadata() -> bytes:
@@ -123,6 +131,8 @@ ROWS = [
     rows_of("JPEG: a panorama's trailer in place of an end marker", JPEG[:-2] + SAMSUNG_TRAILER, "same"),
     rows_of("JPEG: bytes lost within a scan", LOST, "damaged or TRUNCATED"),
     rows_of("JPEG: CMYK", lambda: file(picture=Image.fromarray(PICTURE).convert("CMYK"), quality=95), "answered"),
+    rows_of("JPEG: scans missing of a progressive one", PROGRESSIVE[: PROGRESSIVE.rindex(b"\xff\xda")], "TRUNCATED"),
+    rows_of("JPEG: a progressive one without its end marker", PROGRESSIVE[:-2], "same"),
     rows_of("JPEG: no size before its first scan", JPEG[:SIZE_AT] + JPEG[SIZE_AT + 19 :], "CORRUPT"),
     rows_of("JPEG: two sizes", JPEG[:SIZE_AT] + SIZE + JPEG[SIZE_AT:], "CORRUPT"),
     rows_of("JPEG: too many scans", lambda: file(progressive=True), "TOO_COMPLEX", replace(LIMITS, max_scans=5)),
@@ -131,7 +141,8 @@ ROWS = [
     rows_of("PNG: cut off within its pixels", png()[:-4000], "TRUNCATED"),
     rows_of("PNG: no pixels", png(pixels=b""), "TRUNCATED"),
     rows_of("PNG: no end chunk", png(end=False), "same"),
-    rows_of("PNG: bytes behind the image", png() + bytes(5000), "same"),
+    rows_of("PNG: bytes behind the image", png() + bytes(1_000_000), "same"),
+    rows_of("PNG: two headers", png(before=chunk(b"IHDR", struct.pack(">IIBBBBB", 9, 9, 8, 2, 0, 0, 0))), "CORRUPT"),
     rows_of("PNG: a wrong checksum of its pixels", png(checksum=1), "damaged"),
     rows_of("PNG: a wrong checksum of its header", png(header_checksum=1), "CORRUPT"),
     rows_of("PNG: a wrong checksum of its text", png(before=chunk(b"tEXt", b"a\0b", 1)), "same"),
@@ -150,14 +161,19 @@ ROWS = [
     rows_of("PNG: transparent", lambda: file("PNG", np.dstack([PICTURE, PICTURE[..., 0]])), "same"),
     rows_of("WebP: cut off within its picture", WEBP[:-4000], "TRUNCATED"),
     rows_of("WebP: cut off behind its picture", lambda: webp_with_metadata()[:-1000], "answered"),
+    rows_of("WebP: bytes behind the image", WEBP + bytes(1_000_000), "same"),
     rows_of("WebP: an animation", lambda: animation("WEBP"), "same"),
     rows_of("AVIF: switched on", lambda: file("AVIF", quality=90), "answered"),
     rows_of("HEIF: switched on", lambda: file("HEIF", quality=90), "answered"),
     rows_of("TIFF: grey of 16 bits", lambda: file("TIFF", DEEP), "grey"),
     rows_of("TIFF: grey of 12 bits that says so", lambda: tiff_of_12_bits(white=4095), "grey"),
     rows_of("TIFF: grey of 12 bits that does not say so", lambda: tiff_of_12_bits(), "UNSUPPORTED_FORMAT"),
+    rows_of("TIFF: a tile larger than the image", lambda: tiff_of_tiles(), "IMAGE_TOO_LARGE"),
     rows_of("TIFF: floats in 0…1", lambda: file("TIFF", PICTURE[..., 0].astype(np.float32) / 255), "grey"),
     rows_of("TIFF: other floats", lambda: file("TIFF", PICTURE[..., 0].astype(np.float32)), "UNSUPPORTED_FORMAT"),
+    rows_of(
+        "GIF: no frame where one must begin", lambda: file("GIF").replace(b"\x2c\0\0\0\0", b"x\x2c\0\0\0\0"), "CORRUPT"
+    ),
     rows_of("GIF: an animation", lambda: animation("GIF"), "answered"),
     rows_of("BMP: switched on", lambda: file("BMP"), "same"),
 ]

@@ -21,7 +21,7 @@ class Company:
 
     A barrier whose size falls. Each image calls ``meet`` before each network that it needs, in the same order as the
     others; whoever started it calls ``leave`` once it has ended, however it did. ``deadline`` (on the event loop's
-    clock; None: for ever) is until when their answers are of use, ``pixels`` how many each of them has, about.
+    clock; None: for ever) is until when their answers are of use, ``pixels`` how many the largest of them has.
     """
 
     def __init__(self, size: int, deadline: float | None = None, pixels: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +32,7 @@ class Steps:
     def __init__(self, threads: CoreExecutor, n_threads: int, n_jobs: Callable[[], int], size: int) -> None:
         self.begun_ns = 0
         self._size = size
-        self._away_ns = 0  # given to smaller items
+        self._away = threading.local()  # nanoseconds given to smaller items, by this thread
         self.taken: list[tuple[str, int, int]] = []  # each stage, its rows and nanoseconds
         self.is_wanted = True  # until the job's caller leaves, on the event loop
         self._threads = threads
@@ -86,10 +87,16 @@ class Steps:
         half of the time itself."""
         if self._size < _LARGE_PIXELS:
             return
-        start_ns = now_ns = time.monotonic_ns()
-        while 2 * (self._away_ns + now_ns - start_ns) <= now_ns - self.begun_ns and self._threads.give_way(self._size):
+        before_ns, start_ns = self._away_ns, time.monotonic_ns()
+        now_ns, away_ns = start_ns, before_ns
+        while self.is_wanted and 2 * away_ns <= now_ns - self.begun_ns and self._threads.give_way(self._size):
             now_ns = time.monotonic_ns()
-        self._away_ns += now_ns - start_ns
+            away_ns = before_ns + now_ns - start_ns
+        self._away.ns = away_ns
+
+    @property
+    def _away_ns(self) -> int:
+        return getattr(self._away, "ns", 0)
 
     def _timed(self, stage: str, rows: int, function: Callable[[], T]) -> T:
         if not self.is_wanted:

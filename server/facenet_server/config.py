@@ -91,9 +91,9 @@ class Config:
     max_images_per_stream: int = _option(16, "Images of one stream worked on at once.")
     max_images_in_flight: int = _option(32, "Images worked on at once, over all callers; others wait.")
     max_megapixels_in_flight: int = _option(
-        200,
-        "Pixels of all images worked on at once, in millions: seven bytes of memory each. Others wait; one caller has "
-        "half of them.",
+        204,
+        "Pixels of all images worked on at once, in millions: seven bytes of memory each, up to 16 while a file is "
+        "decoded. Others wait; one caller has half of them.",
     )
     max_messages_in_flight: int = _option(4, "Messages of one stream read and not yet answered.")
     max_items_per_stream: int = _option(256, "Items (images, crops, pairs) of one stream under way.")

@@ -55,7 +55,7 @@ class Groups:
         images = [batch.images(item) for item in items]
         pixels = await self._pixels_of(images) if any(images) else [0] * len(items)
         groups = companies(pixels, self._images_per_group, self._most_pixels)
-        answers = [self._group(items[some], images[some], sum(pixels[some]), batch, place) for some in groups]
+        answers = [self._group(items[some], images[some], pixels[some], batch, place) for some in groups]
         results = await _gathered(answers)
         return results[0] if len(results) == 1 else [result for some in results for result in some]
 
@@ -69,14 +69,14 @@ class Groups:
         self,
         items: Sequence[Item],
         images: Sequence[Sequence[pb.Image]],
-        pixels: int,
+        pixels: Sequence[int],
         batch: Batch[Item, Result],
         place: Place,
     ) -> list[Result]:
         n_images = [len(some) for some in images]
-        company = Company(sum(n_images), place.deadline, pixels // max(1, sum(n_images)))
+        company = Company(sum(n_images), place.deadline, max(pixels))
         seats_each = [n or batch.is_work(item) for n, item in zip(n_images, items, strict=True)]
-        seated = self._seated(seats_each, pixels, place, has_crops=batch.has_crops)
+        seated = self._seated(seats_each, sum(pixels), place, has_crops=batch.has_crops)
         try:
             async with asyncio.timeout_at(place.deadline) as wait, seated:
                 wait.reschedule(None)

@@ -18,6 +18,7 @@ from facenet_server.errors import InvalidInput
 MAX_STEPS = 16_384
 
 _ORIENTATION_TAG = 0x0112
+_MOST_ENTRIES = 1000  # of EXIF data
 _PNG, _RIFF = b"\x89PNG\r\n\x1a\n", b"RIFF"
 _AVIF, _HEIF = (b"avif", b"avis"), (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a JPEG's frame header
@@ -76,9 +77,12 @@ def parse(data: bytes, max_steps: int = MAX_STEPS, max_scans: int = 100) -> Head
     steps = Steps(max_steps)
     _check_parts(data, kind, steps)
     try:
-        return _READERS[kind](data, steps, max_scans)
+        header = _READERS[kind](data, steps, max_scans)
+        if header.width and header.height:
+            return header
     except (struct.error, IndexError, OverflowError, ValueError):
         raise InvalidInput("TRUNCATED", f"the {kind} file ends within its header") from None
+    raise InvalidInput("CORRUPT", f"the {kind} file has no size")
 
 
 def warm_up() -> None:
@@ -92,10 +96,10 @@ def _check_parts(data: bytes, kind: str, steps: Steps) -> None:
     pixels = np.frombuffer(data, np.uint8)
     if kind == "JPEG":
         steps.check(_jpeg_parts(pixels, steps.most))
-    elif kind in ("PNG", "WEBP"):
-        steps.check(
-            _chunks(pixels, 8, 4, False, steps.most) if kind == "PNG" else _chunks(pixels, 12, 0, True, steps.most)
-        )
+    elif kind == "PNG":
+        steps.check(_chunks(pixels, 8, 4, False, steps.most))
+    elif kind == "WEBP":
+        steps.check(_chunks(pixels[: 8 + int.from_bytes(data[4:8], "little")], 12, 0, True, steps.most))
 
 
 @compiled
@@ -129,6 +133,11 @@ def _chunks(data: Any, at: int, overhead: int, is_little: bool, most: int) -> in
         length = 0
         for place in range(4):
             length = 256 * length + data[at + 7 - place if is_little else at + place]
+        is_end = (
+            not is_little and data[at + 4] == 73 and data[at + 5] == 69 and data[at + 6] == 78 and data[at + 7] == 68
+        )
+        if is_end:  # IEND: what follows is no part of it
+            break
         at += 8 + overhead + length + (length % 2 if is_little else 0)
     return parts
 
@@ -188,7 +197,7 @@ def jpeg_segments(data: bytes, steps: Steps) -> Iterator[tuple[int, int, int]]:
 
 
 def _jpeg(data: bytes, steps: Steps, max_scans: int) -> Header:
-    size, metadata_bytes, orientation, scans_at = None, 0, 1, 0
+    size, metadata_bytes, orientation, scans_at = None, 0, 0, 0
     for marker, start, end in jpeg_segments(data, steps):
         if marker in _SOF:
             bits, height, width = struct.unpack_from(">BHH", data, start)
@@ -197,14 +206,14 @@ def _jpeg(data: bytes, steps: Steps, max_scans: int) -> Header:
             size = bits, height, width
         elif 0xE0 <= marker <= 0xEF or marker == _COM:
             metadata_bytes += end - start
-            if marker == _APP1 and data.startswith(b"Exif\0", start):
-                orientation = exif_orientation(data[start + 6 : end], steps)
+            if marker == _APP1 and not orientation and data.startswith(b"Exif\0", start):  # the first counts
+                orientation = exif_orientation(data[start + 6 : end])
         scans_at = end
     if size is None:
         raise InvalidInput("CORRUPT", "the JPEG file has no size before its first scan")
     bits, height, width = size
     scans = _scans(data, scans_at, steps, max_scans)
-    return Header("JPEG", width, height, bits, 1, scans, metadata_bytes, orientation)
+    return Header("JPEG", width, height, bits, 1, scans, metadata_bytes, orientation or 1)
 
 
 def _scans(data: bytes, at: int, steps: Steps, most: int) -> int:
@@ -242,14 +251,38 @@ def samsung_trailer_at(data: bytes) -> int:
     return start if start > 0 else len(data)
 
 
-def exif_orientation(exif: bytes, steps: Steps) -> int:
+def has_all_scans(data: bytes) -> bool:
+    """Whether the scans of a progressive JPEG bring every coefficient of every component to its last bit; true of other
+    ones, of which the decoder misses what is not there. ITU-T T.81, G.1."""
+    left: dict[int, list[int]] = {}  # of each component: of each coefficient, the bits that are to come
+    at = 2
+    for marker, start, _end in jpeg_segments(data, Steps(1 << 30)):
+        if marker in (0xC2, 0xCA):
+            left = {data[start + 6 + 3 * n]: [16] * 64 for n in range(data[start + 5])}
+        at = start
+    if not left:
+        return True
+    while True:
+        count = data[at]
+        first, last, bits = data[at + 1 + 2 * count : at + 4 + 2 * count]
+        for n in range(count):
+            coefficients = left.get(data[at + 1 + 2 * n], [0] * 64)
+            coefficients[first : last + 1] = [bits & 0x0F] * (last + 1 - first)
+        found = _IN_A_SCAN.search(data, at)
+        while found and data[found.end() - 1] not in (_SOS, _EOI):
+            found = _IN_A_SCAN.search(data, found.end())
+        if not found or data[found.end() - 1] == _EOI:
+            return not any(any(bits) for bits in left.values())
+        at = found.end() + 2
+
+
+def exif_orientation(exif: bytes) -> int:
     """The orientation (1…8) of a TIFF block of EXIF data; 1 where it says none, or is damaged."""
     try:
         order = {b"II": "<", b"MM": ">"}[exif[:2]]
         (entries_at,) = struct.unpack_from(order + "I", exif, 4)
         (count,) = struct.unpack_from(order + "H", exif, entries_at)
-        for entry in range(entries_at + 2, entries_at + 2 + 12 * count, 12):
-            steps.take()
+        for entry in range(entries_at + 2, entries_at + 2 + 12 * min(count, _MOST_ENTRIES), 12):
             tag, kind, _ = struct.unpack_from(order + "HHI", exif, entry)
             if tag == _ORIENTATION_TAG:
                 (value,) = struct.unpack_from(order + ("I" if kind == 4 else "H"), exif, entry + 8)
@@ -286,7 +319,7 @@ def _png(data: bytes, steps: Steps, _: int) -> Header:
             if kind == b"acTL":
                 frames = max(1, _uint32(data, start))
             elif kind == b"eXIf":
-                orientation = exif_orientation(data[start:end], steps)
+                orientation = exif_orientation(data[start:end])
     return Header("PNG", width, height, bits, frames, 1, metadata_bytes, orientation)
 
 
@@ -323,7 +356,7 @@ def _webp(data: bytes, steps: Steps, _: int) -> Header:
             metadata_bytes += end - start
             if kind == b"EXIF":
                 exif = data[start:end].removeprefix(b"Exif\0\0")
-                orientation = exif_orientation(exif, steps)
+                orientation = exif_orientation(exif)
     if not sizes:
         raise InvalidInput("TRUNCATED", "the WebP file ends before its image")
     width, height = max(sizes, key=lambda size: size[0] * size[1])
@@ -367,9 +400,10 @@ def _gif(data: bytes, steps: Steps, _: int) -> Header:
             steps.take()
             at += 1 + data[at]
         at += 1
-    if data[at] == 0x2C:
-        left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
-        width, height = max(width, left + frame_width), max(height, top + frame_height)
+    if data[at] != 0x2C:
+        raise InvalidInput("CORRUPT", "the GIF file has no frame where one must begin")
+    left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
+    width, height = max(width, left + frame_width), max(height, top + frame_height)
     return Header("GIF", width, height)
 
 
@@ -380,19 +414,22 @@ def _tiff(data: bytes, steps: Steps, _: int) -> Header:
     (at,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
     count, at = (struct.unpack_from(order + ("Q" if is_big else "H"), data, at)[0], at + (8 if is_big else 2))
     entry_size, value_at = (20, 12) if is_big else (12, 8)
-    values = {256: 0, 257: 0, 258: 8, _ORIENTATION_TAG: 1}
+    values = {256: 0, 257: 0, 258: 8, 322: 0, 323: 0, _ORIENTATION_TAG: 1}  # 322 and 323: a tile's sides
     for entry in range(at, at + entry_size * count, entry_size):
         steps.take()
         tag, kind = struct.unpack_from(order + "HH", data, entry)
+        if tag == _ORIENTATION_TAG and kind not in (1, 3, 4):
+            raise InvalidInput("CORRUPT", "the orientation of the TIFF file is no number")
         if tag in values and kind in (1, 3, 4):
             (number,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, entry + 4)
             if number == 1:
                 code = {1: "B", 3: "H", 4: "I"}[kind]
                 (values[tag],) = struct.unpack_from(order + code, data, entry + value_at)
     orientation = values[_ORIENTATION_TAG]
-    return Header(
-        "TIFF", values[256], values[257], values[258], orientation=orientation if 1 <= orientation <= 8 else 1
-    )
+    width, height = values[256], values[257]
+    if width and height:
+        width, height = max(width, values[322]), max(height, values[323])
+    return Header("TIFF", width, height, values[258], orientation=orientation if 1 <= orientation <= 8 else 1)
 
 
 def _boxes(data: bytes, steps: Steps, at: int, end: int) -> Iterator[Chunk]:
@@ -419,6 +456,10 @@ def _iso(kind: str) -> Callable[[bytes, Steps, int], Header]:
             for box, start, end in _boxes(data, steps, *places.pop()):
                 if box == b"ispe":
                     sizes.append(struct.unpack_from(">II", data, start + 4))
+                elif box in (b"iloc", b"iinf", b"ipma", b"iref"):  # each item's entries: decoders compare all with all
+                    steps.take((end - start) // 64)
+                elif box == b"moov":
+                    raise InvalidInput("UNSUPPORTED_FORMAT", f"the {kind} file is a sequence: give one picture of it")
                 elif box in (b"meta", b"iprp", b"ipco"):
                     places.append((start + 4 * (box == b"meta"), end))
         width, height = max(sizes, key=lambda size: size[0] * size[1])

@@ -38,6 +38,7 @@ _ODD_JPEG = (ValueError, KeyError)  # what simplejpeg raises: KeyError of a subs
 _EOI = b"\xff\xd9"
 _NEEDED_BY_A_JPEG = {0xC4, 0xCC, 0xDA, 0xDB, 0xDD, 0xE0, 0xEE, *range(0xC0, 0xD0)}  # E0 and EE tell its colours
 _MOST_BYTES_A_PIXEL = 16  # while a WebP is decoded
+_MOST_SCANNED_PIXELS = 1_000_000_000  # scans × pixels: some seconds
 _ROWS_AT_ONCE = 256
 _ANY = 1 << 30  # parts, of a header that was read
 _TIFF_WHITE = 281  # its tag MaxSampleValue
@@ -168,7 +169,15 @@ def _header(data: bytes, limits: DecodeLimits, max_parts: int | None = None) -> 
     _check_size(header.height, header.width, limits)
     if header.scans > limits.max_scans:
         raise InvalidInput("TOO_COMPLEX", f"the JPEG file has over {limits.max_scans} scans (--max-image-scans)")
+    if header.scans * header.height * header.width > _MOST_SCANNED_PIXELS:
+        raise InvalidInput("TOO_COMPLEX", f"the JPEG file is large and has {header.scans} scans: save it as baseline")
     return header
+
+
+def _check_claim(file: Image.Image, header: Header) -> None:
+    """Raises InvalidInput where a decoder finds more pixels than the header's, which memory and turns are given for."""
+    if file.width * file.height > header.width * header.height:
+        raise InvalidInput("CORRUPT", "the image cannot be decoded: it has another size than its header says")
 
 
 def _check_memory(header: Header) -> None:
@@ -192,8 +201,10 @@ def _decode(source: Encoded, header: Header, limits: DecodeLimits, max_reduction
         data = _webp_alone(data)
     if pixels is None:
         with Image.open(io.BytesIO(data), formats=(header.format,)) as file:
+            _check_claim(file, header)
+            file.load()  # which may change its size
+            _check_claim(file, header)
             width, height = file.size
-            _check_size(height, width, limits)
             if header.format == "TIFF":
                 turned = stored  # Pillow turns TIFFs, and only them, as it loads
             elif header.format == "AVIF":
@@ -222,7 +233,10 @@ def _decode_jpeg(data: bytes, reduction: int) -> tuple[Pixels | None, bool]:
         pass  # perhaps only metadata, or the end marker
     alone = _jpeg_alone(data)
     try:
-        return _by_turbo(alone, reduction), False
+        pixels = _by_turbo(alone, reduction)
+        if not headers.has_all_scans(alone):
+            raise InvalidInput("TRUNCATED", "the image cannot be decoded: some of its scans are missing")
+        return pixels, False
     except KeyError:
         return None, False
     except ValueError as error:
@@ -275,6 +289,8 @@ def _png_alone(data: bytes) -> tuple[bytes, bool]:
             damaged |= not is_right
         elif not (is_whole and is_right):
             raise InvalidInput("CORRUPT", "the image cannot be decoded: a checksum of its header is wrong")
+        elif kind == b"IHDR" and len(parts) > 1:
+            raise InvalidInput("CORRUPT", "the image cannot be decoded: it has two headers")
         else:
             parts.append(data[start - 8 : end + 4])
     if not pixels:
