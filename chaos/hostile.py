@@ -1,15 +1,17 @@
 """Image files that mean ill, and large ones that do not, beside a good caller."""
 
 import asyncio
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from itertools import cycle, islice, repeat
+from itertools import repeat
 from statistics import median
 from typing import Any
 
 import numpy as np
 from facenet_client import AsyncClient, Detection
 
+from chaos.children import environment
 from chaos.files import REASONS, Bomb, bombs, damaged, large_webp
 from chaos.process import Server
 from chaos.real import generated_image
@@ -17,7 +19,6 @@ from chaos.report import Report
 from chaos.stub import Behaviour
 
 _A_MESSAGE = 48  # damaged files
-_SMALL_BYTES = 500_000
 _ROUNDS = 5
 _LARGE_PX = 5_000  # a side
 _ANY = 2**31 - 1
@@ -34,7 +35,7 @@ async def hostile_images(*, files: int, large: int, models: str, protected: bool
             (alone,) = await client.detect([photo])
             await _bombs_alone(report, server, client, bombs() if protected else bombs()[:1])
             if protected:
-                await _bombs_beside(report, client, good, photo)
+                await _bombs_beside(report, server, good, photo)
                 await _damaged(report, client, photo, alone, files)
                 await _large_beside(report, client, good, photo, large)
             (after,) = await client.detect([photo])
@@ -59,14 +60,26 @@ async def _bombs_alone(report: Report, server: Server, client: AsyncClient, some
     report.most("memory of a bomb, MB", max(grown_mb), 64)
 
 
-async def _bombs_beside(report: Report, client: AsyncClient, good: AsyncClient, photo: np.ndarray) -> None:
+async def _bombs_beside(report: Report, server: Server, good: AsyncClient, photo: np.ndarray) -> None:
+    """From a process of their own: what they cost their sender is not the good caller's."""
+    command, pipe = [sys.executable, "-m", "chaos.bomber", server.address], asyncio.subprocess.PIPE
+    bomber = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environment())
+    assert bomber.stdin is not None
+    assert bomber.stdout is not None
     alone_s, beside_s = list[float](), list[float]()
-    small = [bomb.data for bomb in bombs() if len(bomb.data) < _SMALL_BYTES]  # to send megabytes costs more than these
-    for _ in range(_ROUNDS):
-        alone_s += await _latencies(good, photo, 40)
-        task = asyncio.create_task(client.detect(islice(cycle(small), 100)))
-        beside_s += await _latencies(good, photo, 40)
-        await task
+    try:
+        await bomber.stdout.readline()
+        for _ in range(_ROUNDS):
+            alone_s += await _latencies(good, photo, 40)
+            bomber.stdin.write(b"\n")
+            answered = asyncio.create_task(bomber.stdout.readline())
+            beside_s += await _latencies(good, photo, 40)
+            await answered
+        await bomber.communicate(b"")
+    finally:
+        if bomber.returncode is None:
+            bomber.kill()
+            await bomber.wait()
     times = np.percentile(beside_s, 99) / np.percentile(alone_s, 99)
     report.most("a good caller's p99 beside a hundred bombs, over alone", float(times), 2)
 
