@@ -1,5 +1,5 @@
-"""A caller in a process of its own that sends bombs, ``python -m chaos.bomber ADDRESS``: a hundred at once for each line
-that it reads, and a line when they are answered."""
+"""A caller in a process of its own that sends bombs, ``python -m chaos.bomber ADDRESS``: a hundred at once for each
+line that it reads, and a line when they are answered."""
 
 import asyncio
 import sys
