@@ -120,11 +120,11 @@ def check_inputs(exchange: Exchange[Any, Any], inputs: Any) -> None:
     """Raises TypeError, with the right call, for one image where an iterable of images belongs, and for an item that is
     of no use whatever the others are; the items of an iterator are looked at as they come."""
     name = exchange.name
-    n = 2 if exchange.options.get("colour") == "grey" else 3
+    most_dimensions = 2 if exchange.options.get("colour") == "grey" else 3
     is_one = isinstance(
         inputs, str | bytes | bytearray | memoryview | os.PathLike | Mapping | Face | Embedding | Detection
     )
-    if is_one or _images.is_file(inputs) or _images.is_pillow(inputs) or _is_one_array(inputs, n):
+    if is_one or _images.is_file(inputs) or _images.is_pillow(inputs) or _is_one_array(inputs, most_dimensions):
         example = "(a, b)" if exchange.check_item else "image"
         raise TypeError(f"{name} takes an iterable, as {name}([{example}]), not one {type(inputs).__name__}")
     if not (isinstance(inputs, Iterable | AsyncIterable)):

@@ -41,8 +41,8 @@ class Client:
     each stream, and small calls one by one, spread over all of them; they must run the same models. ``connections`` is
     how many connections there are to each. ``credentials`` are gRPC's, for TLS and tokens (None: plain text).
     ``timeout_s`` bounds the wait for each message's answer (None: for ever), each call may have its own; a stream as a
-    whole has no deadline. A server that is away, or not up yet, is waited for as long (None: a
-    minute), but with ``retry=False``.
+    whole has no deadline. A server that is away, or not up yet, is waited for as long (None: a minute), but with
+    ``retry=False``.
     Methods take any iterable, of any length, cut it into messages by the server's limits, and answer in input order.
     What is wrong with one item sits on its result's ``error``; what is wrong with the call is raised as a CallError.
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facenet_server import headers, images, mtcnn, resampling
+from facenet_server import file_parts, images, mtcnn, resampling
 from facenet_server.boxes import Boxes, suppress
 from facenet_server.company import Company
 from facenet_server.compute import Compute, Steps
@@ -39,7 +39,7 @@ class WorkLimits:
 
 def warm_up() -> None:
     """Have the compiled arithmetic ready: seconds the first time on a machine, then the time to read it."""
-    headers.warm_up()
+    file_parts.warm_up()
     source = resampling.by_columns(np.zeros((30, 30, 3), np.uint8))
     resampling.shrink(source, 20, 20)
     resampling.cut(source, np.array([[1, 1, 30, 30]]), 24)

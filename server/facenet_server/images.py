@@ -5,8 +5,6 @@ has passed the limits, and metadata never is.
 """
 
 import io
-import struct
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,9 +14,9 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from facenet_server import headers
+from facenet_server import file_parts, headers, stripped
 from facenet_server.errors import InvalidInput, Overloaded
-from facenet_server.headers import Header, Steps
+from facenet_server.headers import Header
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 
@@ -32,15 +30,10 @@ Image.MAX_IMAGE_PIXELS = None  # the limit below, checked on the header, stands 
 _EXIF_ORIENTATION = 0x0112
 _GLANCE_STEPS = 64
 _GLANCE_BYTES = 1 << 20
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_WEBP_ALPHA_OR_ANIMATION = 0x12  # flags of VP8X
 _ODD_JPEG = (ValueError, KeyError)  # what simplejpeg raises: KeyError of a subsampling that it has no name for
-_EOI = b"\xff\xd9"
-_NEEDED_BY_A_JPEG = {0xC4, 0xCC, 0xDA, 0xDB, 0xDD, 0xE0, 0xEE, *range(0xC0, 0xD0)}  # E0 and EE tell its colours
 _MOST_BYTES_A_PIXEL = 16  # while a WebP is decoded
 _MOST_SCANNED_PIXELS = 1_000_000_000  # scans × pixels: some seconds
 _ROWS_AT_ONCE = 256
-_ANY = 1 << 30  # parts, of a header that was read
 _TIFF_WHITE = 281  # its tag MaxSampleValue
 _TWELVE_BITS = 4096
 _UPRIGHT = {  # by EXIF orientation: swap the axes, then turn the rows round, then the columns
@@ -85,7 +78,7 @@ class DecodeLimits:
     max_side_px: int = 32_768
     max_aspect: int = 200
     max_scans: int = 100
-    max_header_parts: int = headers.MAX_STEPS
+    max_header_parts: int = file_parts.MAX_STEPS
 
 
 class Decoded(NamedTuple):
@@ -196,9 +189,9 @@ def _decode(source: Encoded, header: Header, limits: DecodeLimits, max_reduction
         pixels, damaged = _decode_jpeg(data, max_reduction)
         reduction = max_reduction if pixels is not None else 1
     elif header.format == "PNG":
-        data, damaged = _png_alone(data)
+        data, damaged = stripped.png(data)
     elif header.format == "WEBP":
-        data = _webp_alone(data)
+        data = stripped.webp(data)
     if pixels is None:
         with Image.open(io.BytesIO(data), formats=(header.format,)) as file:
             _check_claim(file, header)
@@ -231,10 +224,10 @@ def _decode_jpeg(data: bytes, reduction: int) -> tuple[Pixels | None, bool]:
         return _by_turbo(data, reduction), False
     except _ODD_JPEG:
         pass  # perhaps only metadata, or the end marker
-    alone = _jpeg_alone(data)
+    alone = stripped.jpeg(data)
     try:
         pixels = _by_turbo(alone, reduction)
-        if not headers.has_all_scans(alone):
+        if not file_parts.has_all_scans(alone):
             raise InvalidInput("TRUNCATED", "the image cannot be decoded: some of its scans are missing")
         return pixels, False
     except KeyError:
@@ -259,65 +252,7 @@ def _by_turbo(data: bytes, reduction: int, *, strict: bool = True) -> Pixels:
     return pixels
 
 
-def _jpeg_alone(data: bytes) -> bytes:
-    """The file without metadata, bytes between its segments and a maker's trailer, and with an end marker."""
-    parts, end = [data[:2]], 2
-    last = headers.samsung_trailer_at(data)
-    for marker, start, end in headers.jpeg_segments(data, Steps(_ANY)):
-        if marker in _NEEDED_BY_A_JPEG:
-            parts.append(bytes([0xFF, marker]) + data[start - 2 : end])
-    return b"".join([*parts, data[end:last], _EOI])
-
-
-# ---- PNG and WebP: their images without anything else, so that Pillow looks at nothing else ----
-
-
-def _png_alone(data: bytes) -> tuple[bytes, bool]:
-    """The file of its critical chunks, and whether a checksum of its pixels is wrong.
-
-    Raises InvalidInput: CORRUPT where a checksum of its header is wrong, TRUNCATED where there are no pixels."""
-    parts, pixels, damaged = [data[:8]], [], False
-    for kind, start, end in headers.png_chunks(data, Steps(_ANY)):
-        if kind not in (b"IHDR", b"PLTE", b"IDAT"):
-            continue
-        content = memoryview(data)[start:end]
-        told = data[end : end + 4]
-        is_whole = end - start == int.from_bytes(data[start - 8 : start - 4]) and len(told) == 4
-        is_right = not is_whole or zlib.crc32(content, zlib.crc32(kind)) == int.from_bytes(told)
-        if kind == b"IDAT":
-            pixels.append(content)
-            damaged |= not is_right
-        elif not (is_whole and is_right):
-            raise InvalidInput("CORRUPT", "the image cannot be decoded: a checksum of its header is wrong")
-        elif kind == b"IHDR" and len(parts) > 1:
-            raise InvalidInput("CORRUPT", "the image cannot be decoded: it has two headers")
-        else:
-            parts.append(data[start - 8 : end + 4])
-    if not pixels:
-        raise InvalidInput("TRUNCATED", "the image cannot be decoded: it has no pixels")
-    together = b"".join([b"IDAT", *pixels])
-    parts += [struct.pack(">I", len(together) - 4), together, struct.pack(">I", zlib.crc32(together)), _PNG_END]
-    return b"".join(parts), damaged
-
-
-def _webp_alone(data: bytes) -> bytes:
-    """The file of its picture, of an animation its first frame's. Raises InvalidInput, reason TRUNCATED."""
-    parts, has_frame = [], False
-    for kind, start, end in headers.riff_chunks(data, Steps(_ANY)):
-        is_picture = kind in (b"VP8 ", b"VP8L", b"ANMF")
-        if kind not in (b"VP8X", b"ALPH", b"ANIM") and not (is_picture and not has_frame):
-            continue
-        content = data[start:end]
-        if end - start < int.from_bytes(data[start - 4 : start], "little"):
-            raise InvalidInput("TRUNCATED", "the image cannot be decoded: its data is truncated")
-        if kind == b"VP8X":
-            content = bytes([content[0] & _WEBP_ALPHA_OR_ANIMATION]) + content[1:]
-        has_frame |= is_picture
-        parts.append(data[start - 8 : start] + content + bytes(len(content) % 2))
-    if not has_frame:
-        raise InvalidInput("TRUNCATED", "the image cannot be decoded: it has no pixels")
-    body = b"".join([b"WEBP", *parts])
-    return b"RIFF" + struct.pack("<I", len(body)) + body
+# ---- pixels ----
 
 
 def _turn(pixels: Pixels, orientation: int) -> Pixels:
