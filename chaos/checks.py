@@ -10,6 +10,7 @@ from chaos import (
     determinism,
     engines,
     failures,
+    folders,
     hostile,
     order,
     overload,
@@ -155,6 +156,7 @@ CHECKS = {
         bites=("bombs that are not", "CPU of a bomb"),
         real=True,
     ),
+    "T35": Check(folders.interrupted_runs, 8, {"photos": 200, "messes": 1}, {"photos": 2000, "messes": 4}, real=True),
     "T1-real": Check(
         on_real_networks(overload.sustained, files=True),
         4,

@@ -1,12 +1,14 @@
 """The command ``facenet`` against a server on the real networks."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from commandline import facenet
+from facenet_client import Client
 from facenet_client.cli.commands import facenet as facenet_command
 from PIL import Image
 
@@ -159,8 +161,112 @@ def test_info_shows_models_and_limits(server: str) -> None:
     assert json.loads(facenet(server, "info", "--json").stdout)["limits"]["max_items_per_message"] == 64
 
 
+def test_the_shell_and_the_sdk_have_one_default(server: str, pictures: Path) -> None:
+    files = [turned(pictures / "astronaut.png"), pictures / "mirrored.png"]
+    said = json.loads(facenet(server, "compare", *files, "--json").stdout)
+    with Client(server) as client:
+        (result,) = client.compare([(files[0], files[1])])
+        (found,) = client.embed([files[0]])
+    assert said["distance"] == pytest.approx(result.distance, abs=2e-6)
+    assert said["probability"] == pytest.approx(result.probability, abs=1e-5)
+    (record,) = map(json.loads, facenet(server, "embed", files[0], "--json").stdout.splitlines())
+    assert record["exif_orientation"] == 3
+    np.testing.assert_allclose(record["faces"][0]["embedding"], np.asarray(found.faces[0].embedding), atol=1e-5)
+
+
+def test_reference_is_what_the_original_does(server: str, pictures: Path) -> None:
+    files = [pictures / "astronaut.png", pictures / "hopper.png"]
+    said = json.loads(facenet(server, "compare", *files, "--json", "--reference").stdout)
+    with Client(server) as client:
+        a, b = client.embed(files, margin_px=44, apply_exif_orientation=False)
+        (result,) = client.compare([(a.faces[0], b.faces[0])])
+        (same,) = client.compare([(files[0], files[1])])
+    assert said["distance"] == pytest.approx(result.distance, abs=2e-6)
+    assert said["distance"] != pytest.approx(same.distance, abs=1e-4)
+    upside_down = turned(pictures / "astronaut.png")
+    assert "no face" in facenet(server, "compare", upside_down, files[1], "--reference").stderr
+
+
+def turned(file: Path) -> Path:
+    """The photo as a phone writes it that was held upside down."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = file.with_stem(f"{file.stem} turned")
+    with Image.open(file) as image:
+        image.transpose(Image.Transpose.ROTATE_180).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("command", [(), ("embed",), ("evaluate", "lfw"), ("health",)], ids=" ".join)
+def test_help_has_a_short_flag(command: tuple[str, ...], flag: str) -> None:
+    ended = CliRunner().invoke(facenet_command, [*command, flag])
+    assert (ended.exit_code, ended.output.startswith("Usage:")) == (0, True)
+
+
+def test_the_version_is_the_packages() -> None:
+    assert CliRunner().invoke(facenet_command, ["--version"]).output.split()[-1] == version("facenet-serve")
+
+
+def test_options_of_the_server_may_stand_after_the_command(server: str, pictures: Path) -> None:
+    ended = facenet("127.0.0.1:1", "detect", pictures / "hopper.png", "--json", "--server", server, "--timeout-s", 30)
+    assert ended.returncode == 0, ended.stderr
+    assert "a token goes over TLS only" in facenet(server, "info", "--token", "secret").stderr
+
+
+def test_health_is_a_probe(server: str) -> None:
+    well, gone = facenet(server, "health"), facenet("127.0.0.1:1", "health", "--wait-s", 0.2)
+    assert (well.returncode, well.stdout) == (0, "serving\n")
+    assert (gone.returncode, gone.stdout) == (3, "")
+    assert "not serving: 127.0.0.1:1" in gone.stderr
+
+
+def test_stats_tell_the_servers_work(server: str, pictures: Path) -> None:
+    facenet(server, "embed", pictures)
+    told = facenet(server, "stats").stdout
+    assert "items accepted" in told
+    assert "20170512-110547" in told
+    since_start, lately = (
+        json.loads(facenet(server, "stats", "--json", *over).stdout) for over in ((), ("--over-s", 0.1))
+    )
+    assert sum(stage["rows"] for stage in since_start["stages"]) > 0
+    assert 0.1 <= lately["uptime_s"] < since_start["uptime_s"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["detect", "hopper.png"], 0),
+        (["detect", "nowhere.png"], 1),
+        (["detect"], 2),
+        (["detect", "hopper.png", "--json", "--csv"], 2),
+        (["detect", "."], 0),
+        (["embed", "hopper.png", "--model", "nobody"], 2),
+        (["detect", "hopper.png", "--server", "127.0.0.1:1"], 3),
+        (["detect", "hopper.png", "--server", "nonsense"], 2),
+        (["bench", "--server", "127.0.0.1:1"], 3),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_exit_codes_say_what_failed(
+    server: str, pictures: Path, arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pictures)
+    ended = facenet(server, *arguments)
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_folder_without_photos_says_what_counts_as_one(server: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_bytes(b"none")
+    ended = facenet(server, "detect", tmp_path)
+    assert ended.returncode == 2
+    assert "1 files that are no photos by their names" in ended.stderr
+    assert ".jpg" in ended.stderr
+
+
 def test_no_server_is_one_clear_line(pictures: Path) -> None:
     ended = facenet("127.0.0.1:1", "detect", pictures)
-    assert ended.returncode == 1
+    assert ended.returncode == 3
     assert "UNAVAILABLE" in ended.stderr
     assert "Traceback" not in ended.stderr

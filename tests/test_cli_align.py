@@ -9,6 +9,7 @@ from facenet_client import Client, Face
 from facenet_client.cli.align import targets
 from facenet_client.cli.crops import crop_edges, most_central
 from facenet_client.cli.dataset import shuffled
+from facenet_client.cli.photos import TWIN, Walk
 from PIL import Image
 
 pytestmark = pytest.mark.timeout(60)
@@ -96,15 +97,19 @@ def test_an_image_whose_crop_is_there_is_passed_over(
     assert len(list(out.glob("bounding_boxes_*.txt"))) == 2
 
 
-def test_images_are_not_turned_unless_asked(server: str, tmp_path: Path, astronaut: np.ndarray) -> None:
+def test_images_are_turned_upright_but_not_as_the_reference_does_it(
+    server: str, tmp_path: Path, astronaut: np.ndarray
+) -> None:
     source = tmp_path / "source" / "collins"
     source.mkdir(parents=True)
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     Image.fromarray(astronaut[::-1, ::-1]).save(source / "turned.png", exif=exif)
-    facenet(server, "align", source.parent, tmp_path / "as it is", "--thresholds", 0.6, 0.7, 0.95)
-    facenet(server, "align", source.parent, tmp_path / "upright", "--exif", "--thresholds", 0.6, 0.7, 0.95)
-    assert not list((tmp_path / "as it is").rglob("*.png"))
+    sure = ("--thresholds", 0.6, 0.7, 0.95)
+    for flag in ("--reference", "--no-exif"):
+        facenet(server, "align", source.parent, tmp_path / "as it is", flag, *sure)
+        assert not list((tmp_path / "as it is").rglob("*.png"))
+    facenet(server, "align", source.parent, tmp_path / "upright", *sure)
     (crop,) = (tmp_path / "upright").rglob("*.png")
     assert crop.name == "turned.png"
 
@@ -116,12 +121,14 @@ def test_a_folder_without_folders_of_images_is_refused(tmp_path: Path) -> None:
     assert "person/photo.jpg" in ended.stderr
 
 
-def test_of_images_that_differ_in_their_suffix_the_first_counts() -> None:
+def test_of_images_that_differ_in_their_suffix_the_first_counts_and_the_others_are_told() -> None:
     found = {"a": [Path("in/a/1.jpg"), Path("in/a/1.png")], "b": [Path("in/b/1.jpg")]}
-    assert targets(found, Path("out")) == {
+    walk = Walk()
+    assert targets(found, Path("out"), walk) == {
         Path("in/a/1.jpg"): Path("out/a/1.png"),
         Path("in/b/1.jpg"): Path("out/b/1.png"),
     }
+    assert walk.passed_over == [(Path("in/a/1.png"), TWIN)]
 
 
 def test_shuffling_loses_nothing() -> None:

@@ -17,8 +17,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 async def bench(target: str, *arguments: object, before: str = "") -> "subprocess.CompletedProcess[str]":
-    command = ("bench", target, "--warm-up-s", 0, *arguments)
-    return await asyncio.to_thread(facenet, "127.0.0.1:1", *command, before=before)
+    return await asyncio.to_thread(facenet, target, "bench", "--warm-up-s", 0, *arguments, before=before)
 
 
 async def record(target: str, *arguments: object) -> Any:
@@ -115,6 +114,8 @@ async def test_more_callers_than_a_connection_holds_get_more_connections() -> No
         (["--rate", 9, "--window", 2], "an open loop has no window"),
         (["--crops", "--method", "detect"], "--crops goes with --method embed-crops"),
         ([__file__, "--raw"], "without --raw it is sent as it is"),
+        (["127.0.0.1:50051"], "the server is given by --server 127.0.0.1:50051"),
+        (["nothing/there"], "no such file or folder"),
     ],
     ids=str,
 )

@@ -1,5 +1,6 @@
 """``facenet cluster`` against a server on the real networks."""
 
+import csv
 import json
 import math
 from collections.abc import Iterable
@@ -78,7 +79,25 @@ def test_a_strict_eps_leaves_faces_alone_and_min_samples_calls_them_noise(server
 
 def test_faces_under_the_score_do_not_count(server: str, people: Path) -> None:
     ended = facenet(server, "cluster", people, "--json", "--min-score", 1.0)
-    assert (ended.returncode, ended.stdout) == (0, "")
+    (said,) = records(ended.stdout)
+    assert ended.returncode == 0
+    assert len(said["without_face"]) == 5
+
+
+def test_images_without_a_face_are_named(server: str, people: Path) -> None:
+    Image.new("RGB", (64, 64)).save(people / "hopper" / "empty.png")
+    ended = facenet(server, "cluster", people, "--json")
+    assert "empty.png: no face" in ended.stderr
+    assert "6 images: 5 faces in 2 clusters, 1 images without a face, 0 failed" in ended.stderr
+    assert records(ended.stdout)[-1] == {"without_face": [str(people / "hopper" / "empty.png")]}
+
+
+def test_clusters_are_rows_of_csv(server: str, people: Path) -> None:
+    ended = facenet(server, "cluster", people, "--csv", "--score")
+    heading, *rows = csv.reader(ended.stdout.splitlines())
+    assert heading[:3] == ["cluster", "path", "face"]
+    assert [row[0] for row in rows] == ["0", "0", "0", "1", "1"]
+    assert "Pairwise precision" in ended.stderr
 
 
 def test_an_unreadable_image_is_named_and_left_out(server: str, people: Path) -> None:
@@ -101,8 +120,8 @@ def test_an_unknown_embedder_is_refused(server: str, people: Path) -> None:
     assert "no embedder 'nobody'" in ended.stderr
 
 
-def test_without_scikit_learn_one_line_names_the_extra(people: Path) -> None:
-    ended = facenet("127.0.0.1:1", "cluster", people, before="import sys; sys.modules['sklearn'] = None")
+def test_without_scipy_one_line_names_the_extra(people: Path) -> None:
+    ended = facenet("127.0.0.1:1", "cluster", people, before="import sys; sys.modules['scipy'] = None")
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
     assert "pip install 'facenet-serve[evaluate]'" in line

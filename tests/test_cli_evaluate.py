@@ -58,15 +58,39 @@ def test_lfw_prints_the_protocols_figures_and_writes_everything(server: str, two
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("1 1\nCollins 1 2\nCollins 1 Hopper 1\n", "two folds"), ("", "first line"), ("1 1\nA 1 2\nA 1 B 1\n", "none of")],
+    [
+        ("1 1\nCollins 1 2\nCollins 1 Hopper 1\n", "two folds"),
+        ("", "the file is empty"),
+        ("1 1\nA 1 2\nA 1 B 1\n", "none of"),
+    ],
     ids=["one fold", "empty", "other people"],
 )
 def test_pairs_that_make_no_evaluation_are_one_clear_line(server: str, two_people: Path, text: str, told: str) -> None:
     (two_people / "pairs.txt").write_text(text)
     ended = facenet(server, "evaluate", "lfw", two_people / "lfw", "--pairs", two_people / "pairs.txt")
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert told in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_own_pairs_name_images_by_paths_and_a_broken_one_counts_as_without_a_face(
+    server: str, two_people: Path
+) -> None:
+    flat = two_people / "flat"
+    flat.mkdir()
+    for number in (1, 2, 3, 4):
+        for name in ("Collins", "Hopper"):
+            (two_people / "lfw" / name / f"{name}_{number:04d}.png").rename(flat / f"{name} {number}.PNG")
+    (flat / "broken.jpg").write_bytes(b"nothing")
+    rows = ["Collins 1.PNG;Collins 2;1", "Hopper 1;Hopper 2.PNG;1", "Collins 1;Hopper 1;0", "Collins 2;Hopper 2;0"]
+    rows += ["Collins 3;broken.jpg;0", "Collins 4;gone.jpg;0"]
+    (two_people / "own.csv").write_text("\n".join(["image1;image2;same", *rows]), encoding="utf-16")
+    ended = facenet(server, "evaluate", "lfw", flat, "--pairs", two_people / "own.csv")
+    assert ended.returncode == 1, ended.stderr
+    assert "Accuracy: " in ended.stdout
+    assert "5 pairs, 1 pairs missing, 1 pairs undetected" in ended.stdout
+    assert "no image of the name gone.jpg" in ended.stderr
+    assert "broken.jpg: not an image" in ended.stderr
 
 
 def test_the_servers_answers_are_the_references(server: str, photos: Path) -> None:

@@ -1,7 +1,5 @@
 """The protocol on embeddings whose figures are known."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from facenet_client.evaluation import lfw
@@ -68,27 +66,6 @@ def test_the_threshold_at_a_rate_lies_on_the_line_to_the_next_step() -> None:
     rates[1000:] = 0.004  # 0 up to threshold 0.999, 0.004 from 1.0 on
     assert lfw.threshold_at_far(rates, 0.001) == pytest.approx(0.999 + 0.25 * 0.001)
     assert lfw.threshold_at_far(rates, 0.005) == 0
-
-
-PAIRS = "2\t1\nAnn\t1\t2\nAnn\t1\tBob\t3\nBob\t1\t2\nCy\t1\tBob\t2\n"
-
-
-def test_a_pairs_file_keeps_its_order_and_folds(tmp_path: Path) -> None:
-    (tmp_path / "pairs.txt").write_text(PAIRS)
-    official = lfw.read_pairs(tmp_path / "pairs.txt")
-    assert official.pairs[0] == ("Ann/Ann_0001", "Ann/Ann_0002", True)
-    assert official.pairs[1] == ("Ann/Ann_0001", "Bob/Bob_0003", False)
-    assert official.folds.tolist() == [0, 0, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [("Ann 1 2\n", "first line"), ("1 1\nAnn 1 2\n", "promises 2"), ("1 1\nAnn 1 2\nAnn 1\n", "pairs.txt:3")],
-)
-def test_a_broken_pairs_file_is_refused(tmp_path: Path, text: str, told: str) -> None:
-    (tmp_path / "pairs.txt").write_text(text)
-    with pytest.raises(ValueError, match=told):
-        lfw.read_pairs(tmp_path / "pairs.txt")
 
 
 def test_folds_that_cannot_be_judged_are_refused() -> None:

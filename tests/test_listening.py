@@ -148,7 +148,7 @@ def test_settings_that_would_let_in_more_than_they_say_are_refused(given: dict[s
         Config(**given).with_streams_for(None).check()
 
 
-@pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:50051", "localhost:50051"])
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:50051", "localhost:50051", "unix:/run/facenet/socket"])
 def test_tokens_may_come_in_plain_text_from_this_machine(listen: str) -> None:
     Config(tokens="tokens", listen=listen).with_streams_for(None).check()
 

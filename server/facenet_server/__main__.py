@@ -1,7 +1,13 @@
 """The command ``facenet-server``."""
 
+import signal
+
+if hasattr(signal, "SIGHUP"):  # Windows has none
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until ``serve`` logs it: the imports below take a second
+
 import asyncio
 import logging
+import os
 import sys
 from dataclasses import fields
 from typing import Any
@@ -15,10 +21,12 @@ except ImportError as error:
     sys.exit(f"facenet-server needs its extra packages ({error.name}): pip install 'facenet-serve[server]'")
 
 from facenet_server.app import serve
-from facenet_server.config import Config
+from facenet_server.config import VARIABLE_PREFIX, Config, unknown_variables
 from facenet_server.errors import FatalError, StartError
 
 _TYPES = {int: click.IntRange(min=0), float: click.FloatRange(min=0)}
+
+_log = logging.getLogger("facenet_server")  # as a command this module's own name is __main__
 
 
 def _run(**values: Any) -> None:
@@ -29,6 +37,8 @@ def _run(**values: Any) -> None:
         level=max(level, logging.INFO), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     logging.getLogger("facenet_server").setLevel(level)
+    for line in unknown_variables(os.environ):
+        _log.warning("%s", line)
     try:
         asyncio.run(serve(config))
     except (FatalError, StartError) as error:
@@ -44,7 +54,7 @@ def _option(field: Any) -> click.Option:
         type=click.Choice(choices) if choices else _TYPES.get(field.type, field.type),
         default=field.default,
         show_default=True,
-        envvar=f"FACENET_{field.name.upper()}",
+        envvar=VARIABLE_PREFIX + field.name.upper(),
         show_envvar=True,
         help=field.metadata["help"],
     )
@@ -56,8 +66,9 @@ main = click.Command(
     callback=_run,
     help="Serve face detection, embedding and comparison over gRPC. Ctrl-C or SIGTERM finishes what is in "
     "flight and ends; a second one ends at once.",
-    context_settings={"max_content_width": 100},
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
+click.version_option(package_name="facenet-serve", prog_name="facenet-server")(main)
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from facenet_proto.v1 import face_pb2 as pb
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from facenet_server import memory, messages
+from facenet_server import addresses, cgroups, memory, messages
 from facenet_server.backlog import Backlog
 from facenet_server.batching import Batcher
 from facenet_server.callers import Callers, read_tokens
@@ -45,6 +45,7 @@ _LOST_GRACE_S, _LOST_END_S = 1.0, 4.0  # once the device is lost: for the answer
 _SECOND_SIGNAL_END_S = 0.8
 _LAST_S = 5.0  # after the grace, for threads to end
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 _LAST_ANSWER_S, _TURN_AWAY_S = 2.0, 0.3  # how long it is waited for; from it on
 _LOOK_S = 0.02
 _GIVE_BACK_S = 10.0
@@ -57,13 +58,16 @@ OpenNetworks = Callable[[Config], dict[str, Network]]
 
 
 async def serve(config: Config, opener: OpenNetworks | None = None) -> None:
-    """Run the server until SIGTERM or SIGINT, then finish what is in flight; a second signal stops at once.
+    """Run the server until SIGTERM or SIGINT, then finish what is in flight; a second signal stops at once. SIGHUP is
+    logged and ignored.
 
     ``opener`` gives the networks by name, instead of those in the models folder. Raises StartError where it
     cannot start, FatalError where its device is lost: then this process can do no more.
     """
+    _ignore_hangups()
     config = config.with_streams_for(memory.usable_bytes())
     config.check()
+    await asyncio.to_thread(addresses.check, config.listen)  # before models are loaded, which takes seconds
     memory.limit_heaps(usable_cores())
     credentials, callers = tls(config), Callers(read_tokens(Path(config.tokens)) if config.tokens else None)
     stats, lost, loop = Stats(), asyncio.Event(), asyncio.get_running_loop()
@@ -177,7 +181,7 @@ async def _listen(
     memory.settle()
     async with status:
         await server.start()
-        _log.info("listening on %s:%d", config.listen.rpartition(":")[0], port)
+        _log.info("listening on %s", addresses.target(config.listen, port))
         signalled, failed = asyncio.ensure_future(signals.get()), asyncio.ensure_future(lost.wait())
         await asyncio.wait({signalled, failed}, return_when=asyncio.FIRST_COMPLETED)
         signalled.cancel()
@@ -259,9 +263,11 @@ def _threads(config: Config) -> int:
     return config.threads or usable_cores()
 
 
-def usable_cores() -> int:
-    """The cores this process may run on, where the system tells; else all there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(groups: Iterable[Path] | None = None) -> int:
+    """The cores this process may run on, or as many as its container's quota is worth where that is less; all there are
+    where the system does not tell. ``groups``: the control groups whose quotas hold, instead of this process's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, cgroups.quota_cores(groups) or cores)
 
 
 def _describe(networks: Mapping[str, Network], config: Config, default: str) -> pb.GetServerInfoResponse:
@@ -286,6 +292,13 @@ def decode_limits(config: Config) -> DecodeLimits:
         max_scans=config.max_image_scans,
         max_header_parts=config.max_header_parts,
     )
+
+
+def _ignore_hangups() -> None:
+    """From now on SIGHUP, which other servers take for "read your settings again", is only logged."""
+    if _HANGUP is not None:
+        told = "SIGHUP is ignored: settings, certificates and tokens are read at the start, so restart to change them"
+        asyncio.get_running_loop().add_signal_handler(_HANGUP, _log.info, told)
 
 
 def _signals() -> asyncio.Queue[int]:

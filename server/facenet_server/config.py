@@ -2,14 +2,19 @@
 
 import importlib.util
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
-from ipaddress import ip_address
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from facenet_server import addresses
 from facenet_server.errors import StartError
 
 MIB = 1 << 20
+VARIABLE_PREFIX = "FACENET_"
+_CLIENTS = ("SERVER", "TIMEOUT_S", "TLS", "CA", "CERTIFICATE", "KEY", "TOKEN")  # of the command ``facenet``
+_TESTS = ("TEST_DATA",)
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "BMP", "TIFF", "GIF")
 _MOST, _MOST_MIB = 2**31 - 1, 2**11 - 1  # what gRPC can count
 _LEAST_STALL_S = 0.01
@@ -27,7 +32,11 @@ class Config:
     (``FACENET_MAX_BATCH_ROWS``), documented by its text here."""
 
     models: Path = _option(Path("models"), "Folder with the ONNX files and manifest.json.")
-    listen: str = _option("127.0.0.1:50051", "Address and port; port 0 takes a free one, which is logged.")
+    listen: str = _option(
+        "127.0.0.1:50051",
+        "HOST:PORT, [IPV6]:PORT or unix:PATH. Port 0 takes a free one, which is logged; 0.0.0.0 and [::] are all "
+        "addresses of IPv4 and IPv6.",
+    )
     tls_certificate: str = _option("", "PEM file with the server's certificate chain. With tls_key it speaks TLS.")
     tls_key: str = _option("", "PEM file with the key of tls_certificate: RSA, P-256 or P-384.")
     tls_client_ca: str = _option(
@@ -36,7 +45,7 @@ class Config:
     tokens: str = _option(
         "",
         "File with a line for each token that is let in: SUBJECT and the token's SHA-256 in hex. Callers send "
-        "'authorization: Bearer TOKEN'. With TLS only, or on loopback.",
+        "'authorization: Bearer TOKEN'. With TLS only, or on loopback or a Unix socket.",
     )
     device: str = _option(
         "auto",
@@ -155,9 +164,7 @@ class Config:
                 most = _MOST_MIB if each.name == "max_message_mib" else _MOST
                 if not 1 <= value <= most:
                     raise StartError(f"{each.name} must be at least 1 and at most {most}")
-        port = self.listen.rpartition(":")[2]
-        if not (port.isdecimal() and int(port) <= 65_535):
-            raise StartError(f"--listen takes HOST:PORT, with a port up to 65535, not {self.listen!r}")
+        addresses.parse(self.listen)
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise StartError("--tls-certificate and --tls-key go together")
         if self.tls_client_ca and not self.tls_certificate:
@@ -167,14 +174,28 @@ class Config:
 
     @property
     def is_near(self) -> bool:
-        """Whether only this machine's programs can call."""
-        host = self.listen.rpartition(":")[0].strip("[]")
-        try:
-            return ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        """Whether only this machine's programs can call. Raises StartError where ``listen`` is no address."""
+        return addresses.is_near(addresses.parse(self.listen))
 
     @property
     def formats(self) -> tuple[str, ...]:
         """``image_formats`` one by one, by Pillow's names."""
         return tuple(name.strip().upper() for name in self.image_formats.split(","))
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """What to tell of each variable that is named like a setting and is none. Values are not looked at: they may be
+    secrets. Those that Kubernetes sets for a Service named ``facenet…`` are not told."""
+    names = [name for name in environment if name.startswith(VARIABLE_PREFIX)]
+    # For a Service, Kubernetes sets NAME_SERVICE_HOST, NAME_SERVICE_PORT…, NAME_PORT and NAME_PORT_….
+    services = [name.removesuffix("_SERVICE_HOST") for name in names if name.endswith("_SERVICE_HOST")]
+    of_services = tuple(f"{service}_{kind}" for service in services for kind in ("SERVICE_", "PORT"))
+    ours, others = [each.name.upper() for each in fields(Config)], [*_CLIENTS, *_TESTS]
+    unknown = {name.removeprefix(VARIABLE_PREFIX) for name in names if not name.startswith(of_services)}
+    return [_unknown(name, ours, others) for name in sorted(unknown.difference(ours, others))]
+
+
+def _unknown(name: str, *known: list[str]) -> str:
+    near = next(filter(None, (get_close_matches(name, names, 1) for names in known)), None)
+    hint = f": is {VARIABLE_PREFIX}{near[0]} meant?" if near else "; see --help"
+    return f"the environment variable {VARIABLE_PREFIX}{name} is no setting{hint}"

@@ -3,14 +3,26 @@
 import ctypes
 import logging
 import platform
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from facenet_server.errors import StartError
+
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+_INSTALL = 'pip install "facenet-serve[cuda]"'
+_CPU_BUILD = f"this onnxruntime is built without CUDA: pip uninstall onnxruntime, then {_INSTALL}"
+_CUDNN = "libcudnn.so.9"  # which the provider opens when it meets a convolution
+_NEEDED = re.compile(rb"(?<=\0)lib(?:cu|nv)\w+\.so[.\d]+(?=\0)")  # an entry of its dynamic section's strings
+_STRINGS_WITHIN = 1 << 20  # of its file, bytes
 
 _log = logging.getLogger(__name__)
 
@@ -28,18 +40,77 @@ class Engine:
     most_rows: Mapping[str, int] = field(default_factory=dict)
 
 
-def execution_providers(engine: Engine) -> list[Any]:
-    """The providers with their options, the preferred one first. Raises StartError where the device cannot be had."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cuda:
+    """What a machine has of what CUDA takes.
+
+    ``driver``: the NVIDIA driver's answer to ``cuInit``, 0 where it has a GPU to offer; None without a driver.
+    ``has_provider``: whether ONNX Runtime is built with its CUDA provider. ``unloadable``: the libraries that the
+    provider needs and the system does not find.
+    """
+
+    driver: int | None
+    has_provider: bool
+    unloadable: tuple[str, ...] = ()
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether there seems to be a GPU: with a driver that says otherwise, somebody hid or removed it."""
+        return self.driver not in (None, _NO_DEVICE)
+
+
+def execution_providers(engine: Engine, cuda: Cuda | None = None, runtimes: Sequence[str] | None = None) -> list[Any]:
+    """The providers with their options, the preferred one first. ``cuda``, ``runtimes``: what there is, where that is
+    known. Raises StartError where the device cannot be had."""
     cpu: tuple[str, dict[str, Any]] = ("CPUExecutionProvider", {})
+    clash = clash_of(installed_runtimes() if runtimes is None else runtimes)
+    if clash:
+        _log.warning("%s", clash)
     if engine.device == "cpu":
         return [cpu]
-    missing = _missing_for_cuda()
+    cuda = cuda or find_cuda()
+    missing = missing_for(cuda, clash)
     if missing is None:
         return [("CUDAExecutionProvider", cuda_options(engine)), cpu]
     if engine.device == "cuda":
-        raise StartError(f"device cuda cannot be had: {missing}; start with --device cpu, or auto")
-    _log.info("no CUDA (%s): the networks run on the CPU", missing)
+        raise StartError(f"device cuda cannot be had: {missing}; --device cpu does without")
+    _log.log(logging.WARNING if cuda.has_gpu else logging.INFO, "the networks run on the CPU: %s", missing)
     return [cpu]
+
+
+def missing_for(cuda: Cuda, clash: str | None = None) -> str | None:
+    """What keeps ONNX Runtime from a GPU, and what to do; None where nothing does."""
+    if cuda.driver is None:
+        return "no NVIDIA driver on this machine"
+    if cuda.driver == _NO_DEVICE:
+        return "the NVIDIA driver shows no GPU (is one there, and does CUDA_VISIBLE_DEVICES name it?)"
+    if cuda.driver:
+        return f"the NVIDIA driver cannot be used (cuInit: error {cuda.driver}); see what nvidia-smi says"
+    if not cuda.has_provider:
+        return clash or f"a GPU is there, but {_CPU_BUILD}"
+    if cuda.unloadable:
+        return f"a GPU is there, but not the libraries {', '.join(cuda.unloadable)}: {_INSTALL}"
+    return None
+
+
+def clash_of(runtimes: Sequence[str]) -> str | None:
+    """What is wrong with so many distributions of ONNX Runtime, and what to do; None where nothing is."""
+    if len(runtimes) < 2:
+        return None
+    return (
+        f"{' and '.join(runtimes)} are both installed: the later one has overwritten files of the other. Keep "
+        f"onnxruntime-gpu alone, which serves CPUs, too: pip uninstall {' '.join(runtimes)}, then "
+        'pip install "facenet-serve[server]", or "facenet-serve[cuda]" for a GPU'
+    )
+
+
+def installed_runtimes() -> list[str]:
+    """The distributions of ONNX Runtime that are installed, of those that are installed into the same folder."""
+    found = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with suppress(PackageNotFoundError):
+            found.append(distribution(name).name)
+    return found
 
 
 def cuda_options(engine: Engine) -> dict[str, str]:
@@ -91,13 +162,42 @@ def _products_overflow() -> bool:
     return {"avx512_vnni", "avx_vnni"}.isdisjoint(flags)
 
 
-def _missing_for_cuda() -> str | None:
-    """What keeps ONNX Runtime from CUDA, found without its noisy attempt; None where nothing does."""
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return "this onnxruntime is built without it; install onnxruntime-gpu"
+def find_cuda() -> Cuda:
+    """What this machine has, found without ONNX Runtime's own attempt, which prints errors and goes on without."""
+    driver, has_provider = _driver(), "CUDAExecutionProvider" in ort.get_available_providers()
+    if driver != 0 or not has_provider:
+        return Cuda(driver=driver, has_provider=has_provider)
+    with redirect_stdout(StringIO()):  # it prints what it does not find
+        ort.preload_dlls()  # CUDA and cuDNN out of the nvidia wheels, where they are installed
+    provider = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    return Cuda(driver=driver, has_provider=True, unloadable=unloadable(needed_libraries(provider)))
+
+
+def needed_libraries(provider: Path) -> list[str]:
+    """The libraries of CUDA that the provider's file names, and cuDNN; none where there is no such file (Windows).
+
+    The file itself cannot be loaded to see: it must find ONNX Runtime ready for it.
+    """
+    if not provider.exists():
+        return []
+    names = _NEEDED.findall(np.fromfile(provider, np.uint8, _STRINGS_WITHIN).tobytes())
+    return [*dict.fromkeys(name.decode() for name in names), _CUDNN]
+
+
+def unloadable(libraries: Sequence[str]) -> tuple[str, ...]:
+    """Those of the libraries that the system cannot load. The others stay loaded."""
+    missing = []
+    for name in libraries:
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            missing.append(name)
+    return tuple(missing)
+
+
+def _driver() -> int | None:
     try:
-        ctypes.CDLL("nvcuda.dll" if hasattr(ctypes, "windll") else "libcuda.so.1")
+        driver = ctypes.CDLL("nvcuda.dll" if hasattr(ctypes, "windll") else "libcuda.so.1")
     except OSError:
-        return "no NVIDIA driver on this machine"
-    ort.preload_dlls()  # CUDA and cuDNN out of the nvidia wheels, where they are installed
-    return None
+        return None
+    return int(driver.cuInit(0))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grpc
 
+from facenet_server import addresses
 from facenet_server.callers import Callers
 from facenet_server.config import MIB, Config
 from facenet_server.errors import StartError
@@ -22,20 +23,22 @@ def bind(
 ) -> tuple[grpc.aio.Server, int]:
     """A server of the service for the callers on ``config.listen``, not started yet, and its port.
 
-    Raises StartError where the port is taken, or gRPC can make nothing of the credentials.
+    Raises StartError, with the cause, where it cannot listen there, or gRPC can make nothing of the credentials.
     """
     calls = config.max_streams + config.max_connections + _CALLS_BESIDE  # a connection may watch the health
     server = grpc.aio.server(
         options=_channel_options(config), maximum_concurrent_rpcs=calls, interceptors=callers.interceptors()
     )
     server.add_generic_rpc_handlers((service,))
+    addresses.check(config.listen)  # gRPC itself would take a Unix socket away from the server that listens on it
     try:
-        port = _add_port(server, config.listen, credentials)
+        port = _add_port(server, addresses.target(config.listen), credentials)
     except RuntimeError as error:
         if credentials is not None:
             _check_by_grpc(credentials, config)
         raise StartError(
-            f"cannot listen on {config.listen}: stop the server that has this port, or choose another with --listen"
+            f"cannot listen on {config.listen}: gRPC cannot bind it, as its own line says; where that is a host name, "
+            "give an IP address instead (--listen)"
         ) from error
     if credentials is None and not config.is_near:
         _log.warning("%s is open to others in plain text: --tls-certificate, --tls-key", config.listen)

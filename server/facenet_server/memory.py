@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from facenet_server import cgroups
+
 _M_ARENA_MAX = -8  # glibc, malloc.h
-_CGROUP = Path("/sys/fs/cgroup")
-_LIMITS = (_CGROUP / "memory.max", _CGROUP / "memory" / "memory.limit_in_bytes")  # of a container: version 2, 1
 
 
 def limit_heaps(count: int) -> None:
@@ -41,13 +41,13 @@ async def given_back(every_s: float) -> AsyncIterator[None]:
         await asyncio.wait({giving})
 
 
-def usable_bytes(limits: Iterable[Path] = _LIMITS) -> int | None:
-    """The memory that this process may use: the machine's, or its container's where that is less. None where the
-    system does not tell."""
+def usable_bytes(limits: Iterable[Path] | None = None) -> int | None:
+    """The memory that this process may use: the machine's, or its container's or unit's where that is less. None where
+    the system does not tell. ``limits``: files with a number of bytes, or "max"."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for limit in limits:
+    for limit in cgroups.memory_limits() if limits is None else limits:
         with suppress(OSError, ValueError):  # no such file; "max"
             found.append(int(limit.read_text()))
     return min(found)

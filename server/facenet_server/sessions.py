@@ -7,6 +7,7 @@ with ``facenet-convert``.
 import base64
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from facenet_server import calibration
 from facenet_server.calibration import Calibration
 from facenet_server.canvases import SIDE_PX
-from facenet_server.engine import Engine, execution_providers, for_one_shape, hush_plans, open_session
+from facenet_server.engine import Cuda, Engine, execution_providers, for_one_shape, hush_plans, open_session
 from facenet_server.errors import StartError
 from facenet_server.faults import is_no_memory
 from facenet_server.ladder import climbed
@@ -37,6 +38,8 @@ _FREE_SIDE = 36  # of the golden answer's input, where an input's height and wid
 _GOLDEN_ERROR = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 2e-2, "int8": 0.1}  # relative, over all outputs
 _WINDOWS_A_RUN = 16  # of R-Net or O-Net on the CPU: their values stay in a core's own caches
 _ELSEWHERE = re.compile(rb"j[\x80-\xff]*.\n\x08location\x12", re.DOTALL)  # an entry of TensorProto.external_data
+
+_log = logging.getLogger(__name__)
 
 _DTYPES = {"tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(float)": np.float32}
 
@@ -124,17 +127,15 @@ class Network:
         return tuple(self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True))))
 
 
-def open_models(folder: Path, engine: Engine) -> dict[str, Network]:
-    """Every model that the folder's manifest lists, by name.
+def open_models(folder: Path, engine: Engine, cuda: Cuda | None = None) -> dict[str, Network]:
+    """Every model that the folder's manifest lists, by name. ``cuda``: what there is of it, where that is known.
 
     Raises StartError where the folder, a file's hash, its metadata, names or shapes are wrong, where one of
     the detector's networks or every embedder is missing, or where the device cannot be had.
     """
-    providers = execution_providers(engine)
+    providers = execution_providers(engine, cuda)
     networks = [_open(folder / file, sha256, providers, engine) for file, sha256 in _manifest(folder).items()]
-    for network in networks:
-        if engine.device == "cuda" and not network.on_cuda:
-            raise StartError(f"device cuda cannot be had: {network.info.name} runs on {network.providers[0]}")
+    _check_device(networks, engine, wants_cuda=len(providers) > 1)
     kinds = [network.info.kind for network in networks]
     for kind in (*PORTS, "embedder"):
         if kind not in (*kinds, "pnet_canvas"):  # which only some servers use
@@ -154,6 +155,16 @@ def stated_default(folder: Path) -> str:
     Raises StartError where the manifest cannot be read.
     """
     return str(_read_manifest(folder).get("default_embedder") or "")
+
+
+def _check_device(networks: Sequence[Network], engine: Engine, wants_cuda: bool) -> None:
+    """Raises StartError where the CPU has networks that were to run on CUDA; a warning where it may have them."""
+    on_cpu = [network.info.name for network in networks if wants_cuda and not network.on_cuda]
+    if on_cpu and engine.device == "cuda":
+        raise StartError(f"device cuda cannot be had: {on_cpu[0]} runs on the CPU; ONNX Runtime's own lines say why")
+    if on_cpu:
+        names = ", ".join(on_cpu)
+        _log.warning("a GPU is there, but %s run on the CPU; ONNX Runtime's own lines say why", names)
 
 
 def _agree(networks: Sequence[Network]) -> None:

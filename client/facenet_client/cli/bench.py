@@ -2,8 +2,10 @@
 
 import asyncio
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import astuple
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ import click
 import numpy as np
 from PIL import Image, ImageOps
 from rich.console import Console
-from rich.table import Table
 
 from facenet_client import AsyncClient, ImageError, ImageLike, load
 from facenet_client._targets import addresses
-from facenet_client.cli import console, options
+from facenet_client.cli import console, options, tables
 from facenet_client.cli.access import START_S, Access
+from facenet_client.cli.photos import Walk
+from facenet_client.cli.tables import milliseconds
 from facenet_client.load import Report, Workload
 
 _METHODS = ("detect", "embed", "embed-crops")
@@ -26,8 +29,7 @@ _COUNT, _POSITIVE = click.IntRange(min=1), click.FloatRange(min=0, min_open=True
 
 
 @click.command()
-@click.argument("target")
-@click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(exists=True, path_type=Path))
+@click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=Path))
 @click.option("--method", type=click.Choice(_METHODS), help="[default: detect; embed-crops without PATHs]")
 @click.option("--crops", is_flag=True, help="The images are ready crops of 160×160 pixels: --method embed-crops.")
 @click.option("--raw", is_flag=True, help="Send pixels, not files.")
@@ -51,27 +53,36 @@ _COUNT, _POSITIVE = click.IntRange(min=1), click.FloatRange(min=0, min_open=True
 @options.MODEL
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 @click.pass_obj
-def bench(access: Access, /, target: str, paths: Sequence[Path], as_json: bool, **given: Any) -> None:
-    """Load the server at TARGET with images, and tell how fast it answers and what it waits for.
+def bench(access: Access, /, paths: Sequence[Path], as_json: bool, **given: Any) -> None:
+    """Load the server with images, and tell how fast it answers and what it waits for.
 
     PATHs are images or folders; without any, crops are generated, or for --method detect and embed a portrait is used.
-    TARGET may be several addresses with commas between. Latency is that of a message; with --rate it counts from the
+    --server may be several addresses with commas between. Latency is that of a message; with --rate it counts from the
     time at which the message was due.
     """
+    _check_paths(paths)
     try:
         work = _workload(paths, given)
-        report = asyncio.run(_run(target, access, work, given))
+        report = asyncio.run(_run(access, work, given))
     except (ValueError, ImageError) as error:  # what no server was asked for, or what its limits forbid
         raise click.UsageError(str(error)) from error
     if as_json:
-        console.show(True, None, [_settings(target, work, given) | report.record()])
+        console.show(True, None, [_settings(access, work, given) | report.record()])
     else:
         _print(report, given)
     if not report.is_clean:
         raise SystemExit(1)
 
 
-async def _run(target: str, access: Access, work: Workload, given: dict[str, Any]) -> Report:
+def _check_paths(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not path.exists():
+            is_address = bool(re.fullmatch(r"\S+:\d+", str(path)))
+            told = f"the server is given by --server {path}" if is_address else "there is no such file or folder"
+            raise click.UsageError(f"{path}: {told}")
+
+
+async def _run(access: Access, work: Workload, given: dict[str, Any]) -> Report:
     duration_s = given["duration_s"] or (None if given["count"] else 10.0)
     plan = load.Plan(
         callers=given["concurrency"],
@@ -82,14 +93,14 @@ async def _run(target: str, access: Access, work: Workload, given: dict[str, Any
         poisson=given["arrivals"] == "poisson",
         warm_up_s=given["warm_up_s"],
     )
-    async with AsyncClient(target, **access.settings) as client:
+    async with AsyncClient(access.server, **access.settings) as client:
         await client.wait_until_ready(START_S)
         limits = (await client.server_info()).limits
-    per_connection = (limits["max_streams_per_connection"] - 1) * len(addresses(target))
+    per_connection = (limits["max_streams_per_connection"] - 1) * len(addresses(access.server))
     connections = given["connections"] or math.ceil(plan.callers / max(1, per_connection))
     err = Console(stderr=True)
     with err.status("warming up") if err.is_terminal else nullcontext() as status:
-        async with AsyncClient(target, connections=connections, **access.settings) as client:
+        async with AsyncClient(access.server, connections=connections, **access.settings) as client:
             return await load.run(client, work, plan, None if status is None else _teller(status.update))
 
 
@@ -116,7 +127,7 @@ def _workload(paths: Sequence[Path], given: dict[str, Any]) -> Workload:
 
 
 def _images(paths: Sequence[Path], given: dict[str, Any]) -> Sequence[ImageLike]:
-    files = console.image_files(paths)
+    files = console.image_files(paths, Walk())
     if len(files) > given["max_images"]:
         console.note(f"the first {given['max_images']:,} of {len(files):,} images")
     files = files[: given["max_images"]]
@@ -154,8 +165,8 @@ def _jpeg(pixels: Any) -> bytes:
 # ---- what came of it ----
 
 
-def _settings(target: str, work: Workload, given: dict[str, Any]) -> dict[str, Any]:
-    return given | {"target": target, "method": work.method, "distinct_messages": len(work.messages)}
+def _settings(access: Access, work: Workload, given: dict[str, Any]) -> dict[str, Any]:
+    return given | {"target": access.server, "method": work.method, "distinct_messages": len(work.messages)}
 
 
 def _print(report: Report, given: dict[str, Any]) -> None:
@@ -164,21 +175,19 @@ def _print(report: Report, given: dict[str, Any]) -> None:
         f"[bold]{report.items_per_s:,.1f} images/s[/bold]: {report.items:,} in {report.elapsed_s:.2f} s, messages of "
         f"{given['batch']}, {given['concurrency']} callers"
     )
-    latency = report.latency
-    out.print(
-        f"latency p50 {_ms(latency.p50_s)}, p95 {_ms(latency.p95_s)}, p99 {_ms(latency.p99_s)}, "
-        f"worst {_ms(latency.max_s)}"
-    )
+    p50, p95, p99, worst, _ = (milliseconds(seconds) for seconds in astuple(report.latency))
+    out.print(f"latency p50 {p50}, p95 {p95}, p99 {p99}, worst {worst}")
     if given["rate"] is not None:
-        out.print(f"of that waiting for a free caller: p50 {_ms(report.late.p50_s)}, p99 {_ms(report.late.p99_s)}")
+        p50, _, p99, _, _ = (milliseconds(seconds) for seconds in astuple(report.late))
+        out.print(f"of that waiting for a free caller: p50 {p50}, p99 {p99}")
     out.print(f"errors: {', '.join(_errors(report)) or 'none'}", style="" if report.is_clean else "red")
     out.print(f"this process used {report.client_cpu_s / report.elapsed_s:.0%} of a core")
     if report.server is None:
         out.print("the server tells no statistics")
         return
-    memory = report.server.resident_bytes / (1 << 20)
-    out.print(f"server: event loop late by p99 {_ms(report.server.loop_lag.p99_s)}, memory {memory:,.0f} MiB")
-    out.print(_stages(report))
+    late, memory = milliseconds(report.server.loop_lag.p99_s), report.server.resident_bytes / tables.MIB
+    out.print(f"server: event loop late by p99 {late}, memory {memory:,.0f} MiB")
+    console.show(False, tables.server_stats(report.server), ())
 
 
 def _errors(report: Report) -> Iterable[str]:
@@ -186,21 +195,3 @@ def _errors(report: Report) -> Iterable[str]:
         yield f"{count:,} × {reason}"
     for name, count in report.failures.items():
         yield f"{count:,} messages without an answer, {name}: {report.first_failure}"
-
-
-def _stages(report: Report) -> Table:
-    """A row per stage that worked. Busy: how many cores, or runs at once, its computing took."""
-    table = Table("stage", "runs", "rows", "rows/run", "queue/row", "compute/run", "busy")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    assert report.server is not None
-    for stage in report.server.stages:
-        if stage.runs:
-            busy = stage.compute_ns / 1e9 / report.elapsed_s
-            counts = (f"{stage.runs:,}", f"{stage.rows:,}", f"{stage.mean_rows:.1f}")
-            table.add_row(stage.name, *counts, _ms(stage.mean_queue_s), _ms(stage.mean_compute_s), f"{busy:.2f}")
-    return table
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:,.1f} ms"

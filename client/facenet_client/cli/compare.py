@@ -12,13 +12,15 @@ import click
 from facenet_client import Client, Comparison, Detection, NoFaceError, raise_for_errors
 from facenet_client.cli import console, matrix, options, tables
 from facenet_client.cli.answers import answers
-from facenet_client.cli.drawing import annotate
+from facenet_client.cli.drawing import Drawings
+from facenet_client.cli.photos import SUFFIXES, Walk
 
 _MODEL_SUFFIXES = (".pb", ".h5", ".onnx", ".meta")
 
 
 @click.command()
 @options.PATHS
+@options.looking
 @options.reference(margin_px=44)
 @click.option("--threshold", type=float, help="Same under this distance.  [default: the operating point's]")
 @click.option("--operating-point", help="A calibrated one that `facenet info` shows.  [default: best_accuracy]")
@@ -35,6 +37,7 @@ def compare(
     draw: Path | None,
     threshold: float | None,
     operating_point: str | None,
+    verbose: bool,
     **given: Any,
 ) -> None:
     """Compare every two of the images, a face of each: the distance matrix, then the verdicts.
@@ -42,20 +45,27 @@ def compare(
     Images without a face, and unreadable ones, are named and left out.
     """
     _check_first(paths[0])
-    files = console.image_files(paths)
+    walk = Walk()
+    files = console.image_files(paths, walk)
     if len(files) < 2:
         raise click.UsageError("comparing takes two images at least")
     with connect() as client:
         # Each image is embedded once, however many it is compared with.
-        asked = answers(partial(client.embed_stream, **options.request(given)), files)
-        found = [detection for _, detection in console.progress(asked, len(files))]
+        ask = partial(client.embed_stream, **options.request(given))
+        with console.Progress(len(files)) as progress:
+            found = []
+            for _, detection in answers(ask, files):
+                found.append(detection)
+                progress.advance()
         asked_for = {"threshold": threshold, "operating_point": operating_point, "model": given["model"]}
         compared = _compare(client, found, asked_for)
-    if draw is not None:
-        annotate(files, found, draw)
+    drawings = Drawings(draw, len(files))
+    for file, detection in zip(files, found, strict=True):
+        drawings.add(file, detection)
+    console.tell_passed_over(walk, verbose)
     lacking = [(file, detection) for file, detection in zip(files, found, strict=True) if not detection.faces]
     for file, detection in lacking:
-        console.note(f"{file}: {detection.error or 'no face'}; left out")
+        console.note(f"{console.shown(file)}: {console.shown(detection.error or 'no face')}; left out")
     if as_json:
         pairs = list(itertools.combinations(range(len(files)), 2))
         results = [compared.get((a, b)) or _without_face(found[a], found[b]) for a, b in pairs]
@@ -63,15 +73,15 @@ def compare(
         console.show(True, None, map(tables.comparison_record, names, results))
     elif compared:
         _show(files, compared)
-    sys.exit(1 if lacking else 0)
+    sys.exit(1 if lacking or drawings.failed or walk.unreadable else 0)
 
 
 def _check_first(path: Path) -> None:
     """Raises UsageError where the first path is a model, as that of the original compare.py is, or anything else that
     holds no images."""
     is_model_file = path.suffix in _MODEL_SUFFIXES
-    is_missing = not (path.exists() or path.suffix.lower() in console.SUFFIXES)
-    if is_model_file or is_missing or not console.images_at(path):
+    is_missing = not (path.exists() or path.suffix.lower() in SUFFIXES)
+    if is_model_file or is_missing or not Walk().photos([path]):
         name = path.stem if is_model_file else path.name
         raise click.UsageError(
             f"{'there is no' if is_missing else 'no images in'} {path}. If that is the model: one that the server runs "
@@ -84,7 +94,7 @@ def _show(files: Sequence[Path], compared: dict[tuple[int, int], Comparison]) ->
     kept = sorted({number for pair in compared for number in pair})
     place = {number: row for row, number in enumerate(kept)}
     distances = {(place[a], place[b]): result.distance for (a, b), result in compared.items()}
-    click.echo(matrix.text([str(files[number]) for number in kept], matrix.symmetric(distances, len(kept))))
+    click.echo(matrix.text([console.shown(files[number]) for number in kept], matrix.symmetric(distances, len(kept))))
     click.echo()
     names = [(files[a], files[b]) for a, b in compared]
     console.show(False, tables.comparisons(names, compared.values()), ())

@@ -1,47 +1,62 @@
-"""Between commands and the terminal: files found, progress shown, results and notes printed."""
+"""Between commands and the terminal: progress, notes and tables. Results go to stdout, all else to stderr."""
 
 import json
+import signal
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from unicodedata import category
 
 import click
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
-from facenet_client import ItemError
+from facenet_client.cli.photos import SUFFIXES, Walk
 
 T = TypeVar("T")
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+TELL_S = 10.0  # between two lines that say where a run is, without a terminal
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+_UNLIMITED = 1 << 16  # columns of a table that no terminal cuts
 
 
-class _Result(Protocol):
-    @property
-    def error(self) -> ItemError | None: ...
+def set_up_streams() -> None:
+    """Let both streams take any file name: what they cannot say is escaped, as JSON does it."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
-def image_files(paths: Iterable[Path]) -> list[Path]:
-    """The images meant by paths to files and folders. Raises UsageError where there is none."""
-    files = [file for path in paths for file in images_at(path)]
+def end_on_sigterm() -> None:
+    """As at Ctrl-C: what was answered is kept."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def image_files(paths: Iterable[Path], walk: Walk) -> list[Path]:
+    """The photos meant by paths to files and folders. Raises UsageError where there is none."""
+    files = walk.photos(paths)
     if not files:
-        raise click.UsageError(f"no images there ({', '.join(sorted(SUFFIXES))})")
+        tell_passed_over(walk, verbose=False)
+        raise click.UsageError(f"no images there ({' '.join(sorted(SUFFIXES))}, or a file named by itself)")
     return files
 
 
-def images_at(path: Path) -> list[Path]:
-    """A file as it is, whatever its name; of a folder, the files below it that are images by their suffix."""
-    if not path.is_dir():
-        return [path]
-    return [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES]
-
-
-def progress(results: Iterable[T], total: int) -> Iterator[T]:
-    """The results, with a bar on stderr while they come."""
-    console = Console(stderr=True)
-    hidden = total == 1 or not console.is_terminal
-    yield from track(results, "images", total, console=console, disable=hidden, transient=True)
+def shown(path: object) -> str:
+    """A path on one line: characters that do not print, as line ends and bytes that are no text, are escaped."""
+    return "".join(
+        letter
+        if letter.isprintable() or category(letter) == "Zs"
+        else letter.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for letter in str(path)
+    )
 
 
 def note(text: str) -> None:
@@ -49,16 +64,88 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+def tell_passed_over(walk: Walk, verbose: bool) -> None:
+    """What a walk passed over, by reason, or by name; folders that it could not read by name always."""
+    for folder, reason in walk.unreadable:
+        note(f"cannot read the folder {shown(folder)}: {reason}")
+    if verbose:
+        for path, reason in walk.passed_over:
+            note(f"passed over: {shown(path)} ({reason})")
+    if counts := Counter(reason for _, reason in walk.passed_over):
+        told = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        note(f"passed over: {told}" + ("" if verbose else "; -v names them"))
+
+
+class Progress(AbstractContextManager["Progress"]):
+    """How far a run is, on stderr: a bar in a terminal, otherwise a line every ten seconds; where it is cut short, how
+    many were done. ``hidden`` for what shows its progress by its results."""
+
+    def __init__(self, total: int, what: str = "images", hidden: bool = False, tell_s: float = TELL_S) -> None:
+        self._total, self._what, self._tell_s = total, what, tell_s
+        self._done, self._start_s = 0, time.monotonic()
+        console = Console(stderr=True)
+        self._is_told = total > 1 and not hidden and not console.is_terminal
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        disabled = total <= 1 or hidden or not console.is_terminal
+        # Results go to stdout by themselves: redirected, they would end up on stderr.
+        self._bar = Bar(*columns, console=console, disable=disabled, transient=True, redirect_stdout=False)
+        self._task = self._bar.add_task(what, total=total)
+        self._ended = threading.Event()
+        self._teller = threading.Thread(target=self._tell, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        if self._is_told:
+            self._teller.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._bar.stop()
+        if error is not None and self._total > 1:
+            note(f"cut short: {self._done:,} of {self._total:,} {self._what} were done")
+
+    def advance(self) -> None:
+        """One more is done."""
+        self.to(self._done + 1)
+
+    def to(self, done: int) -> None:
+        """So many are done."""
+        self._done = done
+        self._bar.update(self._task, completed=done)
+
+    def _tell(self) -> None:
+        while not self._ended.wait(self._tell_s):
+            rate = self._done / (time.monotonic() - self._start_s)
+            note(f"{self._done:,} of {self._total:,} {self._what}, {rate:,.1f}/s")
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """What belongs together, as a crop and its line: Ctrl-C and SIGTERM wait for the end of it. Raises
+    KeyboardInterrupt then."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _INTERRUPTS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
 def show(as_json: bool, table: Any, records: Iterable[dict[str, Any]]) -> None:
     """The table for people, or a record a line for programs."""
-    if not as_json:
-        Console().print(table)
+    if as_json:
+        for record in records:
+            click.echo(json.dumps(record))
         return
-    for record in records:
-        click.echo(json.dumps(record))
-
-
-def exit_code(results: Iterable[_Result]) -> None:
-    """Exit with 1 where any of the results is an error."""
-    if any(result.error is not None for result in results):
-        sys.exit(1)
+    console = Console()
+    # A pipe has no width: what is read by programs is not to be cut.
+    (console if console.is_terminal else Console(width=_UNLIMITED)).print(table)

@@ -1,12 +1,8 @@
-"""Which face of an image counts, where its crop lies, and its file."""
+"""Which face of an image counts, and where its crop lies."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from facenet_client import Face
 
@@ -29,13 +25,3 @@ def crop_edges(box: Box, width: int, height: int, margin_px: int) -> tuple[int, 
     half = margin_px / 2
     x1, y1, x2, y2 = box
     return int(max(x1 - half, 0)), int(max(y1 - half, 0)), int(min(x2 + half, width)), int(min(y2 + half, height))
-
-
-def save_png(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write (H, W, 3) RGB as a whole or not at all, so that a file that is there is complete."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        Image.fromarray(pixels).save(unfinished, format="PNG")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -1,37 +1,46 @@
 """Pictures with boxes and landmarks."""
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
-import click
 from PIL import Image, ImageDraw, ImageOps
 
 from facenet_client import Detection
+from facenet_client.cli import console
+from facenet_client.cli.files import fitting
 
 _BOX, _POINT = "#00e676", "#ff1744"
 
 
-def annotate(files: Sequence[Path], found: Sequence[Detection], out: Path) -> None:
-    """Draw each answered image's faces on it: into the file ``out`` for one image, else into that folder, where
-    images of one name from several folders are numbered."""
-    taken: set[Path] = set()
-    for file, detection in zip(files, found, strict=True):
-        if detection.error is None:
-            target = out if len(files) == 1 and out.suffix else _free(out / f"{file.stem}.faces.png", taken)
+class Drawings:
+    """Pictures of answered images: in the file ``out`` for one image, else in that folder, where images of one name
+    are numbered. ``failed`` counts those that cannot be drawn, each with a note."""
+
+    def __init__(self, out: Path | None, n_images: int) -> None:
+        self.failed = 0
+        self._out = out
+        self._is_one = n_images == 1 and out is not None and out.suffix != ""
+        self._taken: set[Path] = set()
+
+    def add(self, file: Path, detection: Detection) -> None:
+        """Draw an image's faces on it; no effect without ``out``, or where it has no answer."""
+        if self._out is None or detection.error is not None:
+            return
+        target = self._out if self._is_one else self._free(self._out, file)
+        try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with Image.open(file) as image:
-                    draw(image, detection).save(target)
-            except (OSError, ValueError) as error:
-                raise click.ClickException(f"cannot write {target}: {error}") from error
+            with Image.open(file) as image:
+                draw(image, detection).save(target)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            self.failed += 1
+            console.note(f"{console.shown(file)}: not drawn: {console.shown(error)}")
 
-
-def _free(target: Path, taken: set[Path]) -> Path:
-    names = itertools.chain([target], (target.with_stem(f"{target.stem}.{n}") for n in itertools.count(2)))
-    free = next(name for name in names if name not in taken)
-    taken.add(free)
-    return free
+    def _free(self, folder: Path, file: Path) -> Path:
+        endings = itertools.chain([".faces.png"], (f".faces.{n}.png" for n in itertools.count(2)))
+        names = (folder / fitting(file.stem, ending) for ending in endings)
+        free = next(name for name in names if name not in self._taken)
+        self._taken.add(free)
+        return free
 
 
 def draw(image: Image.Image, detection: Detection) -> Image.Image:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,17 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
 from facenet_client import Client, ModelInfo
-from facenet_client.cli import console
-from facenet_client.cli.answers import embedder
+from facenet_client.cli import console, options
+from facenet_client.cli.answers import answers, embedder
+from facenet_client.cli.photos import Walk
 from facenet_client.distances import l2
 from facenet_client.evaluation import lfw, parity
+from facenet_client.evaluation.pairs import Pair, PairsFile, read_pairs
 
-MARGIN_PX = 32
-_SUFFIXES = (".jpg", ".png")
+_MAX_NAMED = 10  # of the images that are missing
 
 
 @click.group()
@@ -33,12 +34,19 @@ def evaluate() -> None:
 
 @evaluate.command("lfw")
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--pairs", "pairs_path", required=True, type=click.Path(exists=True, path_type=Path), help="pairs.txt.")
+@click.option(
+    "--pairs",
+    "pairs_path",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="LFW's pairs.txt, or own pairs as CSV or JSON: two images below DIR, same (1 or 0), fold if there is one.",
+)
 @click.option("--flip/--no-flip", default=False, help="Concatenate each embedding with its mirror image's.")
 @click.option("--subtract-mean/--no-subtract-mean", default=False, help="Take the other folds' mean from all.")
 @click.option("--metric", type=click.IntRange(0, 1), default=0, show_default=True, help="0: squared L2; 1: angle/π.")
 @click.option("--model", default="", help="The embedder.  [default: the server's]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write figures and calibration here.")
+@options.VERBOSE
 @click.pass_obj
 def evaluate_lfw(
     connect: Callable[[], Client],
@@ -50,8 +58,9 @@ def evaluate_lfw(
     metric: lfw.Metric,
     model: str,
     out: Path | None,
+    verbose: bool,
 ) -> None:
-    """The LFW protocol on DIR/name/name_0001.jpg, and the calibration that its pairs give.
+    """The LFW protocol on pairs of images below DIR, and the calibration that they give.
 
     Each image's most central face counts, cut with a margin of 32 px. --out gets lfw.json, calibration.json,
     roc.png and distances.png.
@@ -60,25 +69,42 @@ def evaluate_lfw(
         if find_spec(package) is None:
             raise click.ClickException(f"evaluating needs {package}: pip install 'facenet-serve[evaluate]'")
     try:
-        official = lfw.read_pairs(pairs_path)
+        official = read_pairs(pairs_path)
     except ValueError as error:
-        raise click.ClickException(str(error)) from error
-    files = _find_images(folder, official.pairs)
+        raise click.UsageError(console.shown(error)) from error
+    files, walk = _find_images(folder, official.pairs)
+    _tell_missing(files, official.pairs)
     present = np.array([pair.a in files and pair.b in files for pair in official.pairs])
     if not present.any():
-        raise click.ClickException(f"none of the {len(present)} pairs is below {folder}")
+        raise click.UsageError(f"none of the {len(present)} pairs is below {folder}")
+    try:
+        lfw.check_folds(np.array([pair.same for pair in official.pairs])[present], official.folds[present])
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     start = time.monotonic()
     with connect() as client:
         about = embedder(client.server_info(), model or None)
-        vectors = _embed(client, files, about.name, flip)
-    click.echo(f"{len(files):,} images embedded in {time.monotonic() - start:.0f} s")
-    report = _Report(official, present, vectors, about)
+        vectors, failed = _embed(client, files, about.name, flip)
+    console.note(f"{len(files):,} images embedded in {time.monotonic() - start:.0f} s")
+    console.tell_passed_over(walk, verbose)
+    report = _Report(official, present, vectors, about, pairs_path.name)
     result = report.verify(subtract_mean=subtract_mean, metric=metric)
     fitted = report.calibrate()
     _print_verification(result, report.counts())
     _print_calibration(fitted)
     if out is not None:
         report.write(out, result, fitted, {"flip": flip, "subtract_mean": subtract_mean, "metric": metric})
+    if failed or walk.unreadable:
+        raise SystemExit(1)
+
+
+def _tell_missing(files: dict[str, Path], pairs: Sequence[Pair]) -> None:
+    """Name the first images of pairs that are not there."""
+    missing = sorted({side for pair in pairs for side in (pair.a, pair.b)} - files.keys())
+    for name in missing[:_MAX_NAMED]:
+        console.note(f"no image of the name {console.shown(name)}")
+    if len(missing) > _MAX_NAMED:
+        console.note(f"and {len(missing) - _MAX_NAMED:,} more")
 
 
 class _Report:
@@ -87,11 +113,13 @@ class _Report:
 
     def __init__(
         self,
-        official: lfw.PairsFile,
+        official: PairsFile,
         present: NDArray[np.bool_],
         vectors: dict[str, NDArray[np.float64]],
         model: ModelInfo,
+        data: str,
     ) -> None:
+        self._data = data
         pairs = [pair for pair, there in zip(official.pairs, present, strict=True) if there]
         self._model = model
         self._vectors = vectors
@@ -100,10 +128,6 @@ class _Report:
         self._same = np.array([pair.same for pair in pairs])
         self._a = np.array([vectors[pair.a] for pair in pairs])
         self._b = np.array([vectors[pair.b] for pair in pairs])
-        try:
-            lfw.check_folds(self._same, self._folds)
-        except ValueError as error:
-            raise click.ClickException(str(error)) from error
         self._seen = ~(np.isnan(self._a).any(axis=(1, 2)) | np.isnan(self._b).any(axis=(1, 2)))
         self._distances = l2(self._a[:, 0], self._b[:, 0])[self._seen]
 
@@ -128,15 +152,18 @@ class _Report:
 
         same_of_seen = self._same[self._seen]
         known = {name: views[0] for name, views in self._vectors.items() if not np.isnan(views).any()}
-        identities = np.array([name.partition("/")[0] for name in known])
-        different, same = calibration.all_distances(np.array(list(known.values())), identities)
+        if all("/" in name for name in known):  # folders say whose each image is: every two of them are a pair
+            identities = np.array([name.partition("/")[0] for name in known])
+            different, same = calibration.all_distances(np.array(list(known.values())), identities)
+        else:
+            different, same = (np.sort(self._distances[mask]) for mask in (~same_of_seen, same_of_seen))
         fitted, quality = calibration.fit_probability(self._distances, same_of_seen, self._folds[self._seen])
         n_folds = len(np.unique(self._folds))
         return {
             "model": self._model.name,
             "preprocessing": self._model.preprocessing,
-            "data": f"LFW: {len(same_of_seen)} pairs in {n_folds} folds, {len(known)} images; most central face, "
-            f"margin {MARGIN_PX} px",
+            "data": f"{self._data}: {len(same_of_seen)} pairs in {n_folds} folds, {len(known)} images; most central "
+            f"face, margin {options.MARGIN_PX} px",
             "operating_points": calibration.operating_points(self._distances, same_of_seen, different, same),
             "probability_map": fitted,
             "cross_validation": {kind: value._asdict() for kind, value in quality.items()},
@@ -161,43 +188,55 @@ class _Report:
         plots.save_histogram(self._distances, self._same[self._seen], threshold, out / "distances.png")
 
 
-def _find_images(folder: Path, pairs: Sequence[lfw.Pair]) -> dict[str, Path]:
-    """The pairs' images that are there, by their name in the pairs file."""
-    found: dict[str, Path] = {}
-    for name in sorted({side for pair in pairs for side in (pair.a, pair.b)}):
-        for suffix in _SUFFIXES:
-            path = folder / f"{name}{suffix}"
-            if path.exists():
-                found[name] = path
-                break
-    return found
+def _find_images(folder: Path, pairs: Sequence[Pair]) -> tuple[dict[str, Path], Walk]:
+    """The pairs' images that are there, by their name in the pairs file, with its suffix or without; and the walk that
+    found them. Of images that differ in their suffix alone, the first counts."""
+    walk = Walk()
+    by_name: dict[str, Path] = {}
+    for path in walk.photos([folder]):
+        within = path.relative_to(folder)
+        for name in (within.as_posix(), within.with_suffix("").as_posix()):
+            by_name.setdefault(name, path)
+    wanted = sorted({side for pair in pairs for side in (pair.a, pair.b)})
+    found = {name: by_name.get(name) or _named(name) for name in wanted}
+    return {name: path for name, path in found.items() if path is not None}, walk
 
 
-def _embed(client: Client, files: dict[str, Path], model: str, flip: bool) -> dict[str, NDArray[np.float64]]:
-    """Each image's views: its embedding, and its mirror image's where asked, (1 or 2, D); NaN without a face."""
-    stream = client.embed_stream(
-        files.values(), faces="most_central", margin_px=MARGIN_PX, model=model, return_crops=flip,
-        apply_exif_orientation=False,
-    )  # fmt: skip
+def _named(name: str) -> Path | None:
+    """A file of an absolute path, outside the folder."""
+    path = Path(name)
+    return path if path.is_absolute() and path.is_file() else None
+
+
+def _embed(
+    client: Client, files: dict[str, Path], model: str, flip: bool
+) -> tuple[dict[str, NDArray[np.float64]], int]:
+    """Each image's views: its embedding, and its mirror image's where asked, (1 or 2, D); NaN without a face. And how
+    many images failed."""
+    ask = partial(
+        client.embed_stream, faces="most_central", margin_px=options.MARGIN_PX, model=model, return_crops=flip
+    )
     vectors: dict[str, NDArray[np.float64]] = {}
     crops: list[tuple[str, NDArray[np.uint8]]] = []
-    dimension = 0
-    for name, found in console.progress(zip(files, stream, strict=True), len(files)):
-        if found.error is not None:
-            raise click.ClickException(f"{files[name]}: {found.error}")
-        if found.faces:
-            face = found.faces[0]
-            vectors[name] = np.asarray(face.embedding, np.float64)[np.newaxis]
-            dimension = vectors[name].shape[1]
-            if flip and face.crop is not None:
-                crops.append((name, np.ascontiguousarray(face.crop[:, ::-1])))
+    dimension = failed = 0
+    with console.Progress(len(files)) as progress:
+        for name, (path, found) in zip(files, answers(ask, files.values()), strict=True):
+            progress.advance()
+            if found.error is not None:
+                failed += 1
+                console.note(f"{console.shown(path)}: {console.shown(found.error)}; as without a face")
+            for face in found.faces:
+                vectors[name] = np.asarray(face.embedding, np.float64)[np.newaxis]
+                dimension = vectors[name].shape[1]
+                if flip and face.crop is not None:
+                    crops.append((name, np.ascontiguousarray(face.crop[:, ::-1])))
     mirrored = client.embed_crops_stream((crop for _, crop in crops), model=model)
     for (name, _), embedding in zip(crops, mirrored, strict=True):
         vectors[name] = np.vstack([vectors[name], np.asarray(embedding)])
     if not vectors:
         raise click.ClickException("no face was found in any image")
     missing = np.full((1 + flip, dimension), np.nan)
-    return {name: vectors.get(name, missing) for name in files}
+    return {name: vectors.get(name, missing) for name in files}, failed
 
 
 def _print_verification(result: lfw.Verification, counts: dict[str, int]) -> None:
@@ -234,7 +273,7 @@ def _print_calibration(fitted: dict[str, Any]) -> None:
             f"{point['true_accept_rate']:.4f}",
             f"{point['same_pairs']:,}",
         )
-    Console().print(table)
+    console.show(False, table, ())
     for kind, quality in fitted["cross_validation"].items():
         chosen = " (chosen)" if kind == fitted["probability_map"]["kind"] else ""
         figures = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in quality.items())
@@ -278,7 +317,7 @@ def _print_parity(seen: parity.Parity) -> None:
     table.add_row("scores", f"{seen.score:.1e}", f"{parity.MAX_SCORE:.0e}")
     table.add_row("embeddings of encoded files, cosine", f"{seen.cosine:.7f}", f"{parity.MIN_COSINE}")
     table.add_row("embeddings of the same crops, cosine", f"{seen.crop_cosine:.7f}", f"{parity.MIN_CROP_COSINE}")
-    Console().print(table)
+    console.show(False, table, ())
     for case in seen.miscounted:
         click.echo(case)
     click.echo("PASS" if seen.within_bounds else "FAIL")

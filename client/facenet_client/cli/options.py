@@ -8,7 +8,11 @@ import click
 
 Command: TypeAlias = Callable[..., None]
 
+MARGIN_PX = 32
+"""Around a face in its crop: what the calibrations were fitted on, and the server's default."""
+
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
+AS_CSV = click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values with a header.")
 DRAW = click.option(
     "--draw",
     type=click.Path(path_type=Path),
@@ -17,15 +21,8 @@ DRAW = click.option(
 )
 MODEL = click.option("--model", help="The embedder.  [default: the server's]")
 PATHS = click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path))
-_THRESHOLDS = click.option(
-    "--thresholds",
-    type=(click.FloatRange(0.3, 1, max_open=True),) * 3,
-    help="What P-Net, R-Net and O-Net must score.  [default: 0.6 0.7 0.7]",
-)
+VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Name each file that is passed over, with the reason.")
 _COUNT, _PIXELS = click.IntRange(min=1), click.IntRange(0, 1000)
-_MIN_FACE = click.option(
-    "--min-face-px", type=click.IntRange(12, 1000), help="Smallest face looked for, px.  [default: 20]"
-)
 
 SELECTIONS = ("all", "largest", "best_score", "most_central")
 ONE_FACE = SELECTIONS[1:]
@@ -35,6 +32,7 @@ _OLD_SPELLINGS = {
     "--cluster_threshold": ("--eps", ""),
     "--detect_multiple_faces": ("--detect-multiple-faces", ""),
     "--distance_metric": ("--metric", ""),
+    "--exif": ("", "the EXIF orientation is applied unless --no-exif or --reference is given: leave it out"),
     "--gpu_memory_fraction": ("", "the server has the GPU: facenet-server --gpu-mem-limit-mb"),
     "--image_size": ("--image-size", "embeddings are of crops of 160 px always: leave it out"),
     "--largest_cluster_only": ("--largest-only", ""),
@@ -87,36 +85,20 @@ def folder(name: str) -> Callable[[Command], Command]:
     return click.argument(name, type=click.Path(exists=True, file_okay=False, path_type=Path))
 
 
-def detection(command: Command) -> Command:
-    """The options of looking at images, one by one."""
-    for option in (
-        AS_JSON,
-        click.option("--no-exif", is_flag=True, help="Ignore the EXIF orientation."),
-        click.option("--margin-px", type=_PIXELS, help="Margin around a face in its crop, px.  [default: 32]"),
-        click.option("--max-faces", type=_COUNT, help="At most so many faces an image.  [default: all]"),
-        _THRESHOLDS,
-        _MIN_FACE,
-        PATHS,
-    ):
-        command = option(command)
-    return command
-
-
-def reference(margin_px: int) -> Callable[[Command], Command]:
-    """The options of the tools of davidsandberg/facenet, which know no EXIF orientation unless asked to."""
+def results(*suffixes: str) -> Callable[[Command], Command]:
+    """How results are written: for people, or as ``--json``, ``--csv`` and ``--out`` with one of these suffixes."""
+    kinds = ", ".join(suffixes)
 
     def decorate(command: Command) -> Command:
         for option in (
-            click.option("--exif", is_flag=True, help="Apply the EXIF orientation."),
-            _THRESHOLDS,
-            _MIN_FACE,
             click.option(
-                "--margin-px",
-                type=_PIXELS,
-                default=margin_px,
-                show_default=True,
-                help="Margin around a face in its crop, px.",
+                "--out",
+                type=click.Path(dir_okay=False, path_type=Path),
+                metavar="FILE",
+                help=f"Write results to FILE ({kinds}). Images that it has an answer of are not asked for again.",
             ),
+            AS_CSV,
+            AS_JSON,
         ):
             command = option(command)
         return command
@@ -124,8 +106,43 @@ def reference(margin_px: int) -> Callable[[Command], Command]:
     return decorate
 
 
+def looking(command: Command) -> Command:
+    """The options of finding faces in images."""
+    for option in (
+        VERBOSE,
+        click.option("--no-exif", is_flag=True, help="Ignore the EXIF orientation."),
+        click.option(
+            "--margin-px", type=_PIXELS, help=f"Margin around a face in its crop, px.  [default: {MARGIN_PX}]"
+        ),
+        click.option(
+            "--thresholds",
+            type=(click.FloatRange(0.3, 1, max_open=True),) * 3,
+            help="What P-Net, R-Net and O-Net must score.  [default: 0.6 0.7 0.7]",
+        ),
+        click.option(
+            "--min-face-px", type=click.IntRange(12, 1000), help="Smallest face looked for, px.  [default: 20]"
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def max_faces(command: Command) -> Command:
+    """``--max-faces``."""
+    return click.option("--max-faces", type=_COUNT, help="At most so many faces an image.  [default: all]")(command)
+
+
+def reference(margin_px: int) -> Callable[[Command], Command]:
+    """``--reference``: what the tool of davidsandberg/facenet does, which knows no EXIF orientation."""
+    text = f"Do exactly as the original: EXIF orientation ignored, a margin of {margin_px} px unless another is given."
+    return click.option("--reference", "reference_margin_px", flag_value=margin_px, type=int, help=text)
+
+
 def request(given: dict[str, Any]) -> Any:
     """What was given on the command line as the SDK's options; what was not is left to the server."""
-    options = {name: value for name, value in given.items() if value is not None}
-    upright = options.pop("exif") if "exif" in options else not options.pop("no_exif")
-    return options | {"apply_exif_orientation": upright}
+    options = {name: value for name, value in given.items() if value is not None and name != "verbose"}
+    margin_px = options.pop("reference_margin_px", None)
+    as_reference = margin_px is not None
+    if as_reference:
+        options.setdefault("margin_px", margin_px)
+    return options | {"apply_exif_orientation": not (options.pop("no_exif") or as_reference)}

@@ -1,44 +1,102 @@
-"""Results as tables for people and records for programs. Pure."""
+"""Results as text for people, and as records and rows for programs. Pure."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+import numpy as np
+from rich.table import Column, Table
 from rich.text import Text
 
-from facenet_client import Comparison, Detection, ServerInfo
+from facenet_client import Comparison, Detection, ModelInfo, ServerInfo, ServerStats
+from facenet_client.cli.console import shown
+from facenet_client.cli.files import portable
+from facenet_client.cli.results import View
+
+MIB = 1 << 20
 
 
-def detections(files: Sequence[Path], found: Sequence[Detection]) -> Table:
-    """A row per face; an image without faces, or with an error, has one too."""
-    table = Table("image", "size", "face", "score", "box x1 y1 x2 y2, px", "eyes, nose, mouth, px")
-    for file, detection in zip(files, found, strict=True):
-        size = f"{detection.width}×{detection.height}"
+def detections(model: ModelInfo | None = None) -> View[Detection]:
+    """Faces: a line and a row each; an image without faces, or with an error, has one, too. With a model their
+    embeddings are columns."""
+    dimension = 0 if model is None else model.dimension
+
+    def rows(detection: Detection) -> Iterator[list[object]]:
+        size = [detection.width, detection.height]
+        for number, face in enumerate(detection.faces):
+            values = np.array(
+                [face.score, *face.box, *itertools.chain(*face.landmarks)], np.float32
+            )  # they print shorter
+            vector = [] if face.embedding is None else [face.embedding.model, *face.embedding.vector]
+            yield [*size, number, *values, *vector, "", ""]
         if detection.error is not None:
-            table.add_row(Text(str(file)), "", "", "", Text(detection.error.args[0], style="red"), "")
+            yield [*_EMPTY, *_nothing(dimension), detection.error.reason, detection.error.args[0]]
         elif not detection.faces:
-            table.add_row(Text(str(file)), size, "none", "", "", "")
-        for number, face in enumerate(detection.faces, 1):
-            points = "  ".join(f"{x:.0f},{y:.0f}" for x, y in face.landmarks)
-            box = "  ".join(f"{edge:.1f}" for edge in face.box)
-            table.add_row(Text(str(file)), size, str(number), f"{face.score:.4f}", box, points)
-    return table
+            yield [*size, *_EMPTY[2:], *_nothing(dimension), "", ""]
+
+    vector = ["model", *(f"embedding_{place}" for place in range(dimension))] if dimension else []
+    return View(
+        heading=f"{'size':>11}  {'face':>4}  {'score':6}  box x1 y1 x2 y2, px",
+        lines=_detection_lines,
+        columns=("path", *_FACE, *vector, "error_reason", "error"),
+        rows=rows,
+        record=Detection.to_dict,
+        model=model.name if model else "",
+    )
+
+
+_POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
+_FACE = (
+    "width",
+    "height",
+    "face",
+    "score",
+    "x1",
+    "y1",
+    "x2",
+    "y2",
+    *(f"{point}_{axis}" for point in _POINTS for axis in "xy"),
+)
+_EMPTY = [""] * len(_FACE)
+
+
+def _nothing(dimension: int) -> list[str]:
+    return [""] * (dimension + 1 if dimension else 0)
+
+
+def _detection_lines(detection: Detection) -> Iterator[str]:
+    size = f"{detection.width}×{detection.height}"
+    if detection.error is not None:
+        yield shown(detection.error.args[0])
+    elif not detection.faces:
+        yield f"{size:>11}  none"
+    for number, face in enumerate(detection.faces):
+        box = " ".join(f"{edge:.1f}" for edge in face.box)
+        yield f"{size:>11}  {number:>4}  {face.score:.4f}  {box}"
 
 
 def comparisons(names: Iterable[tuple[Path, Path]], results: Iterable[Comparison]) -> Table:
     """A row per pair."""
-    table = Table("a", "b", "distance", "threshold", "operating point", "verdict", "probability")
+    table = Table(
+        Column("a", overflow="fold"),
+        Column("b", overflow="fold"),
+        "distance",
+        "threshold",
+        "operating point",
+        "verdict",
+        "probability",
+    )
     for (a, b), result in zip(names, results, strict=True):
         if result.error is not None:
-            table.add_row(Text(str(a)), Text(str(b)), "", "", "", Text(result.error.args[0], style="red"), "")
+            table.add_row(Text(shown(a)), Text(shown(b)), "", "", "", Text(result.error.args[0], style="red"), "")
             continue
         verdict = {True: "[green]same[/green]", False: "different", None: "none"}[result.same]
         threshold = "" if result.threshold is None else f"{result.threshold:.4f}"
         probability = "" if result.probability is None else f"{result.probability:.4f}"
         figures = (f"{result.distance:.4f}", threshold, result.operating_point, verdict, probability)
-        table.add_row(Text(str(a)), Text(str(b)), *figures)
+        table.add_row(Text(shown(a)), Text(shown(b)), *figures)
     return table
 
 
@@ -64,14 +122,9 @@ def server_info(info: ServerInfo) -> Table:
     return table
 
 
-def detection_record(file: Path, detection: Detection) -> dict[str, Any]:
-    """Everything an answer holds; embeddings as lists."""
-    return {"path": str(file), **detection.to_dict()}
-
-
 def comparison_record(names: tuple[Path, Path], result: Comparison) -> dict[str, Any]:
     """One pair; the figures are null where there is an error, and where the model is uncalibrated."""
-    return {"a": str(names[0]), "b": str(names[1]), **result.to_dict()}
+    return {"a": portable(names[0]), "b": portable(names[1]), **result.to_dict()}
 
 
 def server_info_record(info: ServerInfo) -> dict[str, Any]:
@@ -84,3 +137,34 @@ def server_info_record(info: ServerInfo) -> dict[str, Any]:
         "image_formats": list(info.image_formats),
         "limits": info.limits,
     }
+
+
+def server_stats(stats: ServerStats) -> Table:
+    """What a server did in some seconds, stage by stage, and what it holds now."""
+    table = Table("stage", "runs", "rows", "rows/run", "queue/row", "compute/run", "busy")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for stage in stats.stages:
+        if stage.runs:
+            busy = stage.compute_ns / 1e9 / stats.uptime_s if stats.uptime_s else 0.0
+            counts = (f"{stage.runs:,}", f"{stage.rows:,}", f"{stage.mean_rows:.1f}")
+            table.add_row(
+                stage.name, *counts, milliseconds(stage.mean_queue_s), milliseconds(stage.mean_compute_s), f"{busy:.2f}"
+            )
+    return table
+
+
+def server_state(stats: ServerStats) -> str:
+    """A server's load in two lines."""
+    now = stats.admission
+    return (
+        f"{stats.uptime_s:,.0f} s: {now.accepted_items:,} items accepted, {now.answered_items:,} answered, "
+        f"{now.abandoned_items:,} abandoned, {now.refused_items:,} refused; {now.refused_streams:,} streams refused\n"
+        f"now: {now.streams:,} streams, {now.items_in_flight:,} items, {now.bytes_in_flight / MIB:,.1f} MiB in flight; "
+        f"event loop late by p99 {milliseconds(stats.loop_lag.p99_s)}, memory {stats.resident_bytes / MIB:,.0f} MiB"
+    )
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds."""
+    return f"{seconds * 1e3:,.1f} ms"

@@ -5,8 +5,7 @@ what is chosen on the other folds is judged on one. Pure.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,54 +16,6 @@ Metric = Literal[0, 1]
 ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)
 VALIDATION_THRESHOLDS = np.arange(0, 4, 0.001)
 VALIDATION_FAR = 1e-3
-
-
-class Pair(NamedTuple):
-    """Two images below the data set's folder, without their suffix, and whether they show one person."""
-
-    a: str
-    b: str
-    same: bool
-
-
-class PairsFile(NamedTuple):
-    """The official pairs in their order, and how many folds they make."""
-
-    pairs: list[Pair]
-    n_folds: int
-
-    @property
-    def folds(self) -> NDArray[np.intp]:
-        """Each pair's fold, (n_pairs,)."""
-        return np.arange(len(self.pairs)) * self.n_folds // len(self.pairs)
-
-
-def read_pairs(path: Path) -> PairsFile:
-    """Parse ``pairs.txt``. Raises ValueError where a line is none, or the count is not the header's."""
-    header, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
-    try:
-        n_folds, half_fold = (int(field) for field in header.split())
-    except ValueError:
-        raise ValueError(f"{path}: the first line gives the folds and the pairs of a kind in each") from None
-    pairs = [_pair(line, f"{path}:{number}") for number, line in enumerate(lines, 2) if line.strip()]
-    if len(pairs) != 2 * n_folds * half_fold:
-        raise ValueError(f"{path} holds {len(pairs)} pairs, its header promises {2 * n_folds * half_fold}")
-    return PairsFile(pairs, n_folds)
-
-
-def _pair(line: str, where: str) -> Pair:
-    fields = line.split()
-    if len(fields) == 3:
-        name, first, second = fields
-        return Pair(_image(name, first), _image(name, second), True)
-    if len(fields) == 4:
-        name, first, other, second = fields
-        return Pair(_image(name, first), _image(other, second), False)
-    raise ValueError(f"{where}: a pair has three fields (same) or four (different)")
-
-
-def _image(name: str, number: str) -> str:
-    return f"{name}/{name}_{int(number):04d}"
 
 
 @dataclass(frozen=True, slots=True)
