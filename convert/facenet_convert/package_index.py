@@ -1,15 +1,13 @@
-"""Archives from the Python package index, by the user's own pip settings. Nothing in an archive is run.
+"""Archives from the Python package index, by the user's own settings of pip or uv. Nothing in an archive is run.
 
 ``pip download`` of a source distribution runs its ``setup.py``, whatever the options. So the archive is found and
-downloaded by unearth, which knows neither pip's configuration nor its environment variables: they are read here.
+downloaded by unearth, which knows none of these settings.
 """
 
-import ast
 import logging
 import os
 import re
 import ssl
-import subprocess
 import sys
 import tempfile
 import urllib.request
@@ -24,14 +22,11 @@ from unearth import Link, PackageFinder
 from unearth.auth import MultiDomainBasicAuth
 from unearth.fetchers.sync import PyPIClient
 
+from facenet_convert import index_settings
 from facenet_convert.errors import FetchError, SourceError
-
-SETTINGS = ("index-url", "extra-index-url", "find-links", "no-index", "cert", "proxy", "trusted-host")
-"""pip's settings that hold here."""
 
 T = TypeVar("T")
 
-_SECTIONS = ("global", "download", ":env:")  # of pip's configuration, each before what it yields to
 _TIMEOUT_S = 30.0
 _ATTEMPTS = 3
 
@@ -46,10 +41,10 @@ class _Sources(TypedDict, total=False):
 def fetch(requirement: str, read: Callable[[Path], T], folder: Path) -> T:
     """What ``read`` makes of the archive of ``requirement`` (``name==version``), which is not kept in ``folder``.
 
-    Every place that pip is set to is asked in turn, local folders first, until one has an archive that ``read`` raises
+    Every place in the settings is asked in turn, local folders first, until one has an archive that ``read`` raises
     no ConversionError for. Raises the SourceError of ``read``, where there was one, else FetchError.
     """
-    settings, reasons = pip_settings(), []
+    settings, reasons = index_settings.read(), []
     not_pinned: SourceError | None = None
     with _warnings() as warnings:
         for place, sources in _places(settings):
@@ -68,29 +63,12 @@ def fetch(requirement: str, read: Callable[[Path], T], folder: Path) -> T:
                         reasons.append(f"{place}: {str(error) or type(error).__name__}")
     if not_pinned is not None:
         raise not_pinned
-    told = "; ".join([*reasons, *warnings]) or "no index that pip is set to has it"
+    told = "; ".join([*reasons, *warnings]) or "no index that pip or uv is set to has it"
     raise FetchError(
-        f"cannot download {requirement}: {_redacted(told)}. Check the network and pip's index settings, or get the "
-        "archive with a browser and pass its path with --source (with `all`: --mtcnn-source, --facenet-source)"
+        f"cannot download {requirement}: {_redacted(told)}. Check the network and the index settings of pip "
+        "(PIP_INDEX_URL) or uv (UV_DEFAULT_INDEX), or get the archive with a browser and pass its path with --source "
+        "(with `all`: --mtcnn-source, --facenet-source)"
     )
-
-
-def pip_settings() -> dict[str, str]:
-    """What pip would use for a download, by its name for each setting: its configuration files, where pip is
-    installed, and the environment variables PIP_*, which win. Empty settings count as none."""
-    command = [sys.executable, "-m", "pip", "config", "list"]
-    loud = {**os.environ, "PIP_QUIET": "0", "PIP_VERBOSE": "0"}  # as pip's files may not have it
-    run = subprocess.run(command, env=loud, capture_output=True, text=True, check=False)
-    entries = dict(line.partition("=")[::2] for line in run.stdout.splitlines()) if run.returncode == 0 else {}
-    found: dict[str, str] = {}
-    for section in _SECTIONS:
-        for name in SETTINGS:
-            if value := ast.literal_eval(entries.get(f"{section}.{name}", "''")):
-                found[name] = str(value)
-    for name in SETTINGS:
-        if value := os.environ.get(f"PIP_{name.upper().replace('-', '_')}"):
-            found[name] = value
-    return found
 
 
 def _places(settings: Mapping[str, str]) -> Iterator[tuple[str, _Sources]]:

@@ -59,6 +59,7 @@ EMBEDDERS = (FACENET_20170512, FACENET_20180408)
 PINNED = (*EMBEDDERS, *MTCNN.values())
 
 _BROKEN = (lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+_HDF5 = b"\x89HDF\r\n\x1a\n"  # the first bytes of a file of Keras 2
 _MAX_BYTES = 1 << 30  # of a file in an archive, before its hash is known
 
 
@@ -87,15 +88,14 @@ def load(pretrained: Pretrained, *, cache: Path, local: Path | None = None) -> b
 
 
 def is_at(local: Path, pretrained: Pretrained) -> bool:
-    """Whether ``local`` says by its name that it is this file, the folder with it, or the archive."""
+    """Whether ``local`` is this file, the folder with it, or the archive, by its name. A Keras file may have any name,
+    because only one source is such a file."""
     if local.is_dir():
         return (local / pretrained.name).exists()
     name, _, version = pretrained.requirement.partition("==")
     archive = re.sub(r"[-_.]+", "-", f"{name}-{version}-")
-    is_keras = local.suffix == ".h5" and pretrained.name.endswith(
-        ".h5"
-    )  # no other source is one, so it may have any name
-    return is_keras or local.name == pretrained.name or re.sub(r"[-_.]+", "-", local.name).lower().startswith(archive)
+    is_named = local.name == pretrained.name or re.sub(r"[-_.]+", "-", local.name).lower().startswith(archive)
+    return is_named or (pretrained.name.endswith(".h5") and _is_hdf5(local))
 
 
 def from_drive(name: str, drive_id: str, cache: Path) -> Path:
@@ -193,6 +193,11 @@ def _tar_member(archive: Path, member: str) -> bytes:
         content = files.extractfile(about)
         assert content is not None
         return content.read()
+
+
+def _is_hdf5(local: Path) -> bool:
+    with local.open("rb") as file:
+        return file.read(len(_HDF5)) == _HDF5
 
 
 def _checked(data: bytes, pretrained: Pretrained, origin: object) -> bytes:

@@ -18,7 +18,7 @@ try:
     import grpc_health  # noqa: F401
     import onnxruntime  # noqa: F401
 except ImportError as error:
-    sys.exit(f"facenet-server needs its extra packages ({error.name}): pip install 'facenet-serve[server]'")
+    sys.exit(f'facenet-server needs its extra packages ({error.name}): pip install "facenet-serve[server]"')
 
 from facenet_server.app import serve
 from facenet_server.config import VARIABLE_PREFIX, Config, unknown_variables

@@ -153,7 +153,7 @@ class Config:
         if unknown:
             raise StartError(f"unknown image formats {', '.join(sorted(unknown))}; known are {', '.join(_FORMATS)}")
         if "HEIF" in self.formats and importlib.util.find_spec("pillow_heif") is None:
-            raise StartError("the image format HEIF needs its extra package: pip install 'facenet-serve[heif]'")
+            raise StartError('the image format HEIF needs its extra package: pip install "facenet-serve[heif]"')
         for each in fields(self):
             value = getattr(self, each.name)
             if each.type is float and not 0 <= value < math.inf:

@@ -8,5 +8,5 @@ def main() -> None:
     try:
         from facenet_client.cli.commands import facenet
     except ImportError as error:
-        sys.exit(f"facenet needs its extra packages ({error.name}): pip install 'facenet-serve[cli]'")
+        sys.exit(f'facenet needs its extra packages ({error.name}): pip install "facenet-serve[cli]"')
     facenet()

@@ -110,7 +110,7 @@ def cluster(
 
 def _check_extra() -> None:
     if find_spec("scipy") is None:  # looked for before the work, imported after it: that takes seconds
-        raise click.ClickException("clustering needs SciPy: pip install 'facenet-serve[evaluate]'")
+        raise click.ClickException('clustering needs SciPy: pip install "facenet-serve[evaluate]"')
 
 
 @contextmanager

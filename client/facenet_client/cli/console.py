@@ -130,7 +130,10 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _INTERRUPTS}
+    heard = [
+        number for number in _INTERRUPTS if signal.getsignal(number) is not signal.SIG_IGN
+    ]  # nohup and & ignore some
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in heard}
     try:
         yield
     finally:

@@ -67,7 +67,7 @@ def evaluate_lfw(
     """
     for package in ("matplotlib", "sklearn"):
         if find_spec(package) is None:
-            raise click.ClickException(f"evaluating needs {package}: pip install 'facenet-serve[evaluate]'")
+            raise click.ClickException(f'evaluating needs {package}: pip install "facenet-serve[evaluate]"')
     try:
         official = read_pairs(pairs_path)
     except ValueError as error:
