@@ -40,16 +40,17 @@ class _Folders(NamedTuple):
         return self.root / "photos"
 
 
-async def interrupted_runs(*, photos: int, messes: int, models: str) -> Report:
+async def interrupted_runs(*, photos: int, messes: int, models: str, continued: bool = True) -> Report:
     """T35: each command on so many photos in people's folders, some of them messy: once until SIGINT, once until its
-    server is killed, once to its end. What all three left behind is each answer once."""
+    server is killed, once to its end. What all three left behind is each answer once. Not continued: one command,
+    whose runs write to stdout one after the other."""
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
         made = await asyncio.to_thread(_make, Path(folder), photos, messes)
         report.note = f"{len(made.answered):,} photos, {len(made.failed):,} that fail"
         server = Server(Behaviour({}, models, core=-1))
         async with server:
-            for name, arguments, left in _commands(made):
+            for name, arguments, left in _commands(made) if continued else [_on_stdout(made)]:
                 await _thrice(report, server, name, arguments, made, left)
     return report
 
@@ -115,8 +116,16 @@ def _commands(made: _Folders) -> list[tuple[str, list[object], _Left]]:
     ]
 
 
+def _on_stdout(made: _Folders) -> tuple[str, list[object], _Left]:
+    return "detect", ["detect", made.photos, "--json"], _in_lines
+
+
 def _in_json(path: Path) -> tuple[Counter[str], set[str]]:
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return _in_lines(path.read_text())
+
+
+def _in_lines(text: str) -> tuple[Counter[str], set[str]]:
+    records = [json.loads(line) for line in text.splitlines()]
     return Counter(r["path"] for r in records if not r["error"]), {r["path"] for r in records if r["error"]}
 
 
@@ -141,8 +150,8 @@ def _in_crops(out: Path) -> tuple[Counter[str], set[str]]:
     """Of all runs' files of boxes: each crop that is there, as often as it has a line."""
     lines = Counter[str]()
     for file in out.glob("bounding_boxes_*.txt"):
-        whole = file.read_text("utf-8", "surrogateescape").replace("two\nlines", "two\\nlines")
-        lines.update(line.rpartition(".png ")[0] for line in whole.splitlines() if ".png " in line)
+        text = file.read_text("utf-8", "surrogateescape")
+        lines.update(line.rpartition(".png ")[0] for line in text.splitlines() if ".png " in line)
     crops = {str(path)[:-4].replace("two\nlines", "two\\nlines") for path in out.rglob("*.png")}
     return Counter({crop: lines[crop] for crop in crops | set(lines)}), set()
 
@@ -170,11 +179,11 @@ async def _thrice(
     report: Report, server: Server, name: str, arguments: list[object], made: _Folders, left: _Left
 ) -> None:
     share = len(made.answered) // 4 if name != "evaluate" else len(made.answered) // 5
-    first, _ = await _run(server, arguments, share, lambda process: process.send_signal(signal.SIGINT))
-    second, _ = await _run(server, arguments, share, lambda _: server.end())
+    first, one = await _run(server, arguments, share, lambda process: process.send_signal(signal.SIGINT))
+    second, two = await _run(server, arguments, share, lambda _: server.end())
     await asyncio.to_thread(server.start)
-    third, out = await _run(server, arguments)
-    answered, failed = left(out)
+    third, three = await _run(server, arguments)
+    answered, failed = left(one + two + three if left is _in_lines else three)
     wanted, wanted_failed = _expected(name, made)
     codes = (first, second, third)
     if codes != (_INTERRUPTED, _NO_SERVER, _SOME_FAILED):

@@ -41,6 +41,27 @@ def test_embed_gives_programs_the_vectors(server: str, pictures: Path) -> None:
     assert len(face["landmarks"]) == 5
 
 
+def test_crops_are_embedded_as_they_are(server: str, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "people").symlink_to(pictures)
+    facenet(server, "align", tmp_path / "raw", tmp_path / "aligned")
+    (tmp_path / "aligned" / "people" / "large.png").write_bytes((pictures / "hopper.png").read_bytes())
+    out = tmp_path / "crops.npz"
+    ended = facenet(server, "embed", "--crops", tmp_path / "aligned", "--out", out)
+    assert ended.returncode == 1
+    assert "large.png: " in ended.stderr
+    with np.load(out) as arrays:
+        vectors = dict(zip((Path(path).stem for path in arrays["paths"]), arrays["embeddings"], strict=True))
+    with Client(server) as client:
+        photos = client.embed([pictures / f"{name}.png" for name in vectors], faces="most_central")
+    for photo, vector in zip(photos, vectors.values(), strict=True):
+        np.testing.assert_allclose(np.asarray(photo.faces[0].embedding), vector, atol=1e-4)
+    for form in ("--json", "--csv"):
+        assert "embedding" in facenet(server, "embed", "--crops", tmp_path / "aligned", form).stdout
+    refused = facenet(server, "embed", "--crops", tmp_path / "aligned", "--margin-px", 8)
+    assert "leave out the options of finding faces" in refused.stderr
+
+
 def test_compare_judges_every_pair(server: str, pictures: Path) -> None:
     names = ["astronaut.png", "mirrored.png", "hopper.png"]
     ended = facenet(server, "compare", "--json", *(pictures / name for name in names))
@@ -152,8 +173,8 @@ def test_faces_are_drawn(server: str, pictures: Path, tmp_path: Path, astronaut:
     (pictures / "again").mkdir()
     (pictures / "again" / "hopper.png").write_bytes((pictures / "hopper.png").read_bytes())
     facenet(server, "compare", pictures, "--draw", tmp_path / "all")
-    names = sorted(file.name for file in (tmp_path / "all").iterdir())
-    assert names == ["astronaut.faces.png", "hopper.faces.2.png", "hopper.faces.png", "mirrored.faces.png"]
+    names = sorted(str(file.relative_to(tmp_path / "all")) for file in (tmp_path / "all").rglob("*.png"))
+    assert names == ["again/hopper.faces.png", "astronaut.faces.png", "hopper.faces.png", "mirrored.faces.png"]
 
 
 def test_info_shows_models_and_limits(server: str) -> None:
@@ -261,7 +282,7 @@ def test_a_folder_without_photos_says_what_counts_as_one(server: str, tmp_path: 
     (tmp_path / "notes.txt").write_bytes(b"none")
     ended = facenet(server, "detect", tmp_path)
     assert ended.returncode == 2
-    assert "1 files that are no photos by their names" in ended.stderr
+    assert "files that are no photos by their names (1)" in ended.stderr
     assert ".jpg" in ended.stderr
 
 

@@ -140,3 +140,8 @@ def test_progress_is_a_line() -> None:
     lines: list[str] = []
     _teller(lines.append)(Progress(2.0, 10, 320, 1))
     assert lines == ["2 s, 320 images, 160.0/s, 1 errors"]
+    seldom: list[str] = []
+    tell = _teller(seldom.append, every_s=10)
+    for second in range(1, 26):
+        tell(Progress(second, second, second, 0))
+    assert [line.partition(" s")[0] for line in seldom] == ["10", "20"]

@@ -41,7 +41,7 @@ def test_lfw_prints_the_protocols_figures_and_writes_everything(server: str, two
     folder, pairs, out = (two_people / name for name in ("lfw", "pairs.txt", "out"))
     flags = ("--flip", "--subtract-mean", "--metric", 1)
     ended = facenet(server, "evaluate", "lfw", folder, "--pairs", pairs, *flags, "--out", out)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == 1, ended.stderr  # a pair is missing
     assert "Accuracy: 1.00000+-0.00000" in ended.stdout
     assert "11 pairs, 1 pairs missing, 1 pairs undetected" in ended.stdout
     assert "not the figures of the whole benchmark" in ended.stdout
@@ -91,6 +91,27 @@ def test_own_pairs_name_images_by_paths_and_a_broken_one_counts_as_without_a_fac
     assert "5 pairs, 1 pairs missing, 1 pairs undetected" in ended.stdout
     assert "no image of the name gone.jpg" in ended.stderr
     assert "broken.jpg: not an image" in ended.stderr
+    assert "best_accuracy" in ended.stdout
+
+
+def test_own_pairs_are_calibrated_on_themselves_whatever_their_folders_mean(server: str, two_people: Path) -> None:
+    splits = two_people / "splits"
+    for split, numbers in (("train", (1, 2)), ("val", (3, 4))):
+        for name in ("Collins", "Hopper"):
+            (splits / split / name).mkdir(parents=True)
+            for number in numbers:
+                image = two_people / "lfw" / name / f"{name}_{number:04d}.png"
+                image.rename(splits / split / name / f"{number}.png")
+    rows = ["train/Collins/1.png,val/Collins/3,1", "train/Hopper/1,./val/Hopper/3.png,1"]
+    rows += ["train/Collins/1,train/Hopper/1,0", "train/Collins/2,train/Hopper/2,0"]
+    (two_people / "own.csv").write_text("\n".join(["a,b,same", *rows]))
+    out = two_people / "figures"
+    ended = facenet(server, "evaluate", "lfw", splits, "--pairs", two_people / "own.csv", "--out", out)
+    assert ended.returncode == 0, ended.stderr
+    (point,) = json.loads((out / "calibration.json").read_text())["operating_points"]
+    assert (point["different_pairs"], point["same_pairs"]) == (2, 2)
+    assert (point["false_accept_rate"], point["true_accept_rate"]) == (0, 1)
+    assert json.loads((out / "lfw.json").read_text())["images"] == 6
 
 
 def test_the_servers_answers_are_the_references(server: str, photos: Path) -> None:

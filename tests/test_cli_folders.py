@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from commandline import command_of, facenet
 from conftest import server_process
 from facenet_client import Detection, Embedding, Face, ModelInfo
 from facenet_client.cli import results, tables
-from facenet_client.cli.console import Progress, shown
+from facenet_client.cli.console import Progress, shown, uninterrupted
 from facenet_client.cli.files import fitting, portable, save_png
 from facenet_client.cli.photos import HIDDEN, KNOWN, NESTED, OTHER, OUTSIDE, SPECIAL, Walk
 from PIL import Image
@@ -162,8 +162,7 @@ def test_detect_answers_every_photo_of_a_messy_folder(server: str, messy: tuple[
     assert ended.returncode == 1
     assert within(folder, [record["path"] for record in records if record["faces"]]) == counted(names["answered"])
     assert within(folder, [record["path"] for record in records if record["error"]]) == counted(names["failed"])
-    assert "4 hidden or system files" not in ended.stderr
-    assert "5 hidden or system files, 3 files that are no photos by their names" in ended.stderr
+    assert "hidden or system files (5), files that are no photos by their names (3)" in ended.stderr
     assert f"{folder}/broken.jpg: not an image" in ended.stderr
     assert "-v names them" in ended.stderr
     assert "Thumbs.db" not in ended.stderr
@@ -233,7 +232,8 @@ def paths_in(out: Path) -> list[str]:
         ("a.jsonl", "no JSON\n", "holds other results (line 1)"),
         ("a.csv", "name,age\nbob,4\n", "holds other results (its columns)"),
         ("a.npz", "no archive", "holds other results"),
-        ("a.jsonl", '{"path": "x", "faces": [{"model": "old"}], "error": null}\n', "is of the model 'old'"),
+        ("a.jsonl", '{"path": "x", "name": "bob", "error": null}\n', "holds other results (line 1)"),
+        ("a.npz", "\x93NUMPY", "holds other results"),
         ("a.txt", "", "its suffix must be one of .jsonl, .csv, .npz"),
     ],
 )
@@ -248,17 +248,68 @@ def test_a_file_of_other_results_is_left_as_it_is(
     assert (tmp_path / name).read_text() == content
 
 
+def test_a_file_of_another_command_or_threshold_is_refused(server: str, tmp_path: Path, photo: bytes) -> None:
+    folder = tmp_path / "people" / "bob"
+    folder.mkdir(parents=True)
+    (folder / "1.jpg").write_bytes(photo)
+    for suffix in ("jsonl", "csv"):
+        out = tmp_path / f"names.{suffix}"
+        identify = ("identify", tmp_path / "people", tmp_path / "people", "--out", out)
+        assert facenet(server, *identify).returncode == 0
+        assert "method identify, now detect_stream" in facenet(server, "detect", folder, "--out", out).stderr
+        assert ", now 0.5" in facenet(server, *identify, "--threshold", 0.5).stderr
+        assert "apply_exif_orientation True, now False" in facenet(server, *identify, "--no-exif").stderr
+        assert "1 were in" in facenet(server, *identify).stderr
+        (folder / "2.jpg").write_bytes(photo)
+        assert "gallery" in facenet(server, *identify).stderr
+        (folder / "2.jpg").unlink()
+
+
+def test_an_empty_file_and_one_behind_a_link_are_written(server: str, tmp_path: Path, photo: bytes) -> None:
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    for suffix in ("jsonl", "csv", "npz"):
+        (tmp_path / f"faces.{suffix}").touch()
+        (tmp_path / f"link.{suffix}").symlink_to(tmp_path / f"faces.{suffix}")
+        assert facenet(server, "embed", tmp_path / "photo.jpg", "--out", tmp_path / f"link.{suffix}").returncode == 0
+        assert (tmp_path / f"link.{suffix}").is_symlink()
+        assert paths_in(tmp_path / f"faces.{suffix}") == [str(tmp_path / "photo.jpg")]
+
+
+@pytest.mark.parametrize("name", ["b.jpg", LINE_END])
+def test_a_csv_that_ends_within_a_row_is_continued(tmp_path: Path, name: str) -> None:
+    out, files = tmp_path / "faces.csv", [tmp_path / "a.jpg", tmp_path / name]
+    answer = Detection((Face((0, 0, 1, 1), 1.0, ((0.0, 0.0),) * 5),) * 2, 9, 9)
+    form: Any = {"as_json": False, "as_csv": False, "out": out}
+    with results.opened(files, tables.detections(), {}, **form) as opened:
+        for file in files:
+            opened.write(file, answer)
+    whole = out.read_bytes()
+    last_image = whole.index(b"a.jpg", whole.index(b"a.jpg") + 1) + 200  # somewhere in the second row
+    inside = [
+        size
+        for size in range(last_image, len(whole))
+        if whole[size - 1 : size] != b"\n" or b"two" in whole[size - 9 : size]
+    ]
+    for size in inside:
+        out.write_bytes(whole[:size])
+        with results.opened(files, tables.detections(), {}, **form) as opened:
+            for file in opened.missing:
+                opened.write(file, answer)
+        with out.open(newline="") as text:
+            assert Counter(row[0] for row in csv.reader(text)) == {"path": 1} | {str(file): 2 for file in files}
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 def test_an_answer_that_was_cut_short_is_asked_for_again(
     server: str, tmp_path: Path, photo: bytes, suffix: str
 ) -> None:
-    for name in ("a.jpg", "b.jpg"):
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
         (tmp_path / name).write_bytes(photo)
     out = tmp_path / f"faces.{suffix}"
     assert facenet(server, "embed", tmp_path, "--out", out).returncode == 0
     out.write_bytes(out.read_bytes()[:-40])
-    assert "1 were in" in facenet(server, "embed", tmp_path, "--out", out).stderr
-    assert within(tmp_path, paths_in(out)) == Counter(["a.jpg", "b.jpg"])
+    assert re.search("[12] were in", facenet(server, "embed", tmp_path, "--out", out).stderr)
+    assert within(tmp_path, paths_in(out)) == Counter(["a.jpg", "b.jpg", "c.jpg"])
 
 
 def test_an_image_whose_rows_were_cut_short_is_asked_for_again(
@@ -322,7 +373,7 @@ def many(tmp_path: Path, photo: bytes) -> Path:
     """More photos than are answered at once."""
     folder = tmp_path / "many"
     folder.mkdir()
-    for number in range(150):
+    for number in range(600):
         (folder / f"{number:03d}.jpg").write_bytes(photo)
     return folder
 
@@ -332,11 +383,71 @@ def test_what_was_answered_before_an_interrupt_is_kept(server: str, many: Path, 
     ended = run_until(3, server, "detect", many, "--json", then=lambda process: process.send_signal(number))
     records = list(map(json.loads, ended.out.splitlines()))
     assert ended.code == 130
-    assert 3 <= len(records) < 150
-    told = re.search(r"cut short: (\d+) of 150 images were done", ended.error)
+    assert 3 <= len(records) < 600
+    told = re.search(r"cut short: (\d+) of 600 images were done", ended.error)
     assert told
-    assert int(told[1]) in (len(records), len(records) - 1)  # the last one may have been under way
+    assert int(told[1]) in (len(records), len(records) - 1)  # the last one may not be counted yet
     assert "Traceback" not in ended.error
+
+
+def test_ctrl_c_waits_for_what_belongs_together() -> None:
+    done = []
+
+    def interrupted() -> None:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            done.append("all")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == ["all"]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_folder_that_cannot_be_written_costs_its_own_crops(server: str, tmp_path: Path, photo: bytes) -> None:
+    for name in ("ann", "bob"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "1.jpg").write_bytes(photo)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "ann").write_bytes(b"a file")
+    ended = facenet(server, "align", tmp_path / "in", tmp_path / "out")
+    assert ended.returncode == 1
+    assert "Number of successfully aligned images: 1" in ended.stdout
+    assert f"{tmp_path / 'in' / 'ann' / '1.jpg'}: " in ended.stderr
+
+
+def test_a_name_that_no_file_can_have_costs_itself_alone(server: str, tmp_path: Path, photo: bytes) -> None:
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    ended = facenet(server, "detect", tmp_path / "photo.jpg", f"{'a' * 300}.jpg", "--json")
+    good, bad = map(json.loads, ended.stdout.splitlines())
+    assert (ended.returncode, good["error"], bad["error"]["reason"]) == (1, None, "UNUSABLE_INPUT")
+
+
+def test_a_photo_that_is_named_twice_is_answered_once(
+    server: str, tmp_path: Path, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    monkeypatch.chdir(tmp_path)
+    ended = facenet(server, "detect", "photo.jpg", tmp_path, "./photo.jpg", "--json")
+    assert len(ended.stdout.splitlines()) == 1
+
+
+def test_drawings_of_a_continued_run_lie_beside_the_earlier_ones(server: str, tmp_path: Path, photo: bytes) -> None:
+    for name in ("ann", "bob"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "1.jpg").write_bytes(photo)
+    (tmp_path / "in" / "bob" / "1.png").write_bytes(photo)
+    drawn = ("--out", tmp_path / "faces.jsonl", "--draw", tmp_path / "drawn")
+    for part in (tmp_path / "in" / "ann", tmp_path / "in"):
+        assert facenet(server, "detect", part, *drawn).returncode == 0
+    names = sorted(str(path.relative_to(tmp_path / "drawn")) for path in (tmp_path / "drawn").rglob("*.png"))
+    assert names == ["1.faces.png", "bob/1.faces.2.png", "bob/1.faces.png"]
 
 
 def test_an_interrupted_archive_has_what_was_answered(tmp_path: Path) -> None:
@@ -345,7 +456,7 @@ def test_an_interrupted_archive_has_what_was_answered(tmp_path: Path) -> None:
     answer = Detection((Face((0, 0, 1, 1), 1.0, ((0.0, 0.0),) * 5, embedding),), 9, 9)
 
     def run() -> list[Path]:
-        with results.opened(files, tables.detections(model("m", 4)), as_json=False, as_csv=False, out=out) as found:
+        with results.opened(files, tables.detections(model("m", 4)), {}, as_json=False, as_csv=False, out=out) as found:
             found.write(found.missing[0], answer)
             if len(found.missing) > 1:
                 raise KeyboardInterrupt
@@ -371,10 +482,10 @@ def test_what_was_answered_before_a_server_was_lost_is_kept_and_the_rest_is_answ
     assert ended.code == 3
     assert "cut short" in ended.error
     out.write_text(ended.out)
-    assert 4 <= len(set(csv_paths(out))) < 150
+    assert 4 <= len(set(csv_paths(out))) < 600
     again = facenet(server, "detect", many, "--out", out)
     assert again.returncode == 0, again.stderr
-    assert Counter(csv_paths(out)) == Counter(str(many / f"{number:03d}.jpg") for number in range(150))
+    assert Counter(csv_paths(out)) == Counter(str(many / f"{number:03d}.jpg") for number in range(600))
 
 
 def csv_paths(out: Path) -> list[str]:

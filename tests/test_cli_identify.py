@@ -1,5 +1,6 @@
 """``facenet identify`` against a server on the real networks."""
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -51,6 +52,13 @@ def test_a_known_person_is_named_and_a_stranger_is_not(server: str, gallery: Pat
     assert (stranger["name"], stranger["nearest"]) == (None, "collins")
     assert known["distance"] < 1 < stranger["distance"]
     assert [nobody[key] for key in ("name", "nearest", "distance", "box", "error")] == [None] * 5
+    assert [answer["status"] for answer in (known, stranger, nobody)] == ["known", "unknown", "no_face"]
+
+
+def test_a_single_file_is_a_probe(server: str, gallery: Path, probes: Path) -> None:
+    ended = facenet(server, "identify", gallery, probes / "collins" / "mirrored.png", "--csv")
+    heading, row = csv.reader(ended.stdout.splitlines())
+    assert dict(zip(heading, row, strict=True))["status"] == "known"
 
 
 def test_the_table_and_the_score_are_for_people(server: str, gallery: Path, probes: Path) -> None:

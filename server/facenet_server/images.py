@@ -154,9 +154,9 @@ def _header(data: bytes, limits: DecodeLimits, max_parts: int | None = None) -> 
         )
     kind = headers.format_of(data)
     if kind not in limits.formats:
+        known = f": it is {kind}, which facenet-server --image-formats may add" if kind else ""
         raise InvalidInput(
-            "UNSUPPORTED_FORMAT",
-            f"not an image in an accepted format ({', '.join(limits.formats)}){f': it is {kind}' if kind else ''}",
+            "UNSUPPORTED_FORMAT", f"not an image in an accepted format ({', '.join(limits.formats)}){known}"
         )
     header = headers.parse(data, max_parts or limits.max_header_parts, limits.max_scans)
     _check_size(header.height, header.width, limits)

@@ -86,7 +86,7 @@ def before_command(group: click.Group) -> None:
 
 def after_command(command: click.Command) -> None:
     """Let the options stand after the name of a command, or of one of its commands, too: there they win."""
-    for each in command.commands.values() if isinstance(command, click.Group) else ():
+    for each in set(command.commands.values()) if isinstance(command, click.Group) else ():
         after_command(each)
     if isinstance(command, click.Group):
         return

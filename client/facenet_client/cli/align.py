@@ -1,9 +1,12 @@
 """``facenet align``: a folder of labelled folders to one of face crops, as davidsandberg/facenet does it in
 ``align/align_dataset_mtcnn.py``."""
 
+import errno
+import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +19,8 @@ from facenet_client.cli.answers import answers
 from facenet_client.cli.crops import crop_edges, most_central
 from facenet_client.cli.files import fitting, save_png
 from facenet_client.cli.photos import TWIN, Walk
+
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails so fails for all
 
 
 @click.command()
@@ -45,36 +50,72 @@ def align(
     walk = Walk()
     found = dataset.people(source, walk, leave_out=out)
     work = targets(dataset.shuffled(found) if random_order else found, out, walk)
-    for name in found:
-        (out / name).mkdir(parents=True, exist_ok=True)
     request = options.request(given) | {"return_crops": True, "crop_size_px": image_size}
-    margin_px = request.setdefault("margin_px", options.MARGIN_PX)
-    aligned = failed = 0
-    there = [image for image in work if _is_done(work[image], detect_multiple_faces)]
-    with connect() as client, _bounding_boxes_file(out) as boxes_file, console.Progress(len(work)) as progress:
-        waiting = _waiting(work, detect_multiple_faces, progress)
-        for image, detection in answers(partial(client.detect_stream, **request), waiting):
+    crops = _Crops(work, request.setdefault("margin_px", options.MARGIN_PX), detect_multiple_faces)
+    n_missing = len(list(crops.waiting()))
+    _make_folders(out, found)
+    with connect() as client, _bounding_boxes_file(out) as boxes_file, console.Progress(n_missing) as progress:
+        for image, detection in answers(partial(client.detect_stream, **request), crops.waiting()):
+            crops.save(image, detection, boxes_file)
             progress.advance()
-            if detection.error is not None:
-                failed += 1
-                console.note(f"{console.shown(image)}: {console.shown(detection.error)}")
-                continue
-            if _is_done(work[image], detect_multiple_faces):
-                continue  # by another process, meanwhile
-            with console.uninterrupted():
-                saved = _save(detection, work[image], margin_px, detect_multiple_faces)
-                boxes_file.writelines(f"{line}\n" for line in saved or [str(work[image])])
-            aligned += len(saved)
-            if not saved:
-                console.note(f'Unable to align "{console.shown(image)}"')
-    console.tell_passed_over(walk, verbose)
-    if there:
-        console.note(f"{len(there):,} images were aligned before")
-    if failed:
-        console.note(f"{failed:,} images failed")
+    console.tell_passed_over(walk, verbose=verbose)
+    if len(work) > n_missing or crops.failed:
+        console.note(f"{len(work) - n_missing:,} images were aligned before, {crops.failed:,} failed")
     click.echo(f"Total number of images: {sum(map(len, found.values()))}")
-    click.echo(f"Number of successfully aligned images: {aligned}")
-    sys.exit(1 if failed or walk.unreadable else 0)
+    click.echo(f"Number of successfully aligned images: {crops.saved}")
+    sys.exit(1 if crops.failed or walk.unreadable else 0)
+
+
+class _Crops:
+    """The crops of images: ``work`` says where each goes. ``saved`` and ``failed`` count them."""
+
+    def __init__(self, work: Mapping[Path, Path], margin_px: int, multiple: bool) -> None:
+        self.saved = self.failed = 0
+        self._work, self._margin_px, self._multiple = work, margin_px, multiple
+
+    def waiting(self) -> Iterator[Path]:
+        """The images without a crop, each looked at when its turn comes: other processes may share the work."""
+        return (image for image in self._work if not self._is_done(image))
+
+    def save(self, image: Path, detection: Detection, boxes_file: TextIO) -> None:
+        """Write an image's crops and their lines. What fails is told and counted; raises OSError of a full disk."""
+        if detection.error is not None:
+            self._fail(image, detection.error)
+        elif not self._is_done(image):  # since it was asked for
+            try:
+                with console.uninterrupted():
+                    lines = self._write(detection, self._work[image])
+                    boxes_file.writelines(f"{line}\n" for line in lines or [_on_one_line(self._work[image])])
+            except OSError as error:
+                if error.errno in _FATAL:
+                    raise
+                return self._fail(image, error)
+            self.saved += len(lines)
+            if not lines:
+                console.note(f'Unable to align "{console.shown(image)}"')
+
+    def _fail(self, image: Path, error: object) -> None:
+        self.failed += 1
+        console.note(f"{console.shown(image)}: {console.shown(error)}")
+
+    def _write(self, detection: Detection, target: Path) -> list[str]:
+        """Write an image's crops: a line of path and edges each. A face outside the image has no crop."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        faces = [face for face in detection.faces if face.crop is not None]
+        if faces and not self._multiple:
+            faces = [most_central(faces, detection.width, detection.height)]
+        lines = []
+        for number, face in reversed(list(enumerate(faces))):  # the first face's file tells that all are there
+            path = face_path(target, number) if self._multiple else target
+            assert face.crop is not None
+            save_png(path, face.crop)
+            edges = crop_edges(face.box, detection.width, detection.height, self._margin_px)
+            lines.append(" ".join(map(str, (_on_one_line(path), *edges))))
+        return lines[::-1]
+
+    def _is_done(self, image: Path) -> bool:
+        target = self._work[image]
+        return os.path.exists(face_path(target, 0) if self._multiple else target)
 
 
 def targets(found: Mapping[str, Sequence[Path]], out: Path, walk: Walk) -> dict[Path, Path]:
@@ -93,32 +134,16 @@ def face_path(target: Path, number: int) -> Path:
     return target.with_name(fitting(target.stem, f"_{number}{target.suffix}"))
 
 
-def _is_done(target: Path, multiple: bool) -> bool:
-    return (face_path(target, 0) if multiple else target).exists()
+def _make_folders(out: Path, names: Iterable[str]) -> None:
+    """A folder for each person, as the original has it, though nobody may have a crop."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        with suppress(OSError):  # told of each image that goes there
+            (out / name).mkdir(exist_ok=True)
 
 
-def _waiting(work: Mapping[Path, Path], multiple: bool, progress: console.Progress) -> Iterator[Path]:
-    # Looked at again before it is saved: what is asked for goes ahead of the answers.
-    for image, target in work.items():
-        if _is_done(target, multiple):
-            progress.advance()
-        else:
-            yield image
-
-
-def _save(detection: Detection, target: Path, margin_px: int, multiple: bool) -> list[str]:
-    """Write an image's crops: a line of path and edges each. A face outside the image has no crop."""
-    faces = [face for face in detection.faces if face.crop is not None]
-    if faces and not multiple:
-        faces = [most_central(faces, detection.width, detection.height)]
-    lines = []
-    for number, face in reversed(list(enumerate(faces))):  # the first face's file tells that all are there
-        path = face_path(target, number) if multiple else target
-        assert face.crop is not None
-        save_png(path, face.crop)
-        edges = crop_edges(face.box, detection.width, detection.height, margin_px)
-        lines.append(" ".join(map(str, (path, *edges))))
-    return lines[::-1]
+def _on_one_line(path: Path) -> str:
+    return str(path).replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _bounding_boxes_file(out: Path) -> TextIO:

@@ -3,17 +3,17 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
-from facenet_client import Detection, ModelInfo, ServerInfo
+from facenet_client import Detection, Embedding, ModelInfo, ServerInfo
 
+T = TypeVar("T", Detection, Embedding)
 _WRONG_FOR_ALL = {"OPTION_OUT_OF_RANGE", "UNKNOWN_MODEL"}
 
 
-def answers(
-    ask: Callable[[Iterable[Path]], Iterator[Detection]], files: Iterable[Path]
-) -> Iterator[tuple[Path, Detection]]:
+def answers(ask: Callable[[Iterable[Path]], Iterator[T]], files: Iterable[Path]) -> Iterator[tuple[Path, T]]:
     """Each file with its answer, as answers come; ``files`` is advanced ahead of them, in another thread.
 
     Raises CallError, and the OptionError of an option that suits no image.
@@ -25,13 +25,13 @@ def answers(
             sent.append(file)
             yield file
 
-    for detection in ask(noted()):
+    for answer in ask(noted()):
         file = sent.popleft()
-        if detection.error is not None and detection.error.reason in _WRONG_FOR_ALL:
-            raise detection.error
-        if detection.error is not None and detection.error.reason == "RESPONSE_TOO_LARGE":
-            (detection,) = ask([file])  # its crops did not fit beside those of its message's other images
-        yield file, detection
+        if answer.error is not None and answer.error.reason in _WRONG_FOR_ALL:
+            raise answer.error
+        if answer.error is not None and answer.error.reason == "RESPONSE_TOO_LARGE":
+            (answer,) = ask([file])  # its crops did not fit beside those of its message's other images
+        yield file, answer
 
 
 def embedder(server: ServerInfo, name: str | None) -> ModelInfo:

@@ -2,7 +2,9 @@
 
 import asyncio
 import math
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple
@@ -76,7 +78,7 @@ def bench(access: Access, /, paths: Sequence[Path], as_json: bool, **given: Any)
 
 def _check_paths(paths: Sequence[Path]) -> None:
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):
             is_address = bool(re.fullmatch(r"\S+:\d+", str(path)))
             told = f"the server is given by --server {path}" if is_address else "there is no such file or folder"
             raise click.UsageError(f"{path}: {told}")
@@ -98,16 +100,24 @@ async def _run(access: Access, work: Workload, given: dict[str, Any]) -> Report:
         limits = (await client.server_info()).limits
     per_connection = (limits["max_streams_per_connection"] - 1) * len(addresses(access.server))
     connections = given["connections"] or math.ceil(plan.callers / max(1, per_connection))
-    err = Console(stderr=True)
-    with err.status("warming up") if err.is_terminal else nullcontext() as status:
+    is_terminal = sys.stderr.isatty()
+    err = Console(stderr=True, force_terminal=is_terminal)
+    with err.status("warming up") if is_terminal else nullcontext() as status:
+        tell = _teller(console.note, console.TELL_S) if status is None else _teller(status.update)
         async with AsyncClient(access.server, connections=connections, **access.settings) as client:
-            return await load.run(client, work, plan, None if status is None else _teller(status.update))
+            return await load.run(client, work, plan, tell)
 
 
-def _teller(update: Callable[[str], None]) -> Callable[[load.Progress], None]:
+def _teller(update: Callable[[str], None], every_s: float = 0.0) -> Callable[[load.Progress], None]:
+    """What tells a load's progress, so often at most."""
+    next_s = every_s
+
     def tell(progress: load.Progress) -> None:
-        rate = progress.items / progress.elapsed_s
-        update(f"{progress.elapsed_s:.0f} s, {progress.items:,} images, {rate:,.1f}/s, {progress.errors:,} errors")
+        nonlocal next_s
+        if progress.elapsed_s >= next_s:
+            next_s = progress.elapsed_s + every_s
+            rate = progress.items / progress.elapsed_s
+            update(f"{progress.elapsed_s:.0f} s, {progress.items:,} images, {rate:,.1f}/s, {progress.errors:,} errors")
 
     return tell
 

@@ -1,8 +1,8 @@
 """``facenet cluster``: the faces of a folder, grouped by person, as davidsandberg/facenet does it in
 ``contributed/cluster.py``."""
 
-import itertools
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,22 +18,23 @@ from numpy.typing import NDArray
 from rich.table import Column, Table
 from rich.text import Text
 
-from facenet_client import Client, Detection
-from facenet_client.cli import console, grouping, options
+from facenet_client import Client, Detection, ModelInfo
+from facenet_client.cli import console, grouping, options, result_files, tables
 from facenet_client.cli.answers import answers, embedder, threshold
 from facenet_client.cli.crops import Box
 from facenet_client.cli.files import fitting, portable, save_png
 from facenet_client.cli.photos import Walk
-from facenet_client.cli.results import csv_text
+from facenet_client.cli.views import csv_text
 
 # DBSCAN chains: one wrong pair joins two people for good, and n faces make n²/2 pairs. So the default is the strictest
 # operating point, not the one that suits single pairs: docs/accuracy.md has the figures of both.
 _OPERATING_POINT = "far_1e-5"
+_STORE = ".faces-"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sighting:
-    """A face in an image: the how-manieth of its faces, from 0, and where; ``vector`` is (D,) float32."""
+    """A face in an image: its number there, from 0, its box in px and its score; ``vector`` is (D,) float32."""
 
     path: Path
     number: int
@@ -42,8 +43,18 @@ class Sighting:
     vector: NDArray[np.float32]
 
 
+@dataclass(slots=True)
+class _Found:
+    """The faces of some images, how many images there were and failed, and the model, where a file names it."""
+
+    faces: list[Sighting]
+    images: int
+    failed: int = 0
+    model: str = ""
+
+
 @click.command()
-@options.folder("folder")
+@click.argument("source", metavar="PATH", type=click.Path(exists=True, path_type=Path))
 @options.looking
 @click.option(
     "--eps",
@@ -64,7 +75,7 @@ class Sighting:
 def cluster(
     connect: Callable[[], Client],
     /,
-    folder: Path,
+    source: Path,
     eps: float | None,
     operating_point: str | None,
     min_samples: int,
@@ -77,35 +88,52 @@ def cluster(
     verbose: bool,
     **given: Any,
 ) -> None:
-    """Group the faces below FOLDER by person: DBSCAN on the embeddings."""
+    """Group faces by person: DBSCAN on the embeddings.
+
+    PATH is a folder with photos below it, or FILE.npz of `facenet embed --out`: many groupings of vectors that were
+    computed once.
+    """
     _check_extra()
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other")
+    if source.suffix == ".npz" and out is not None:
+        raise click.UsageError("--out takes a folder of photos: a file of vectors has no crops")
+    point = partial(threshold, given=eps, option="--eps", point=operating_point, preferred=_OPERATING_POINT)
     walk = Walk()
-    files = console.image_files([folder], walk)
-    with connect() as client, _crop_store(out) as store:
-        model = embedder(client.server_info(), given["model"])
-        eps = threshold(model, eps, "--eps", operating_point, _OPERATING_POINT)
-        request = options.request(given | {"model": model.name}) | {"return_crops": store is not None}
-        with console.Progress(len(files)) as progress:
-            asked = answers(partial(client.embed_stream, **request), files)
-            faces, without, failed = _collect(asked, progress, min_score, store)
-        with console.Progress(100, "% of the distances") as progress:
-            vectors = np.array([face.vector for face in faces])
-            labels = grouping.dbscan(vectors, eps, min_samples, on_progress=lambda share: progress.to(int(100 * share)))
+    with _crop_store(out) as store:
+        if source.suffix == ".npz":
+            found = _stored(source, min_score)
+            eps = eps or _of_server(connect, found.model, point)
+        else:
+            files = console.image_files([source], walk)
+            with connect() as client:
+                model = embedder(client.server_info(), given["model"])
+                eps = point(model)
+                request = options.request(given | {"model": model.name}) | {"return_crops": store is not None}
+                found = _collect(partial(client.embed_stream, **request), files, min_score, store)
+        labels = _group(found.faces, eps, min_samples)
         clusters = grouping.members(labels)
         if largest_only:
             clusters = {label: clusters[label] for label in clusters if label == 0}
         if out is not None and store is not None:
-            _move_crops(store, out, clusters, faces)
-    _show(clusters, faces, without, as_json, as_csv)
-    console.tell_passed_over(walk, verbose)
-    console.note(
-        f"{len(files):,} images: {len(faces):,} faces in {sum(label != grouping.NOISE for label in clusters):,} "
-        f"clusters, {len(without):,} images without a face, {failed:,} failed"
-    )
+            _move_crops(store, out, clusters, found.faces)
+    if as_csv:
+        click.echo(csv_text(_rows(clusters, found.faces)), nl=False)
+    else:
+        console.show(as_json, _table(clusters, found.faces), _records(clusters, found.faces))
+    console.tell_passed_over(walk, verbose=verbose)
+    _sum_up(found, clusters)
     if scored:
-        _show_score(as_json, as_csv, grouping.pair_score(labels, [str(face.path.parent) for face in faces]), eps)
-    if failed or walk.unreadable:
+        people = [str(face.path.parent) for face in found.faces]
+        _show_score(as_json, as_csv, grouping.pair_score(labels, people), eps)
+    if found.failed or walk.unreadable:
         raise SystemExit(1)
+
+
+def _of_server(connect: Callable[[], Client], model: str, point: Callable[[ModelInfo], float]) -> float:
+    """The default of --eps, of the model that made the vectors. Raises BadParameter where the server has it not."""
+    with connect() as client:
+        return point(embedder(client.server_info(), model))
 
 
 def _check_extra() -> None:
@@ -120,34 +148,69 @@ def _crop_store(out: Path | None) -> Iterator[Path | None]:
         yield None
         return
     out.mkdir(parents=True, exist_ok=True)
+    for unfinished in out.glob(f"{_STORE}*"):  # of a run that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
     if any(out.iterdir()):
         raise click.UsageError(f"{out} is not empty: its files would mix with the clusters")
-    with tempfile.TemporaryDirectory(prefix=".faces-", dir=out) as store:
+    with tempfile.TemporaryDirectory(prefix=_STORE, dir=out) as store:
         yield Path(store)
 
 
+def _stored(source: Path, min_score: float) -> _Found:
+    """The faces of a file of vectors above the score. Raises UsageError where it is none."""
+    try:
+        arrays = result_files.read_arrays(source)
+    except ValueError as error:
+        raise click.UsageError(f"{source}: {error}") from error
+    faces = [
+        Sighting(Path(str(path)), int(number), tuple(box.tolist()), float(score), vector)
+        for path, number, vector, score, box in zip(
+            *(arrays[name] for name in ("paths", "faces", "embeddings", "scores", "boxes")), strict=True
+        )
+        if not score <= min_score  # ready crops have none
+    ]
+    errors = arrays["errors"].tolist()
+    return _Found(faces, len(errors), sum(error != "" for error in errors), str(arrays["model"]))
+
+
 def _collect(
-    answered: Iterable[tuple[Path, Detection]], progress: console.Progress, min_score: float, store: Path | None
-) -> tuple[list[Sighting], list[Path], int]:
-    """The faces above the score, their crops in the store; the images without one; and how many images failed."""
-    faces: list[Sighting] = []
-    without: list[Path] = []
-    failed = 0
-    for path, detection in answered:
-        progress.advance()
-        counted = [face for face in enumerate(detection.faces) if face[1].score > min_score]
-        if detection.error is not None:
-            failed += 1
-            console.note(f"{console.shown(path)}: {console.shown(detection.error)}; left out")
-        elif not counted:
-            without.append(path)
-            console.note(f"{console.shown(path)}: no face")
-        for number, face in counted:
-            if store is not None and face.crop is not None:
-                save_png(store / f"{len(faces)}.png", face.crop)
-            vector = np.array(face.embedding, np.float32)
-            faces.append(Sighting(path, number, face.box, face.score, vector))
-    return faces, without, failed
+    ask: Callable[[Iterable[Path]], Iterator[Detection]], files: Sequence[Path], min_score: float, store: Path | None
+) -> _Found:
+    """The faces above the score, their crops in the store. Images that fail or have no such face are told."""
+    found = _Found([], len(files))
+    with console.Progress(len(files)) as progress:
+        for path, detection in answers(ask, files):
+            progress.advance()
+            counted = [(number, face) for number, face in enumerate(detection.faces) if face.score > min_score]
+            if detection.error is not None:
+                found.failed += 1
+                console.note(f"{console.shown(path)}: {console.shown(detection.error)}; left out")
+            elif not counted:
+                why = "no face" if not detection.faces else f"no face over the score {min_score:g}"
+                console.note(f"{console.shown(path)}: {why}")
+            for number, face in counted:
+                if store is not None and face.crop is not None:
+                    save_png(store / f"{len(found.faces)}.png", face.crop)
+                vector = np.array(face.embedding, np.float32)
+                found.faces.append(Sighting(path, number, face.box, face.score, vector))
+    return found
+
+
+def _group(faces: Sequence[Sighting], eps: float, min_samples: int) -> NDArray[np.int64]:
+    """Each face's cluster, (N,)."""
+    vectors = np.array([face.vector for face in faces])
+    with console.Progress(100, "% of the distances") as progress:
+        return grouping.dbscan(vectors, eps, min_samples, on_progress=lambda share: progress.to(int(100 * share)))
+
+
+def _sum_up(found: _Found, clusters: Mapping[int, Sequence[int]]) -> None:
+    n_without = found.images - found.failed - len({face.path for face in found.faces})
+    n_noise = len(clusters.get(grouping.NOISE, ()))
+    noise = f" and {n_noise:,} in none" if n_noise else ""
+    console.note(
+        f"{found.images:,} images: {len(found.faces):,} faces in {len(clusters) - bool(n_noise):,} clusters{noise}, "
+        f"{n_without:,} images without a face, {found.failed:,} failed"
+    )
 
 
 def _move_crops(store: Path, out: Path, clusters: Mapping[int, Sequence[int]], faces: Sequence[Sighting]) -> None:
@@ -164,24 +227,9 @@ def _name(label: int) -> str:
     return "noise" if label == grouping.NOISE else str(label)
 
 
-def _show(
-    clusters: Mapping[int, Sequence[int]],
-    faces: Sequence[Sighting],
-    without: Sequence[Path],
-    as_json: bool,
-    as_csv: bool,
-) -> None:
-    """The clusters in the form asked for; as JSON, with a record of the images without a face."""
-    if as_csv:
-        click.echo(csv_text(_rows(clusters, faces)), nl=False)
-        return
-    missing = [{"without_face": list(map(portable, without))}] if without else []
-    console.show(as_json, _table(clusters, faces), itertools.chain(_records(clusters, faces), missing))
-
-
 def _rows(clusters: Mapping[int, Sequence[int]], faces: Sequence[Sighting]) -> Iterator[Sequence[object]]:
     """A heading, then a face each; the cluster of the noise is empty."""
-    yield "cluster", "path", "face", "score", "x1", "y1", "x2", "y2"
+    yield "cluster", "path", "face", "score", *tables.BOX
     for label, places in clusters.items():
         for face in (faces[place] for place in places):
             name = "" if label == grouping.NOISE else label

@@ -1,6 +1,7 @@
 """``facenet compare``: every two of some images."""
 
 import itertools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -46,23 +47,16 @@ def compare(
     """
     _check_first(paths[0])
     walk = Walk()
-    files = console.image_files(paths, walk)
+    files = walk.photos(paths)  # one that is named twice may be compared with itself
     if len(files) < 2:
         raise click.UsageError("comparing takes two images at least")
     with connect() as client:
-        # Each image is embedded once, however many it is compared with.
-        ask = partial(client.embed_stream, **options.request(given))
-        with console.Progress(len(files)) as progress:
-            found = []
-            for _, detection in answers(ask, files):
-                found.append(detection)
-                progress.advance()
-        asked_for = {"threshold": threshold, "operating_point": operating_point, "model": given["model"]}
-        compared = _compare(client, found, asked_for)
-    drawings = Drawings(draw, len(files))
+        found = _embed(client, files, options.request(given))
+        compared = _compare(client, found, threshold, operating_point, given["model"])
+    drawings = Drawings(draw, files, paths)
     for file, detection in zip(files, found, strict=True):
         drawings.add(file, detection)
-    console.tell_passed_over(walk, verbose)
+    console.tell_passed_over(walk, verbose=verbose)
     lacking = [(file, detection) for file, detection in zip(files, found, strict=True) if not detection.faces]
     for file, detection in lacking:
         console.note(f"{console.shown(file)}: {console.shown(detection.error or 'no face')}; left out")
@@ -80,7 +74,7 @@ def _check_first(path: Path) -> None:
     """Raises UsageError where the first path is a model, as that of the original compare.py is, or anything else that
     holds no images."""
     is_model_file = path.suffix in _MODEL_SUFFIXES
-    is_missing = not (path.exists() or path.suffix.lower() in SUFFIXES)
+    is_missing = not (os.path.exists(path) or path.suffix.lower() in SUFFIXES)
     if is_model_file or is_missing or not Walk().photos([path]):
         name = path.stem if is_model_file else path.name
         raise click.UsageError(
@@ -100,14 +94,30 @@ def _show(files: Sequence[Path], compared: dict[tuple[int, int], Comparison]) ->
     console.show(False, tables.comparisons(names, compared.values()), ())
 
 
+def _embed(client: Client, files: Sequence[Path], request: Any) -> list[Detection]:
+    """Each image's answer, however many others it is compared with."""
+    found = []
+    with console.Progress(len(files)) as progress:
+        for _, detection in answers(partial(client.embed_stream, **request), files):
+            found.append(detection)
+            progress.advance()
+    return found
+
+
 def _compare(
-    client: Client, found: Sequence[Detection], asked_for: dict[str, Any]
+    client: Client, found: Sequence[Detection], threshold: float | None, operating_point: str | None, model: str | None
 ) -> dict[tuple[int, int], Comparison]:
-    """Every two of the images that have a face, by their numbers."""
+    """Every two of the images that have a face, by their numbers. Raises ItemError."""
+    given = {"threshold": threshold, "operating_point": operating_point, "model": model}
+    request: Any = {name: value for name, value in given.items() if value is not None}
     pairs = [(a, b) for a, b in itertools.combinations(range(len(found)), 2) if found[a].faces and found[b].faces]
-    limits: Any = {name: value for name, value in asked_for.items() if value is not None}
     sides = ((found[a].faces[0], found[b].faces[0]) for a, b in pairs)
-    return dict(zip(pairs, raise_for_errors(client.compare_stream(sides, **limits)), strict=True))
+    compared = {}
+    with console.Progress(len(pairs), "pairs") as progress:
+        for pair, result in zip(pairs, client.compare_stream(sides, **request), strict=True):
+            (compared[pair],) = raise_for_errors([result])
+            progress.advance()
+    return compared
 
 
 def _without_face(a: Detection, b: Detection) -> Comparison:

@@ -1,12 +1,13 @@
 """Between commands and the terminal: progress, notes and tables. Results go to stdout, all else to stderr."""
 
 import json
+import os
 import signal
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -36,16 +37,18 @@ def set_up_streams() -> None:
 
 def end_on_sigterm() -> None:
     """As at Ctrl-C: what was answered is kept."""
-    if threading.current_thread() is threading.main_thread():
+    is_heard = signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
+    if is_heard and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def image_files(paths: Iterable[Path], walk: Walk) -> list[Path]:
-    """The photos meant by paths to files and folders. Raises UsageError where there is none."""
-    files = walk.photos(paths)
+def image_files(paths: Sequence[Path], walk: Walk) -> list[Path]:
+    """The photos that paths to files and folders name, each once. Raises UsageError where there is none."""
+    files = list({os.path.abspath(file): file for file in walk.photos(paths)}.values())
     if not files:
-        tell_passed_over(walk, verbose=False)
-        raise click.UsageError(f"no images there ({' '.join(sorted(SUFFIXES))}, or a file named by itself)")
+        tell_passed_over(walk)
+        where = ", ".join(map(shown, paths))
+        raise click.UsageError(f"no images at {where} ({' '.join(sorted(SUFFIXES))}, or a file named by itself)")
     return files
 
 
@@ -64,15 +67,16 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def tell_passed_over(walk: Walk, verbose: bool) -> None:
-    """What a walk passed over, by reason, or by name; folders that it could not read by name always."""
-    for folder, reason in walk.unreadable:
+def tell_passed_over(*walks: Walk, verbose: bool = False) -> None:
+    """What walks passed over, by reason, or by name; folders that they could not read by name always."""
+    for folder, reason in (each for walk in walks for each in walk.unreadable):
         note(f"cannot read the folder {shown(folder)}: {reason}")
+    passed_over = [each for walk in walks for each in walk.passed_over]
     if verbose:
-        for path, reason in walk.passed_over:
+        for path, reason in passed_over:
             note(f"passed over: {shown(path)} ({reason})")
-    if counts := Counter(reason for _, reason in walk.passed_over):
-        told = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    if counts := Counter(reason for _, reason in passed_over):
+        told = ", ".join(f"{reason} ({count:,})" for reason, count in counts.items())
         note(f"passed over: {told}" + ("" if verbose else "; -v names them"))
 
 
@@ -83,10 +87,11 @@ class Progress(AbstractContextManager["Progress"]):
     def __init__(self, total: int, what: str = "images", hidden: bool = False, tell_s: float = TELL_S) -> None:
         self._total, self._what, self._tell_s = total, what, tell_s
         self._done, self._start_s = 0, time.monotonic()
-        console = Console(stderr=True)
-        self._is_told = total > 1 and not hidden and not console.is_terminal
+        is_terminal = sys.stderr.isatty()
+        self._is_told = total > 1 and not hidden and not is_terminal
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        disabled = total <= 1 or hidden or not console.is_terminal
+        console = Console(stderr=True, force_terminal=is_terminal)
+        disabled = total <= 1 or hidden or not is_terminal
         # Results go to stdout by themselves: redirected, they would end up on stderr.
         self._bar = Bar(*columns, console=console, disable=disabled, transient=True, redirect_stdout=False)
         self._task = self._bar.add_task(what, total=total)
@@ -104,7 +109,8 @@ class Progress(AbstractContextManager["Progress"]):
     ) -> None:
         self._ended.set()
         self._bar.stop()
-        if error is not None and self._total > 1:
+        is_unread = isinstance(error, BrokenPipeError)  # as by `| head`, which has what it wants
+        if error is not None and self._total > 1 and not is_unread:
             note(f"cut short: {self._done:,} of {self._total:,} {self._what} were done")
 
     def advance(self) -> None:
@@ -124,15 +130,15 @@ class Progress(AbstractContextManager["Progress"]):
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """What belongs together, as a crop and its line: Ctrl-C and SIGTERM wait for the end of it. Raises
-    KeyboardInterrupt then."""
+    """Finish what belongs together, as a crop and its line: Ctrl-C and SIGTERM wait for the end of the block, which
+    raises KeyboardInterrupt then. Nothing in the block may wait for others."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[int] = []
     heard = [
         number for number in _INTERRUPTS if signal.getsignal(number) is not signal.SIG_IGN
-    ]  # nohup and & ignore some
+    ]  # nohup, or a shell's &
     before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in heard}
     try:
         yield
@@ -149,6 +155,6 @@ def show(as_json: bool, table: Any, records: Iterable[dict[str, Any]]) -> None:
         for record in records:
             click.echo(json.dumps(record))
         return
-    console = Console()
+    is_terminal = sys.stdout.isatty()
     # A pipe has no width: what is read by programs is not to be cut.
-    (console if console.is_terminal else Console(width=_UNLIMITED)).print(table)
+    Console(force_terminal=is_terminal, width=None if is_terminal else _UNLIMITED).print(table)

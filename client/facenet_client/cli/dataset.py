@@ -15,7 +15,7 @@ def people(root: Path, walk: Walk, leave_out: Path | None = None) -> dict[str, l
     no photo."""
     found = walk.people(root, leave_out)
     if not any(found.values()):
-        console.tell_passed_over(walk, verbose=False)
+        console.tell_passed_over(walk)
         raise click.UsageError(f"no folders of images in {root}: it takes {root / 'person' / 'photo.jpg'}")
     return found
 

@@ -1,11 +1,12 @@
 """Pictures with boxes and landmarks."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
-from facenet_client import Detection
+from facenet_client import Detection, Embedding
 from facenet_client.cli import console
 from facenet_client.cli.files import fitting
 
@@ -13,20 +14,28 @@ _BOX, _POINT = "#00e676", "#ff1744"
 
 
 class Drawings:
-    """Pictures of answered images: in the file ``out`` for one image, else in that folder, where images of one name
-    are numbered. ``failed`` counts those that cannot be drawn, each with a note."""
+    """Pictures of answered images: in the file ``out`` for one image, else in that folder, where they lie as the images
+    do below ``roots``. ``failed`` counts those that cannot be drawn, each with a note."""
 
-    def __init__(self, out: Path | None, n_images: int) -> None:
+    def __init__(self, out: Path | None, files: Sequence[Path], roots: Sequence[Path]) -> None:
         self.failed = 0
-        self._out = out
-        self._is_one = n_images == 1 and out is not None and out.suffix != ""
-        self._taken: set[Path] = set()
+        self._targets: dict[Path, Path] = {}
+        if out is not None and len(files) == 1 and out.suffix:
+            self._targets = {files[0]: out}
+        elif out is not None:
+            taken: set[Path] = set()
+            self._targets = {file: _free(out / _below(file, roots), taken) for file in files}
 
-    def add(self, file: Path, detection: Detection) -> None:
-        """Draw an image's faces on it; no effect without ``out``, or where it has no answer."""
-        if self._out is None or detection.error is not None:
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is to be drawn."""
+        return bool(self._targets)
+
+    def add(self, file: Path, detection: Detection | Embedding) -> None:
+        """Draw an image's faces on it; no effect where it has no answer, or nothing is to be drawn."""
+        if file not in self._targets or isinstance(detection, Embedding) or detection.error is not None:
             return
-        target = self._out if self._is_one else self._free(self._out, file)
+        target = self._targets[file]
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with Image.open(file) as image:
@@ -35,12 +44,20 @@ class Drawings:
             self.failed += 1
             console.note(f"{console.shown(file)}: not drawn: {console.shown(error)}")
 
-    def _free(self, folder: Path, file: Path) -> Path:
-        endings = itertools.chain([".faces.png"], (f".faces.{n}.png" for n in itertools.count(2)))
-        names = (folder / fitting(file.stem, ending) for ending in endings)
-        free = next(name for name in names if name not in self._taken)
-        self._taken.add(free)
-        return free
+
+def _below(file: Path, roots: Sequence[Path]) -> Path:
+    """An image's path below the folder that it was found in; the name of one that was named itself."""
+    root = next((root for root in roots if root in file.parents), file.parent)
+    return file.relative_to(root)
+
+
+def _free(place: Path, taken: set[Path]) -> Path:
+    """A picture's path; numbered where images differ in their suffix alone."""
+    endings = itertools.chain([".faces.png"], (f".faces.{number}.png" for number in itertools.count(2)))
+    paths = (place.with_name(fitting(place.stem, ending)) for ending in endings)
+    free = next(path for path in paths if path not in taken)
+    taken.add(free)
+    return free
 
 
 def draw(image: Image.Image, detection: Detection) -> Image.Image:

@@ -1,6 +1,7 @@
 """``facenet evaluate lfw | parity``: figures about a served model, each from one command."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -65,46 +66,56 @@ def evaluate_lfw(
     Each image's most central face counts, cut with a margin of 32 px. --out gets lfw.json, calibration.json,
     roc.png and distances.png.
     """
-    for package in ("matplotlib", "sklearn"):
-        if find_spec(package) is None:
-            raise click.ClickException(f'evaluating needs {package}: pip install "facenet-serve[evaluate]"')
-    try:
-        official = read_pairs(pairs_path)
-    except ValueError as error:
-        raise click.UsageError(console.shown(error)) from error
-    files, walk = _find_images(folder, official.pairs)
-    _tell_missing(files, official.pairs)
-    present = np.array([pair.a in files and pair.b in files for pair in official.pairs])
-    if not present.any():
-        raise click.UsageError(f"none of the {len(present)} pairs is below {folder}")
-    try:
-        lfw.check_folds(np.array([pair.same for pair in official.pairs])[present], official.folds[present])
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    start = time.monotonic()
+    _check_extras()
+    walk = Walk()
+    official, files = _find_pairs(folder, pairs_path, walk)
+    start_s = time.monotonic()
     with connect() as client:
         about = embedder(client.server_info(), model or None)
-        vectors, failed = _embed(client, files, about.name, flip)
-    console.note(f"{len(files):,} images embedded in {time.monotonic() - start:.0f} s")
-    console.tell_passed_over(walk, verbose)
-    report = _Report(official, present, vectors, about, pairs_path.name)
+        vectors, failed = _embed(client, sorted(set(files.values())), about.name, flip)
+    console.note(f"{len(vectors):,} images embedded in {time.monotonic() - start_s:.0f} s")
+    console.tell_passed_over(walk, verbose=verbose)
+    named = {name: vectors[files[name]] for pair in official.pairs for name in (pair.a, pair.b) if name in files}
+    report = _Report(official, named, about, pairs_path.name)
     result = report.verify(subtract_mean=subtract_mean, metric=metric)
-    fitted = report.calibrate()
     _print_verification(result, report.counts())
+    try:
+        fitted = report.calibrate()
+    except ValueError as error:
+        raise click.ClickException(f"too few pairs with a face in both images for a calibration: {error}") from error
     _print_calibration(fitted)
     if out is not None:
         report.write(out, result, fitted, {"flip": flip, "subtract_mean": subtract_mean, "metric": metric})
-    if failed or walk.unreadable:
+    if failed or walk.unreadable or report.counts()["pairs_missing"]:
         raise SystemExit(1)
 
 
-def _tell_missing(files: dict[str, Path], pairs: Sequence[Pair]) -> None:
-    """Name the first images of pairs that are not there."""
-    missing = sorted({side for pair in pairs for side in (pair.a, pair.b)} - files.keys())
-    for name in missing[:_MAX_NAMED]:
-        console.note(f"no image of the name {console.shown(name)}")
-    if len(missing) > _MAX_NAMED:
-        console.note(f"and {len(missing) - _MAX_NAMED:,} more")
+def _check_extras() -> None:
+    for package in ("matplotlib", "sklearn"):
+        if find_spec(package) is None:
+            raise click.ClickException(f'evaluating needs {package}: pip install "facenet-serve[evaluate]"')
+
+
+def _find_pairs(folder: Path, pairs_path: Path, walk: Walk) -> tuple[PairsFile, dict[str, Path]]:
+    """The pairs, and their images that are there, by name. Raises UsageError where they make no evaluation."""
+    try:
+        official = read_pairs(pairs_path)
+        files = _find_images(folder, official.pairs, walk)
+        official = official._replace(pairs=_one_name_each(official.pairs, files))
+        there = [place for place, pair in enumerate(official.pairs) if pair.a in files and pair.b in files]
+        if not there:
+            raise ValueError(f"{pairs_path}: none of the {len(official.pairs)} pairs is below {folder}")
+        _check_folds(pairs_path, np.array([official.pairs[place].same for place in there]), official.folds[there])
+    except ValueError as error:
+        raise click.UsageError(console.shown(error)) from error
+    return official, files
+
+
+def _check_folds(path: Path, same: NDArray[np.bool_], folds: NDArray[np.intp]) -> None:
+    try:
+        lfw.check_folds(same, folds)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 class _Report:
@@ -112,17 +123,12 @@ class _Report:
     NaN where no face was found."""
 
     def __init__(
-        self,
-        official: PairsFile,
-        present: NDArray[np.bool_],
-        vectors: dict[str, NDArray[np.float64]],
-        model: ModelInfo,
-        data: str,
+        self, official: PairsFile, vectors: dict[str, NDArray[np.float64]], model: ModelInfo, data: str
     ) -> None:
-        self._data = data
+        present = np.array([pair.a in vectors and pair.b in vectors for pair in official.pairs])
         pairs = [pair for pair, there in zip(official.pairs, present, strict=True) if there]
-        self._model = model
-        self._vectors = vectors
+        self._model, self._vectors, self._data = model, vectors, data
+        self._names_people = official.names_people
         self._folds = official.folds[present]  # a missing pair leaves its fold smaller, and shifts no other
         self._missing = int((~present).sum())
         self._same = np.array([pair.same for pair in pairs])
@@ -152,7 +158,7 @@ class _Report:
 
         same_of_seen = self._same[self._seen]
         known = {name: views[0] for name, views in self._vectors.items() if not np.isnan(views).any()}
-        if all("/" in name for name in known):  # folders say whose each image is: every two of them are a pair
+        if self._names_people:  # then every two images are a pair
             identities = np.array([name.partition("/")[0] for name in known])
             different, same = calibration.all_distances(np.array(list(known.values())), identities)
         else:
@@ -161,6 +167,7 @@ class _Report:
         n_folds = len(np.unique(self._folds))
         return {
             "model": self._model.name,
+            "threshold_unit": "L2",
             "preprocessing": self._model.preprocessing,
             "data": f"{self._data}: {len(same_of_seen)} pairs in {n_folds} folds, {len(known)} images; most central "
             f"face, margin {options.MARGIN_PX} px",
@@ -175,6 +182,7 @@ class _Report:
 
         out.mkdir(parents=True, exist_ok=True)
         figures = {key: value for key, value in asdict(result).items() if not isinstance(value, np.ndarray)}
+        figures["threshold_unit"] = ("squared L2", "angle / pi")[flags["metric"]]
         curve = {
             "thresholds": lfw.ACCURACY_THRESHOLDS.tolist(),
             "true_positive_rates": result.true_positive_rates.tolist(),
@@ -188,55 +196,66 @@ class _Report:
         plots.save_histogram(self._distances, self._same[self._seen], threshold, out / "distances.png")
 
 
-def _find_images(folder: Path, pairs: Sequence[Pair]) -> tuple[dict[str, Path], Walk]:
-    """The pairs' images that are there, by their name in the pairs file, with its suffix or without; and the walk that
-    found them. Of images that differ in their suffix alone, the first counts."""
-    walk = Walk()
+def _find_images(folder: Path, pairs: Sequence[Pair], walk: Walk) -> dict[str, Path]:
+    """The pairs' images that are there, by their name in the pairs file, with its suffix or without. Of images that
+    differ in their suffix alone, the first counts."""
     by_name: dict[str, Path] = {}
     for path in walk.photos([folder]):
         within = path.relative_to(folder)
         for name in (within.as_posix(), within.with_suffix("").as_posix()):
             by_name.setdefault(name, path)
     wanted = sorted({side for pair in pairs for side in (pair.a, pair.b)})
-    found = {name: by_name.get(name) or _named(name) for name in wanted}
-    return {name: path for name, path in found.items() if path is not None}, walk
+    found = {name: by_name.get(name) or _named(folder, name) for name in wanted}
+    files = {name: path for name, path in found.items() if path is not None}
+    missing = [name for name in wanted if name not in files]
+    for name in missing[:_MAX_NAMED]:
+        console.note(f"no image of the name {console.shown(name)}")
+    if len(missing) > _MAX_NAMED:
+        console.note(f"and {len(missing) - _MAX_NAMED:,} more")
+    return files
 
 
-def _named(name: str) -> Path | None:
-    """A file of an absolute path, outside the folder."""
-    path = Path(name)
-    return path if path.is_absolute() and path.is_file() else None
+def _one_name_each(pairs: Sequence[Pair], files: dict[str, Path]) -> list[Pair]:
+    """The pairs with one name for each image: with its suffix and without are two."""
+    first = {path: name for name, path in reversed(files.items())}
+    names = {name: first[path] for name, path in files.items()}
+    return [Pair(names.get(pair.a, pair.a), names.get(pair.b, pair.b), pair.same) for pair in pairs]
+
+
+def _named(folder: Path, name: str) -> Path | None:
+    """A file that is named in full, whatever its name; also of an absolute path, outside the folder."""
+    path = folder / name
+    return path if os.path.isfile(path) else None
 
 
 def _embed(
-    client: Client, files: dict[str, Path], model: str, flip: bool
-) -> tuple[dict[str, NDArray[np.float64]], int]:
+    client: Client, files: Sequence[Path], model: str, flip: bool
+) -> tuple[dict[Path, NDArray[np.float64]], int]:
     """Each image's views: its embedding, and its mirror image's where asked, (1 or 2, D); NaN without a face. And how
     many images failed."""
-    ask = partial(
-        client.embed_stream, faces="most_central", margin_px=options.MARGIN_PX, model=model, return_crops=flip
-    )
-    vectors: dict[str, NDArray[np.float64]] = {}
-    crops: list[tuple[str, NDArray[np.uint8]]] = []
-    dimension = failed = 0
+    request: Any = {"faces": "most_central", "margin_px": options.MARGIN_PX, "model": model, "return_crops": flip}
+    views: dict[Path, list[NDArray[np.float64]]] = {}
+    crops: dict[Path, NDArray[np.uint8]] = {}
+    failed = 0
     with console.Progress(len(files)) as progress:
-        for name, (path, found) in zip(files, answers(ask, files.values()), strict=True):
+        for path, found in answers(partial(client.embed_stream, **request), files):
             progress.advance()
             if found.error is not None:
                 failed += 1
                 console.note(f"{console.shown(path)}: {console.shown(found.error)}; as without a face")
             for face in found.faces:
-                vectors[name] = np.asarray(face.embedding, np.float64)[np.newaxis]
-                dimension = vectors[name].shape[1]
-                if flip and face.crop is not None:
-                    crops.append((name, np.ascontiguousarray(face.crop[:, ::-1])))
-    mirrored = client.embed_crops_stream((crop for _, crop in crops), model=model)
-    for (name, _), embedding in zip(crops, mirrored, strict=True):
-        vectors[name] = np.vstack([vectors[name], np.asarray(embedding)])
-    if not vectors:
+                if face.crop is not None:
+                    crops[path] = np.ascontiguousarray(face.crop[:, ::-1])
+                if not flip or path in crops:  # a face outside the image has no crop
+                    views[path] = [np.asarray(face.embedding, np.float64)]
+    if not views:
         raise click.ClickException("no face was found in any image")
-    missing = np.full((1 + flip, dimension), np.nan)
-    return {name: vectors.get(name, missing) for name in files}, failed
+    with console.Progress(len(crops), "mirror images") as progress:
+        for path, embedding in zip(crops, client.embed_crops_stream(crops.values(), model=model), strict=True):
+            views[path].append(np.asarray(embedding, np.float64))
+            progress.advance()
+    shape = 1 + flip, len(next(iter(views.values()))[0])
+    return {path: np.array(views[path]) if path in views else np.full(shape, np.nan) for path in files}, failed
 
 
 def _print_verification(result: lfw.Verification, counts: dict[str, int]) -> None:
@@ -278,6 +297,14 @@ def _print_calibration(fitted: dict[str, Any]) -> None:
         chosen = " (chosen)" if kind == fitted["probability_map"]["kind"] else ""
         figures = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in quality.items())
         click.echo(f"{kind}{chosen}, cross-validated by fold: {figures}")
+    best = fitted["operating_points"][0]["threshold"]
+    console.note(
+        f"compare and identify take such an L2 distance as --threshold {best:.4f}; `facenet-convert calibrate` writes "
+        "calibration.json of --out into a model"
+    )
+
+
+evaluate.add_command(evaluate_lfw, "pairs")
 
 
 @evaluate.command("parity")

@@ -1,7 +1,9 @@
 """``facenet identify``: who of a gallery is in each image."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,14 +13,14 @@ import click
 import numpy as np
 
 from facenet_client import Client, Detection, ItemError
-from facenet_client.cli import console, dataset, options, results
+from facenet_client.cli import console, dataset, options, results, tables
 from facenet_client.cli import gallery as galleries
 from facenet_client.cli.answers import answers, embedder, threshold
 from facenet_client.cli.crops import Box
 from facenet_client.cli.files import portable
 from facenet_client.cli.gallery import Gallery
 from facenet_client.cli.photos import Walk
-from facenet_client.cli.results import View
+from facenet_client.cli.views import View
 
 # A stranger is measured against everyone in the gallery, and the nearest of many is near: about as many strangers are
 # named as the false-accept rate times the people there. docs/accuracy.md has figures.
@@ -36,59 +38,81 @@ class Answer:
     box: Box | None = None
     error: ItemError | None = None
 
+    @property
+    def status(self) -> str:
+        """In a word: known, unknown, no_face or failed."""
+        if self.error is not None:
+            return "failed"
+        return "no_face" if self.box is None else "unknown" if self.name is None else "known"
+
 
 @click.command()
 @options.folder("gallery")
-@options.folder("folder")
+@click.argument("probes", metavar="PATH", type=click.Path(exists=True, path_type=Path))
 @options.looking
 @click.option("--threshold", "limit", type=float, help="Known under this distance.  [default: the operating point's]")
 @options.operating_point(_OPERATING_POINT)
 @options.faces(options.ONE_FACE, "most_central")
 @options.MODEL
-@click.option("--score", "scored", is_flag=True, help="Accuracy and false accepts, where FOLDER has labelled folders.")
+@click.option("--score", "scored", is_flag=True, help="Accuracy and false accepts, where PATH has labelled folders.")
 @options.results(".jsonl", ".csv")
 @click.pass_obj
 def identify(
     connect: Callable[[], Client],
     /,
     gallery: Path,
-    folder: Path,
+    probes: Path,
     limit: float | None,
     operating_point: str | None,
     scored: bool,
     **given: Any,
 ) -> None:
-    """Name the person in each image below FOLDER by the nearest face of GALLERY/person/photo.*, or "unknown"."""
+    """Name the person in each image at PATH by the nearest face of GALLERY/person/photo.*.
+
+    The status is known, unknown (nobody of the gallery is near), no_face or failed.
+    """
     form = {name: given.pop(name) for name in ("as_json", "as_csv", "out")}
     if scored and form["out"] is not None:
         raise click.UsageError("--score judges all answers of one run: it goes with no --out")
-    known_walk, walk, tally = Walk(), Walk(), results.Tally()
-    people = dataset.people(gallery, known_walk)
-    probes = console.image_files([folder], walk)
-    if scored and any(path.parent == folder for path in probes):
-        raise click.UsageError(f"--score takes labelled folders; {folder} has images of its own")
-    judged: list[tuple[str, str | None]] = []
+    walks, tally = (Walk(), Walk()), results.Tally()
+    people = dataset.people(gallery, walks[0])
+    files = console.image_files([probes], walks[1])
+    if scored and any(path.parent == probes or path == probes for path in files):
+        raise click.UsageError(f"--score takes labelled folders; {probes} has images of its own")
+    names: dict[Path, str | None] = {}  # of the images with a face
     with connect() as client:
         model = embedder(client.server_info(), given["model"])
         limit = threshold(model, limit, "--threshold", operating_point, _OPERATING_POINT)
-        ask = partial(client.embed_stream, **options.request(given | {"model": model.name}))
+        request = options.request(given | {"model": model.name})
+        ask = partial(client.embed_stream, **request)
         known, failed = _enrol(ask, people)
-        with results.opened(probes, _VIEW, **form) as found, found.progress() as progress:
-            for path, detection in answers(ask, found.missing):
+        made_with = {"method": "identify", "threshold": limit, "gallery": _digest(people), **request}
+        with results.opened(files, _VIEW, made_with, **form) as opened, opened.progress() as progress:
+            for path, detection in answers(ask, opened.missing):
                 answer = _name(detection, known, limit)
-                with console.uninterrupted():
-                    found.write(path, answer)
-                    tally.add(answer, len(detection.faces))
-                    progress.advance()
-                if scored and answer.box is not None:
-                    judged.append((portable(path.relative_to(folder).parts[0]), answer.name))
-    for each in (known_walk, walk):
-        console.tell_passed_over(each, given["verbose"])
-    tally.tell(found)
+                opened.write(path, answer)
+                tally.add(answer, len(detection.faces))
+                progress.advance()
+                if answer.box is not None:
+                    names[path] = answer.name
+    console.tell_passed_over(*walks, verbose=given["verbose"])
+    tally.tell(opened)
     if scored:
+        judged = [(portable(path.relative_to(probes).parts[0]), name) for path, name in names.items()]
         _show_score(form, galleries.score(judged, known.labels), limit, tally.images - len(judged))
-    if failed or tally.failed or known_walk.unreadable or walk.unreadable:
+    if failed or tally.failed or any(walk.unreadable for walk in walks):
         raise SystemExit(1)
+
+
+def _digest(people: Mapping[str, Sequence[Path]]) -> str:
+    """What tells a gallery from another one, or from itself after a change: names, sizes and times of its files."""
+    digest = hashlib.sha256()
+    for name, files in people.items():
+        for file in files:
+            with suppress(OSError):  # told where it is read
+                status = file.stat()
+                digest.update(repr((name, file.name, status.st_size, status.st_mtime_ns)).encode())
+    return digest.hexdigest()[:16]
 
 
 def _enrol(ask: Callable[[Iterable[Path]], Iterator[Detection]], people: dict[str, list[Path]]) -> tuple[Gallery, int]:
@@ -130,12 +154,13 @@ def _lines(answer: Answer) -> Iterator[str]:
 
 def _rows(answer: Answer) -> Iterator[Sequence[object]]:
     error = ("", "") if answer.error is None else (answer.error.reason, answer.error.args[0])
-    yield answer.name, answer.nearest, answer.distance, *(answer.box or ("",) * 4), *error
+    yield answer.status, answer.name, answer.nearest, answer.distance, *(answer.box or ("",) * 4), *error
 
 
 def _record(answer: Answer) -> dict[str, Any]:
     """An answer; ``name`` is null for a stranger, ``box`` where there is no face."""
     return {
+        "status": answer.status,
         "name": answer.name,
         "nearest": answer.nearest,
         "distance": answer.distance,
@@ -147,9 +172,10 @@ def _record(answer: Answer) -> dict[str, Any]:
 _VIEW = View(
     heading="distance  name",
     lines=_lines,
-    columns=("path", "name", "nearest", "distance", "x1", "y1", "x2", "y2", "error_reason", "error"),
+    columns=("path", "status", "name", "nearest", "distance", *tables.BOX, "error_reason", "error"),
     rows=_rows,
     record=_record,
+    empty=Answer(),
 )
 
 

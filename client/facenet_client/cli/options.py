@@ -95,7 +95,7 @@ def results(*suffixes: str) -> Callable[[Command], Command]:
                 "--out",
                 type=click.Path(dir_okay=False, path_type=Path),
                 metavar="FILE",
-                help=f"Write results to FILE ({kinds}). Images that it has an answer of are not asked for again.",
+                help=f"Write results to FILE ({kinds}), or continue it: what it has is not asked for again.",
             ),
             AS_CSV,
             AS_JSON,

@@ -21,7 +21,7 @@ _PHOTO, _FOLDER = "photo", "folder"
 HIDDEN = "hidden or system files"
 OTHER = "files that are no photos by their names"
 SPECIAL = "pipes, sockets and devices"
-KNOWN = "links to folders that were walked already"
+KNOWN = "folders that were walked already"
 NESTED = "folders within a person's folder"
 OUTSIDE = "files outside a person's folder"
 TWIN = "photos whose crop has the name of another one's"
@@ -40,9 +40,8 @@ class Walk:
     _seen: set[tuple[int, int]] = field(default_factory=set)
 
     def photos(self, paths: Iterable[Path]) -> list[Path]:
-        """The photos meant by files, whatever their names, and by folders with all that is below them; each folder's in
-        order."""
-        return [photo for path in paths for photo in (self._below(path) if path.is_dir() else [path])]
+        """Files, whatever their names, and the photos below folders, each folder's in order."""
+        return [photo for path in paths for photo in (self._below(path) if os.path.isdir(path) else [path])]
 
     def people(self, root: Path, leave_out: Path | None = None) -> dict[str, list[Path]]:
         """The names of the folders in ``root``, in order, and the photos in each, without those of folders within.

@@ -12,7 +12,9 @@ from facenet_client.cli.access import Access
 
 
 @click.command()
-@click.option("--wait-s", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Wait so long for it.")
+@click.option(
+    "--wait-s", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="Wait so long for it."
+)
 @click.pass_obj
 def health(access: Access, /, wait_s: float) -> None:
     """Whether the server is ready, for probes.

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import numpy as np
 from rich.table import Column, Table
 from rich.text import Text
 
-from facenet_client import Comparison, Detection, ModelInfo, ServerInfo, ServerStats
+from facenet_client import Comparison, Detection, Embedding, ModelInfo, ServerInfo, ServerStats
 from facenet_client.cli.console import shown
 from facenet_client.cli.files import portable
-from facenet_client.cli.results import View
+from facenet_client.cli.views import Vector, View
 
 MIB = 1 << 20
 
@@ -36,29 +37,58 @@ def detections(model: ModelInfo | None = None) -> View[Detection]:
         elif not detection.faces:
             yield [*size, *_EMPTY[2:], *_nothing(dimension), "", ""]
 
-    vector = ["model", *(f"embedding_{place}" for place in range(dimension))] if dimension else []
     return View(
         heading=f"{'size':>11}  {'face':>4}  {'score':6}  box x1 y1 x2 y2, px",
         lines=_detection_lines,
-        columns=("path", *_FACE, *vector, "error_reason", "error"),
+        columns=("path", *_FACE, *_vector_columns(dimension), "error_reason", "error"),
         rows=rows,
         record=Detection.to_dict,
+        empty=Detection((), 0, 0),
+        vectors=_face_vectors if model else None,
         model=model.name if model else "",
     )
 
 
+def embeddings(model: ModelInfo) -> View[Embedding]:
+    """Of ready crops: a line and a row each."""
+
+    def rows(embedding: Embedding) -> Iterator[list[object]]:
+        if embedding.error is None:
+            yield [embedding.model, *embedding.vector, "", ""]
+        else:
+            yield [*_nothing(model.dimension), embedding.error.reason, embedding.error.args[0]]
+
+    return View(
+        heading="embedding",
+        lines=lambda embedding: [shown(embedding.error.args[0]) if embedding.error else f"{model.dimension}-D"],
+        columns=("path", *_vector_columns(model.dimension), "error_reason", "error"),
+        rows=rows,
+        record=lambda embedding: {"embedding": embedding.vector.tolist(), **_without_vector(embedding)},
+        empty=Embedding(np.empty(0, np.float32), ""),
+        vectors=lambda embedding: [] if embedding.error else [(embedding.vector, *_NOWHERE)],
+        model=model.name,
+    )
+
+
+_NOWHERE: tuple[float, tuple[float, ...], tuple[tuple[float, float], ...]] = (nan, (nan,) * 4, ((nan, nan),) * 5)
+
+
+def _without_vector(embedding: Embedding) -> dict[str, Any]:
+    return {name: value for name, value in embedding.to_dict().items() if name != "vector"}
+
+
+def _face_vectors(detection: Detection) -> Iterator[Vector]:
+    for face in detection.faces:
+        yield np.asarray(face.embedding, np.float32), face.score, face.box, face.landmarks
+
+
+def _vector_columns(dimension: int) -> list[str]:
+    return ["model", *(f"embedding_{place}" for place in range(dimension))] if dimension else []
+
+
 _POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
-_FACE = (
-    "width",
-    "height",
-    "face",
-    "score",
-    "x1",
-    "y1",
-    "x2",
-    "y2",
-    *(f"{point}_{axis}" for point in _POINTS for axis in "xy"),
-)
+BOX = ("x1", "y1", "x2", "y2")
+_FACE = ("width", "height", "face", "score", *BOX, *(f"{point}_{axis}" for point in _POINTS for axis in "xy"))
 _EMPTY = [""] * len(_FACE)
 
 

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from posixpath import normpath
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 N_FOLDS = 10
+_MAX_HEADER = 40  # characters of the first line of LFW's format
 
 _COLUMNS = (
     {"a": "a", "b": "b", "left": "a", "right": "b", "first": "a", "second": "b"}
@@ -47,10 +49,12 @@ class Pair(NamedTuple):
 
 
 class PairsFile(NamedTuple):
-    """The pairs in the order of their file, and the fold of each, (n_pairs,), from 0."""
+    """The pairs in the order of their file, and the fold of each, (n_pairs,), from 0. ``names_people``: the first part
+    of an image's path is its person's name, as in LFW's format."""
 
     pairs: list[Pair]
     folds: NDArray[np.intp]
+    names_people: bool = False
 
 
 def read_pairs(path: Path) -> PairsFile:
@@ -117,7 +121,11 @@ def _pair(fields: _Fields, *, has_folds: bool) -> Pair:
     same = _SAME.get(fields["same"].casefold())
     if same is None:
         raise ValueError(f"same is 1 or 0, true or false, yes or no, same or different; not {fields['same']!r:.60}")
-    return Pair(fields["a"].replace("\\", "/"), fields["b"].replace("\\", "/"), same)
+    return Pair(_path(fields["a"]), _path(fields["b"]), same)
+
+
+def _path(text: str) -> str:
+    return normpath(text.replace("\\", "/"))
 
 
 def _number(labels: Sequence[str]) -> NDArray[np.intp]:
@@ -143,13 +151,15 @@ def _deal(same: Sequence[bool]) -> NDArray[np.intp]:
 def _read_lfw(path: Path, lines: Sequence[_Line]) -> PairsFile:
     """Pairs after a header: the folds and the pairs of a kind in each; or the pairs of a kind in the only fold."""
     (header_number, header), *rest = lines
+    if len(header) > _MAX_HEADER:
+        raise ValueError(f"{path}:{header_number}: the header promises more pairs than there can be")
     *folds, half_fold = (int(field) for field in header.split())
     n_folds = folds[0] if folds else 1
     pairs = [pair for _, pair in _parse(path, rest, _lfw_pair)]
     promised = 2 * n_folds * half_fold
     if len(pairs) != promised or not pairs:
         raise ValueError(f"{path}:{header_number}: the header promises {promised} pairs, the file holds {len(pairs)}")
-    return PairsFile(pairs, np.arange(len(pairs)) * n_folds // len(pairs))
+    return PairsFile(pairs, np.arange(len(pairs)) * n_folds // len(pairs), names_people=True)
 
 
 def _lfw_pair(line: str) -> Pair:
@@ -242,6 +252,8 @@ def _read_json(path: Path, text: str) -> list[tuple[str, _Fields]]:
         values = list(_json_values(text))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: JSON is expected, but here is: {error.msg}") from error
+    except (RecursionError, ValueError) as error:  # brackets within brackets, a number of thousands of digits
+        raise ValueError(f"{path}:1: no list of pairs can be read: {error}") from error
     items = ((f"{line}: item {number}", value) for number, (line, value) in enumerate(values, 1))
     return _parse(path, items, _json_fields)
 
