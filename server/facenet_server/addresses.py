@@ -169,11 +169,11 @@ def _file_cause(address: UnixSocket) -> str | None:
             return f"{path} is there and no socket: remove it, or choose another path"
         if _is_answered(path):
             return _TAKEN
-        path.unlink()  # of a server that was killed
+        path.unlink(missing_ok=True)  # of a server that was killed
     error = _bind_error(socket.AF_UNIX, address.name)
     if error:
         return told(error, address)
-    path.unlink()
+    path.unlink(missing_ok=True)
     return None
 
 
