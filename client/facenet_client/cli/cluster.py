@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.table import Column, Table
 from rich.text import Text
 
-from facenet_client import Client, Detection, ModelInfo
+from facenet_client import Client, Detection
 from facenet_client.cli import console, grouping, options, result_files, tables
 from facenet_client.cli.answers import answers, embedder, threshold
 from facenet_client.cli.crops import Box
@@ -98,23 +98,13 @@ def cluster(
         raise click.UsageError("--json and --csv exclude each other")
     if source.suffix == ".npz" and out is not None:
         raise click.UsageError("--out takes a folder of photos: a file of vectors has no crops")
-    point = partial(threshold, given=eps, option="--eps", point=operating_point, preferred=_OPERATING_POINT)
     walk = Walk()
+    found = _stored(source, min_score) if source.suffix == ".npz" else None
+    eps = eps or _default_eps(connect, found.model if found else given["model"], operating_point)
     with _crop_store(out) as store:
-        if source.suffix == ".npz":
-            found = _stored(source, min_score)
-            eps = eps or _of_server(connect, found.model, point)
-        else:
-            files = console.image_files([source], walk)
-            with connect() as client:
-                model = embedder(client.server_info(), given["model"])
-                eps = point(model)
-                request = options.request(given | {"model": model.name}) | {"return_crops": store is not None}
-                found = _collect(partial(client.embed_stream, **request), files, min_score, store)
+        found = found or _search(connect, console.image_files([source], walk), min_score, store, given)
         labels = _group(found.faces, eps, min_samples)
-        clusters = grouping.members(labels)
-        if largest_only:
-            clusters = {label: clusters[label] for label in clusters if label == 0}
+        clusters = {label: each for label, each in grouping.members(labels).items() if label == 0 or not largest_only}
         if out is not None and store is not None:
             _move_crops(store, out, clusters, found.faces)
     if as_csv:
@@ -130,10 +120,20 @@ def cluster(
         raise SystemExit(1)
 
 
-def _of_server(connect: Callable[[], Client], model: str, point: Callable[[ModelInfo], float]) -> float:
-    """The default of --eps, of the model that made the vectors. Raises BadParameter where the server has it not."""
+def _default_eps(connect: Callable[[], Client], model: str | None, operating_point: str | None) -> float:
+    """The operating point's threshold. Raises BadParameter where the server has no such model, and UsageError where it
+    has no such point."""
     with connect() as client:
-        return point(embedder(client.server_info(), model))
+        return threshold(embedder(client.server_info(), model), None, "--eps", operating_point, _OPERATING_POINT)
+
+
+def _search(
+    connect: Callable[[], Client], files: Sequence[Path], min_score: float, store: Path | None, given: dict[str, Any]
+) -> _Found:
+    """The faces of the images."""
+    with connect() as client:
+        request = options.request(given) | {"return_crops": store is not None}
+        return _collect(partial(client.embed_stream, **request), files, min_score, store)
 
 
 def _check_extra() -> None:

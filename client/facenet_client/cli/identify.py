@@ -72,13 +72,11 @@ def identify(
     The status is known, unknown (nobody of the gallery is near), no_face or failed.
     """
     form = {name: given.pop(name) for name in ("as_json", "as_csv", "out")}
-    if scored and form["out"] is not None:
-        raise click.UsageError("--score judges all answers of one run: it goes with no --out")
     walks, tally = (Walk(), Walk()), results.Tally()
     people = dataset.people(gallery, walks[0])
     files = console.image_files([probes], walks[1])
-    if scored and any(path.parent == probes or path == probes for path in files):
-        raise click.UsageError(f"--score takes labelled folders; {probes} has images of its own")
+    if scored:
+        _check_score(probes, files, form["out"])
     names: dict[Path, str | None] = {}  # of the images with a face
     with connect() as client:
         model = embedder(client.server_info(), given["model"])
@@ -102,6 +100,13 @@ def identify(
         _show_score(form, galleries.score(judged, known.labels), limit, tally.images - len(judged))
     if failed or tally.failed or any(walk.unreadable for walk in walks):
         raise SystemExit(1)
+
+
+def _check_score(probes: Path, files: Sequence[Path], out: Path | None) -> None:
+    if out is not None:
+        raise click.UsageError("--score judges all answers of one run: it goes with no --out")
+    if any(path.parent == probes or path == probes for path in files):
+        raise click.UsageError(f"--score takes labelled folders; {probes} has images of its own")
 
 
 def _digest(people: Mapping[str, Sequence[Path]]) -> str:
