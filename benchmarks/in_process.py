@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
-from facenet_server.app import open_networks, open_pipeline
+from facenet_server.build import open_networks, open_pipeline
 from facenet_server.company import Company
 from facenet_server.config import Config
 from facenet_server.images import Encoded, Raw

@@ -17,24 +17,20 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from facenet_server import app, facenet, listening, stats
+from facenet_server import build, listening, server
 from facenet_server.backlog import Backlog
 from facenet_server.batching import Batcher
+from facenet_server.build import Built, Parts
 from facenet_server.config import Config
 from facenet_server.errors import FatalError
-from facenet_server.service import FaceService
+from facenet_server.server import StopPolicy
 from facenet_server.sessions import ModelInfo
-
-_APP: Any = app  # what is switched off is patched here, against their types
-_LISTENING: Any = listening
-_SERVICE: Any = FaceService
-_FACENET: Any = facenet
-_BACKLOG: Any = Backlog
-_BATCHER: Any = Batcher
+from facenet_server.stats import LoopLag
 
 _log = logging.getLogger(__name__)
 
@@ -176,11 +172,13 @@ def _no_faces(rows: np.ndarray) -> tuple[np.ndarray, ...]:
     return np.zeros(shape, np.float32), np.zeros((*shape, 4), np.float32)
 
 
-def _change_options(without: tuple[str, ...], more: list[tuple[str, int]]) -> None:
-    """Let gRPC have other options than the server gives it."""
-    ours = _LISTENING._channel_options
-    names = (*without, *(name for name, _ in more))
-    _LISTENING._channel_options = lambda config: [option for option in ours(config) if option[0] not in names] + more
+def _channel_options(behaviour: Behaviour, config: Config) -> listening.ChannelOptions:
+    """gRPC's options as the server gives them, but for some."""
+    more = _keepalive(*behaviour.keepalive_s) if behaviour.keepalive_s else []
+    without = {name for name, _ in more}
+    if behaviour.default_flow_control:
+        without |= {"grpc.http2.bdp_probe", "grpc.http2.lookahead_bytes"}
+    return [option for option in listening.channel_options(config) if option[0] not in without] + more
 
 
 def _keepalive(between_s: float, answer_s: float) -> list[tuple[str, int]]:
@@ -191,56 +189,49 @@ def _keepalive(between_s: float, answer_s: float) -> list[tuple[str, int]]:
     ]
 
 
-def _remember() -> list[FaceService]:
-    """The services that are made from now on."""
-    made, init = list[FaceService](), _SERVICE.__init__
+class HopelessToo(Backlog):
+    """It lets in what will wait for most of its time, too."""
 
-    def remembering(self: FaceService, *args: Any) -> None:
-        init(self, *args)
-        made.append(self)
-
-    _SERVICE.__init__ = remembering
-    return made
+    def back_in_s(self, *_: Any) -> float:
+        """Never."""
+        return 0.0
 
 
-def _stumble(share: float) -> None:
-    """Let workers fail at random where they put a batch together."""
-    take = _BATCHER._take
+class Stumbling(Batcher):
+    """A batcher whose workers fail at random where they put a batch together."""
 
-    def stumbling(self: Batcher, batch: list[Any]) -> None:
-        if self._parts and random.random() < share:
+    share = 0.0
+
+    def _take(self, batch: list[Any]) -> None:
+        if self._parts and random.random() < self.share:
             raise RuntimeError("stumbled")
-        take(self, batch)
-
-    _BATCHER._take = stumbling
+        super()._take(batch)
 
 
-async def _stop_hard(server: Any, *_: Any) -> None:
-    await server.stop(0)
+def _parts(behaviour: Behaviour) -> Parts:
+    """What the server is built of: the real parts, but for those that are to be worse."""
+    Stumbling.share = behaviour.stumbling_share
+    replaced: dict[str, Any] = {
+        "open_networks": _opener(behaviour),
+        "channel_options": partial(_channel_options, behaviour),
+        "loop_lag": partial(LoopLag, 0.005),  # finer than the server looks at it
+    }
+    if behaviour.lets_hopeless_in:
+        replaced["backlog"] = HopelessToo
+    if behaviour.stumbling_share:
+        replaced["batcher"] = Stumbling
+    if not behaviour.finds_faces:
+        replaced["warm_up"] = lambda: None
+    return Parts(**replaced)
 
 
-def _switch(behaviour: Behaviour) -> None:
-    """Set this process up, and switch off in it what is to be off."""
-    if behaviour.core is not None and hasattr(os, "sched_setaffinity") and (cores := os.cpu_count() or 1) > 1:
+def _pin(core: int | None) -> None:
+    """Have this process run on that core; -1: on any."""
+    if core is not None and hasattr(os, "sched_setaffinity") and (cores := os.cpu_count() or 1) > 1:
         try:
-            os.sched_setaffinity(0, range(cores) if behaviour.core < 0 else {behaviour.core})
+            os.sched_setaffinity(0, range(cores) if core < 0 else {core})
         except OSError as error:
             _log.warning("the server shares cores with its callers: %s", error)
-    if behaviour.default_flow_control:
-        _change_options(("grpc.http2.bdp_probe", "grpc.http2.lookahead_bytes"), [])
-    if behaviour.keepalive_s:
-        _change_options((), _keepalive(*behaviour.keepalive_s))
-    if behaviour.lets_hopeless_in:
-        _BACKLOG.back_in_s = lambda *_: 0.0
-    if behaviour.stumbling_share:
-        _stumble(behaviour.stumbling_share)
-    if behaviour.hard_stop:
-        _APP._stop = _stop_hard
-        _SERVICE.drain = lambda self: None
-    if not behaviour.models:
-        _FACENET.INPUT_SIZE_PX = behaviour.side
-    if not behaviour.finds_faces:
-        _APP.warm_up = lambda: None
 
 
 def _opener(behaviour: Behaviour) -> Any:
@@ -250,7 +241,7 @@ def _opener(behaviour: Behaviour) -> Any:
     def open_networks(config: Config) -> dict[str, Any]:
         networks: dict[str, Any] = {kind: StandIn(kind, net, behaviour) for kind, net in nets.items()}
         if behaviour.models:
-            networks = dict(app.open_networks(config))
+            networks = dict(build.open_networks(config))
         for name, network in networks.items():
             if network.info.kind == "embedder":
                 networks[name] = Faulty(network, behaviour)
@@ -261,30 +252,50 @@ def _opener(behaviour: Behaviour) -> Any:
     return open_networks
 
 
-async def _serve(config: Config, opener: Any) -> None:
+@dataclass(frozen=True, slots=True)
+class RememberingStop(StopPolicy):
+    """It knows what it stopped."""
+
+    stopped: list[Built] = field(default_factory=list)
+
+    async def end_calls(self, built: Built, grace_s: float, signals: server.Signals) -> None:
+        """As the real one."""
+        self.stopped.append(built)
+        await StopPolicy.end_calls(self, built, grace_s, signals)
+
+
+class HardStop(RememberingStop):
+    """All calls end at once."""
+
+    async def end_calls(self, built: Built, grace_s: float, signals: server.Signals) -> None:
+        """By gRPC alone."""
+        self.stopped.append(built)
+        await built.grpc_server.stop(0)
+
+
+async def _serve(config: Config, behaviour: Behaviour) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(LOSE, _lost.set)
     loop.add_signal_handler(TELL, lambda: _log.info("%s: %d", TASKS, len(asyncio.all_tasks())))
-    await app.serve(config, opener)
+    stop = HardStop() if behaviour.hard_stop else RememberingStop()
+    await server.serve(config, _parts(behaviour), stop)
+    counts = stop.stopped[0].service.admission.counts
+    told = {"accepted": counts.accepted_items, "answered": counts.answered_items, "abandoned": counts.abandoned_items}
+    _log.info("%s: %s", COUNTS, json.dumps(told))
 
 
 def main() -> None:
     """Run until a signal."""
     behaviour = Behaviour(**json.loads(sys.argv[1]))
-    _switch(behaviour)
+    _pin(behaviour.core)
     logging.basicConfig(level="INFO", stream=sys.stderr)
     config: dict[str, Any] = {"listen": "127.0.0.1:0", "runs_per_embedder": 1, "max_wait_s": 0.0}
     if behaviour.models:
         config = {"listen": "127.0.0.1:0", "models": Path(behaviour.models)}
-    services = _remember()
-    stats._SAMPLE_S, stats._SAMPLES = 0.005, 12_000  # the event loop's lag, finer than the server looks at it
     try:
-        asyncio.run(_serve(Config(**config | behaviour.config), _opener(behaviour)))
+        asyncio.run(_serve(Config(**config | behaviour.config), behaviour))
     except FatalError as error:
         sys.exit(str(error))
-    counts = services[0].admission.counts
-    told = {"accepted": counts.accepted_items, "answered": counts.answered_items, "abandoned": counts.abandoned_items}
-    _log.info("%s: %s", COUNTS, json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -7,27 +7,15 @@ colour. A crop whose first pixel is POISON makes the embedder fail.
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
-from facenet_server import messages
-from facenet_server.app import decode_limits, work_limits
-from facenet_server.backlog import Backlog
-from facenet_server.batching import Batcher
+from facenet_server.build import Parts, built
 from facenet_server.calibration import Calibration, OperatingPoint
-from facenet_server.callers import Callers, read_tokens
-from facenet_server.cascade import Cascade
-from facenet_server.compute import Compute
 from facenet_server.config import Config
-from facenet_server.detector import Detector, Nets
-from facenet_server.listening import bind, tls
-from facenet_server.methods import CROPS, VECTORS, WORK
-from facenet_server.pipeline import Embedder, Finder, Pipeline
 from facenet_server.service import FaceService
 from facenet_server.sessions import ModelInfo
-from facenet_server.stats import Stats
 
 POISON = (1, 2, 3)
 CALIBRATION = Calibration(
@@ -109,6 +97,20 @@ async def fake_server(embedders: Mapping[str, Any] = EMBEDDERS, /, **settings: A
         yield target
 
 
+class FakeNetwork:
+    """A function as the server takes a network."""
+
+    providers = ("FakeExecutionProvider",)
+    on_cuda = False
+
+    def __init__(self, name: str, kind: str, net: Any, **details: Any) -> None:
+        self.info = ModelInfo(name, kind, "test", "0", "0", "fixed", 160, 0.0, **details)
+        self._net = net
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._net(*inputs)
+
+
 @asynccontextmanager
 async def fake_service(
     embedders: Mapping[str, Any] = EMBEDDERS, /, **settings: Any
@@ -117,39 +119,21 @@ async def fake_service(
     is ``interchangeable_with``."""
     calibration = settings.pop("calibration", CALIBRATION)
     twins = settings.pop("interchangeable_with", {})
-    config = Config(**{"listen": "127.0.0.1:0", **settings}).with_streams_for(None)
-    async with AsyncExitStack() as stack:
-        stats = Stats()
-
-        async def share(name: str, net: Any) -> Batcher:
-            return await stack.enter_async_context(Batcher(net, config.max_batch_rows, stage=stats.stage(name)))
-
-        compute = stack.enter_context(Compute(2, stats))
-        shared = {
-            name: Embedder(await share(name, net), 4, calibration, twins.get(name, ()))
-            for name, net in embedders.items()
-        }
-        default = next(iter(embedders))
-        limits = work_limits(config)
-        detector: Finder = Cascade(pnet, rnet, onet, limits, compute)
-        if config.share_windows == "on":
-            shares = [await share(f"mtcnn-{name}", net) for name, net in (("rnet", rnet), ("onet", onet))]
-            detector = Detector(Nets(pnet, *shares), limits, compute)
-        pipeline = Pipeline(detector, shared, default, decode_limits(config), compute)
-        models = [
-            ModelInfo(name, "embedder", "test", "0", "0", "fixed", 160, 0.0, 4, calibration) for name in embedders
-        ]
-        info = messages.server_info("test", models, ["FakeExecutionProvider"], default, config)
-        backlogs = {kind: Backlog(compute.n_threads) for kind in (CROPS, VECTORS)}
-        backlogs[WORK] = Backlog(compute.n_threads, most_of_stream=config.max_images_per_stream)
-        callers = Callers(read_tokens(Path(config.tokens)) if config.tokens else None)
-        service = FaceService(pipeline, info, stats, backlogs, callers, config.max_write_stall_s)
-        server, port = bind(service.handlers(), config, callers, tls(config))
-        await server.start()
+    mtcnn = {"pnet": pnet, "rnet": rnet, "onet": onet}
+    networks = {f"mtcnn-{kind}": FakeNetwork(f"mtcnn-{kind}", kind, net) for kind, net in mtcnn.items()}
+    for name, net in embedders.items():
+        details = {"dimension": 4, "calibration": calibration, "interchangeable_with": twins.get(name, ())}
+        networks[name] = FakeNetwork(name, "embedder", net, **details)
+    config = Config(**{**_SETTINGS, "default_embedder": next(iter(embedders)), **settings}).with_streams_for(None)
+    async with built(config, Parts(open_networks=lambda _: networks)) as server:
+        await server.grpc_server.start()
         try:
-            yield f"127.0.0.1:{port}", service
+            yield f"127.0.0.1:{server.port}", server.service
         finally:
-            await server.stop(0)
+            await server.grpc_server.stop(0)
+
+
+_SETTINGS: Mapping[str, Any] = {"listen": "127.0.0.1:0", "threads": 2, "runs_per_embedder": 1, "max_wait_s": 0.0}
 
 
 def square(left: int = 50, top: int = 40, side: int = 32, shade: int = 255) -> np.ndarray:

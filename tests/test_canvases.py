@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from facenet_server import canvases, mtcnn
-from facenet_server.app import open_networks, open_pipeline
+from facenet_server.build import open_networks, open_pipeline
 from facenet_server.canvases import Mosaic
 from facenet_server.company import Company
 from facenet_server.config import Config

@@ -73,7 +73,7 @@ async def test_a_server_that_freezes_with_a_message_is_noticed_by_probes_and_ano
 
 
 def test_probes_come_no_more_often_than_servers_let_them() -> None:
-    mine, theirs = dict(_wire.CHANNEL_OPTIONS), dict(listening._channel_options(Config()))
+    mine, theirs = dict(_wire.CHANNEL_OPTIONS), dict(listening.channel_options(Config()))
     assert mine["grpc.keepalive_time_ms"] >= theirs["grpc.http2.min_ping_interval_without_data_ms"]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from calls import until
-from facenet_server.app import work_limits
 from facenet_server.batching import Batcher
+from facenet_server.build import work_limits
 from facenet_server.cascade import Cascade
 from facenet_server.company import Company
 from facenet_server.compute import Compute, Steps

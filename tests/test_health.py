@@ -22,8 +22,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVER = """
     import asyncio, sys, threading
     import nets, numpy as np
-    from facenet_server import app
-    from facenet_server.app import serve
+    from facenet_server.build import Parts
+    from facenet_server.server import StopPolicy, serve
     from facenet_server.config import Config
     from facenet_server.errors import FatalError
     from facenet_server.sessions import ModelInfo
@@ -52,11 +52,11 @@ SERVER = """
         kinds = {"pnet": nets.pnet, "rnet": nets.rnet, "onet": nets.onet, "embedder": embed}
         return {kind: Stub(kind, net) for kind, net in kinds.items()}
 
-    app._LAST_S, app._TURN_AWAY_S = $last_s, $turn_away_s
     try:
         config = Config(listen="$listen", stall_s=$stall_s, grace_s=$grace_s, runs_per_embedder=3, max_batch_rows=4)
         import logging; logging.basicConfig(level="INFO", stream=sys.stderr)
-        asyncio.run(serve(config, opener))
+        stop = StopPolicy(last_s=$last_s, turn_away_s=$turn_away_s)
+        asyncio.run(serve(config, Parts(open_networks=opener), stop))
     except FatalError as error:
         sys.exit(str(error))
 """

@@ -2,7 +2,7 @@
 
 import pytest
 from facenet_client import AsyncClient, Detection, ImageLike
-from facenet_server.app import decode_limits
+from facenet_server.build import decode_limits
 from facenet_server.config import Config
 from facenet_server.errors import InvalidInput
 from facenet_server.images import Encoded, claimed_pixels, decode

@@ -18,7 +18,7 @@ from commandline import error_line
 from conftest import ServerProcess, server_process
 from facenet_server import addresses, cgroups, memory
 from facenet_server.addresses import HostPort, UnixSocket, check, parse, target, told
-from facenet_server.app import usable_cores
+from facenet_server.build import usable_cores
 from facenet_server.callers import Callers
 from facenet_server.config import Config, unknown_variables
 from facenet_server.errors import StartError
@@ -311,7 +311,8 @@ def test_a_hangup_is_logged_and_ignored(tiny: Path) -> None:
 
 LOADING = """
 import asyncio, logging, sys
-from facenet_server.app import serve
+from facenet_server.build import Parts
+from facenet_server.server import serve
 from facenet_server.config import Config
 from facenet_server.errors import StartError
 
@@ -321,7 +322,7 @@ def load(config):
     raise StartError("loaded")
 
 logging.basicConfig(level="INFO")
-asyncio.run(serve(Config(listen="127.0.0.1:0"), load))
+asyncio.run(serve(Config(listen="127.0.0.1:0"), Parts(open_networks=load)))
 """
 
 

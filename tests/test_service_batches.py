@@ -151,7 +151,9 @@ async def test_the_images_of_a_message_share_batches_at_every_stage(monkeypatch:
     monkeypatch.setattr(nets, "onet", recorded("onet", nets.onet))
     images = [square(side=side) for side in (24, 28, 32, 36)] + [crop(0)]  # one leaves without a face
     items = [pb.EmbedItem(image=raw(image)) for image in images]
-    async with fake_server({"colour": recorded("embed", embed)}, max_batch_rows=1000, share_windows="on") as target:
+    async with fake_server(
+        {"colour": recorded("embed", embed)}, max_batch_rows=1000, share_windows="on", threads=1
+    ) as target:
         async with stream(target, "Embed", pb.EmbedResponse) as call:
             answer = await ask(call, pb.EmbedRequest(items=items))
     assert [len(result.detection.faces) > 0 for result in answer.results] == [True] * 4 + [False]

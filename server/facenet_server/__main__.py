@@ -20,9 +20,9 @@ try:
 except ImportError as error:
     sys.exit(f'facenet-server needs its extra packages ({error.name}): pip install "facenet-serve[server]"')
 
-from facenet_server.app import serve
 from facenet_server.config import VARIABLE_PREFIX, Config, unknown_variables
 from facenet_server.errors import FatalError, StartError
+from facenet_server.server import serve
 
 _TYPES = {int: click.IntRange(min=0), float: click.FloatRange(min=0)}
 

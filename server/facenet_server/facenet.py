@@ -16,8 +16,6 @@ from facenet_server.images import Pixels
 from facenet_server.mtcnn import Faces
 from facenet_server.options import FaceSelection
 
-INPUT_SIZE_PX = 160
-
 
 def select(faces: Faces, selection: FaceSelection, height: int, width: int) -> Faces:
     """The faces that count in an image of height × width pixels: all, or the one chosen (none of none)."""

@@ -2,6 +2,7 @@
 
 import logging
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -15,11 +16,17 @@ _CALLS_BESIDE = 256  # streams of work: what is asked (128 beside one a connecti
 _CONNECTIONS_BESIDE = 128  # those of health's callers, and those that are told that they are too many
 _UNREAD_BYTES = 128 * 1024  # of a stream that is not read
 
+ChannelOptions = list[tuple[str, int]]
+
 _log = logging.getLogger(__name__)
 
 
 def bind(
-    service: grpc.GenericRpcHandler, config: Config, callers: Callers, credentials: grpc.ServerCredentials | None
+    service: grpc.GenericRpcHandler,
+    config: Config,
+    callers: Callers,
+    credentials: grpc.ServerCredentials | None,
+    options: Callable[[Config], ChannelOptions] | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """A server of the service for the callers on ``config.listen``, not started yet, and its port.
 
@@ -27,7 +34,7 @@ def bind(
     """
     calls = config.max_streams + config.max_connections + _CALLS_BESIDE  # a connection may watch the health
     server = grpc.aio.server(
-        options=_channel_options(config), maximum_concurrent_rpcs=calls, interceptors=callers.interceptors()
+        options=(options or channel_options)(config), maximum_concurrent_rpcs=calls, interceptors=callers.interceptors()
     )
     server.add_generic_rpc_handlers((service,))
     addresses.check(config.listen)  # gRPC itself would take a Unix socket away from the server that listens on it
@@ -95,7 +102,8 @@ def _pem(file: str) -> bytes:
         raise StartError(f"{file}: {error.strerror}") from error
 
 
-def _channel_options(config: Config) -> list[tuple[str, int]]:
+def channel_options(config: Config) -> ChannelOptions:
+    """gRPC's options for a server's connections."""
     return [
         ("grpc.max_receive_message_length", config.max_message_mib * MIB),
         ("grpc.max_send_message_length", -1),  # answers are bounded by their requests and max_crop_mib

@@ -39,6 +39,7 @@ class Embedder:
     dimension: int
     calibration: Calibration | None
     interchangeable_with: tuple[str, ...] = ()
+    input_px: int = 160  # a side of its crops
 
 
 class Detection(NamedTuple):
@@ -157,8 +158,9 @@ class Pipeline:
         faces = facenet.select(faces, options.faces, height, width).take(slice(detect.max_faces))
         vectors = np.empty((0, embedder.dimension), np.float32)
         if len(faces.boxes):
-            size_px = facenet.INPUT_SIZE_PX
-            aligned = await self._compute("align", facenet.align, pixels, faces.boxes, detect.margin_px, size_px)
+            aligned = await self._compute(
+                "align", facenet.align, pixels, faces.boxes, detect.margin_px, embedder.input_px
+            )
             await company.meet()
             with self._compute.crops_ahead(len(aligned)):
                 (vectors,) = await embedder.net(aligned, deadline=company.deadline)
@@ -173,11 +175,12 @@ class Pipeline:
         else:
             decoded = await self._compute.begin("decode", images.decode, crop, self._crop_limits)
         pixels = decoded.pixels
-        if pixels.shape != (facenet.INPUT_SIZE_PX, facenet.INPUT_SIZE_PX, 3):
+        side_px = embedder.input_px
+        if pixels.shape != (side_px, side_px, 3):
             height, width = pixels.shape[:2]
             raise InvalidInput(
                 "WRONG_SIZE",
-                f"a ready crop is 160×160 pixels, this one is {height}×{width}; whole photos are for embed",
+                f"a ready crop is {side_px}×{side_px} pixels, this one is {height}×{width}; whole photos are for embed",
             )
         (vectors,) = await embedder.net(pixels[np.newaxis], deadline=deadline)
         return Embedded(vectors[0], self._name(options.model), decoded.exif_orientation, decoded.damaged)

@@ -3,6 +3,7 @@
 from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ class FaceService:
         backlogs: Mapping[str, Backlog],
         callers: Callers,
         max_write_stall_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pipeline = pipeline
         self._info = info
@@ -64,6 +66,7 @@ class FaceService:
                 connections=limits.max_connections,
             ),
             backlogs,
+            clock,
         )
 
     def handlers(self) -> grpc.GenericRpcHandler:

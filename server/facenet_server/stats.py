@@ -11,8 +11,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-_SAMPLE_S = 0.05
-_SAMPLES = 1200  # a minute of them
+_OVER_S = 60.0  # of the event loop's lag
 
 
 @dataclass(slots=True)
@@ -67,10 +66,11 @@ class Lag(NamedTuple):
 
 
 class LoopLag:
-    """How late the running event loop comes to a timer of 50 ms, over about the last minute."""
+    """How late the running event loop comes to a timer of ``sample_s``, over about the last minute."""
 
-    def __init__(self) -> None:
-        self._late_s: deque[float] = deque(maxlen=_SAMPLES)
+    def __init__(self, sample_s: float = 0.05) -> None:
+        self._sample_s = sample_s
+        self._late_s: deque[float] = deque(maxlen=round(_OVER_S / sample_s))
         self._sampler: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -92,17 +92,17 @@ class LoopLag:
 
     async def _sample(self) -> None:
         while True:
-            due = time.perf_counter() + _SAMPLE_S
-            await asyncio.sleep(_SAMPLE_S)
+            due = time.perf_counter() + self._sample_s
+            await asyncio.sleep(self._sample_s)
             self._late_s.append(max(0.0, time.perf_counter() - due))
 
 
 class Stats:
     """The stages of one server, by name, in the order in which they were first asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop_lag: LoopLag | None = None) -> None:
         self.started = time.monotonic()
-        self.loop_lag = LoopLag()
+        self.loop_lag = loop_lag or LoopLag()
         self._stages: dict[str, Stage] = {}
 
     def stage(self, name: str) -> Stage:
