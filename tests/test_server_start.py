@@ -19,11 +19,10 @@ from conftest import ServerProcess, server_process
 from facenet_server import addresses, cgroups, memory
 from facenet_server.addresses import HostPort, UnixSocket, check, parse, target, told
 from facenet_server.build import usable_cores
-from facenet_server.callers import Callers
 from facenet_server.config import Config, unknown_variables
 from facenet_server.errors import StartError
-from facenet_server.listening import bind
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from nets import fake_server
 
 from chaos.children import environment
 
@@ -197,9 +196,9 @@ async def test_an_address_that_was_taken_while_models_loaded_is_told_alike(kind:
         listener.bind(("127.0.0.1", 0) if kind == "port" else str(folder / "socket"))
         listener.listen()
         listen = f"127.0.0.1:{listener.getsockname()[1]}" if kind == "port" else f"unix:{folder}/socket"
-        config = Config(listen=listen).with_streams_for(None)
         with pytest.raises(StartError, match="another program listens there"):
-            bind(grpc.method_handlers_generic_handler("facenet.test", {}), config, Callers(), None)
+            async with fake_server(listen=listen):
+                pass
 
 
 def test_connections_that_have_ended_do_not_keep_a_port() -> None:

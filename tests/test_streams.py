@@ -13,7 +13,7 @@ from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
 from facenet_server.capacity import Counts
 from facenet_server.errors import Overloaded
-from facenet_server.methods import CROPS
+from facenet_server.groups import CROPS
 from facenet_server.service import FaceService
 from nets import HeldNet, crop, embed, fake_server, fake_service
 

@@ -17,12 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
-import grpc
-from facenet_proto.v1 import face_pb2 as pb
-from grpc_health.v1 import health
-from grpc_reflection.v1alpha import reflection
 
-from facenet_server import cgroups, messages
+from facenet_server import cgroups
 from facenet_server.backlog import Backlog
 from facenet_server.batching import Batcher
 from facenet_server.callers import Callers, read_tokens
@@ -34,10 +30,11 @@ from facenet_server.detector import Detector, Nets
 from facenet_server.engine import Engine
 from facenet_server.errors import StartError
 from facenet_server.faults import Enduring
+from facenet_server.groups import CROPS, VECTORS, WORK
 from facenet_server.health import Health
 from facenet_server.images import DecodeLimits
-from facenet_server.listening import ChannelOptions, bind, channel_options, tls
-from facenet_server.methods import CROPS, VECTORS, WORK
+from facenet_server.listening import ChannelOptions, GrpcServer, bind, channel_options, tls
+from facenet_server.messages import About
 from facenet_server.pipeline import Embedder, Finder, Pipeline
 from facenet_server.service import SERVICE, FaceService
 from facenet_server.sessions import Network, open_models, stated_default
@@ -65,7 +62,7 @@ class Parts:
 class Built(NamedTuple):
     """A server that is not started: gRPC's, its port, the service behind it, and its health."""
 
-    grpc_server: grpc.aio.Server
+    grpc_server: GrpcServer
     port: int
     service: FaceService
     health: Health
@@ -84,21 +81,11 @@ async def built(
         config = replace(config, default_embedder=stated_default(config.models))
     stats = Stats(parts.loop_lag())
     async with open_pipeline(networks, config, stats, on_lost, parts) as pipeline, stats.loop_lag:
-        described = _describe(networks, config, pipeline.default_embedder)
-        service = FaceService(
-            pipeline,
-            described,
-            stats,
-            _backlogs(networks, config, parts),
-            callers,
-            config.max_write_stall_s,
-            parts.clock,
-        )
-        server, port = bind(service.handlers(), config, callers, credentials, parts.channel_options)
+        about = _about(networks, pipeline.default_embedder)
+        backlogs = _backlogs(networks, config, parts)
+        service = FaceService(pipeline, about, config, stats, backlogs, callers, parts.clock)
         status = Health(("", SERVICE), stats, config.stall_s)
-        server.add_generic_rpc_handlers((status.handlers(service.inquiries),))
-        if config.reflection:
-            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        server, port = bind(service, status, config, credentials, parts.channel_options)
         yield Built(server, port, service, status)
 
 
@@ -227,10 +214,9 @@ def usable_cores(groups: Iterable[Path] | None = None) -> int:
     return min(cores, cgroups.quota_cores(groups) or cores)
 
 
-def _describe(networks: Mapping[str, Network], config: Config, default: str) -> pb.GetServerInfoResponse:
+def _about(networks: Mapping[str, Network], default: str) -> About:
     providers = list(dict.fromkeys(name for network in networks.values() for name in network.providers))
-    models = [network.info for network in networks.values()]
-    return messages.server_info(version("facenet-serve"), models, providers, default, config)
+    return About(version("facenet-serve"), [network.info for network in networks.values()], providers, default)
 
 
 def work_limits(config: Config) -> WorkLimits:

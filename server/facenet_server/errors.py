@@ -73,6 +73,13 @@ class Overloaded(ItemError):
         super().__init__(OVERLOADED, message)
 
 
+class InternalError(ItemError):
+    """A fault of the server, told by an id that its log holds too, and by nothing else."""
+
+    def __init__(self, error_id: str) -> None:
+        super().__init__("INTERNAL", f"internal error {error_id}; the server's log tells more")
+
+
 class TimedOut(ItemError):
     """The caller waits no longer."""
 

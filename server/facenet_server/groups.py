@@ -1,50 +1,64 @@
 """How a message's items are answered: in groups whose images go side by side, each group in seats for its work."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from facenet_proto.v1 import face_pb2 as pb
-
-from facenet_server import messages
+from facenet_server.backlog import Work
 from facenet_server.company import Company, companies
-from facenet_server.errors import ItemError, Overloaded, TimedOut
+from facenet_server.config import Config
+from facenet_server.crop_room import Crops
+from facenet_server.errors import InternalError, ItemError, Overloaded, TimedOut
 from facenet_server.images import Encoded, Raw
 from facenet_server.incidents import log_incident
-from facenet_server.methods import CROPS, VECTORS, WORK, Place
 from facenet_server.pipeline import Pipeline
 from facenet_server.seats import Seats
 
+WORK, CROPS, VECTORS = "images and files", "raw crops", "embeddings"  # what the items of a message wait for seats as
 _VECTORS_AT_ONCE = 128  # pairs of embeddings: the event loop compares them itself
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class Place(NamedTuple):
+    """Where a message's items are worked on: as whose; of what kind are items that are no work for threads; in which
+    seats of its stream; until when (on the loop's clock; None: for ever); with what room for their crops; and what is
+    told of the seats of each kind."""
+
+    caller: str
+    else_kind: str
+    seats: Seats
+    deadline: float | None
+    crops: Crops
+    works: Mapping[str, Work]
+
+
 class Batch(NamedTuple, Generic[Item, Result]):
-    """How the items of one message are answered: each, its images to be searched, whether it is work for threads, its
-    failure, and whether crops were asked for."""
+    """How the items of one message are answered: each; its images to be searched, None for one without data; whether it
+    is work for threads; its failure; and whether crops were asked for."""
 
     one: Callable[[Item, Company], Awaitable[Result]]
-    images: Callable[[Item], Sequence[pb.Image]]
+    images: Callable[[Item], Sequence[Encoded | Raw | None]]
     is_work: Callable[[Item], bool]
-    failed: Callable[[pb.ItemError], Result]
+    failed: Callable[[ItemError], Result]
     has_crops: bool = False
 
 
 class Groups:
     """Where the items of all callers are answered."""
 
-    def __init__(self, pipeline: Pipeline, limits: pb.Limits) -> None:
+    def __init__(self, pipeline: Pipeline, config: Config) -> None:
         self._pipeline = pipeline
-        self._images_per_group = limits.images_per_group
-        self._most_pixels = limits.max_pixels_in_flight // 2  # of a group, so that another caller's can be at work
-        self._seats = Seats(limits.max_images_in_flight)
-        self._pixels = Seats(limits.max_pixels_in_flight, most_of_caller=limits.max_pixels_in_flight // 2)
+        self._images_per_group = config.images_per_group
+        most_pixels = config.max_megapixels_in_flight * 1_000_000
+        self._most_pixels = most_pixels // 2  # of a group, so that another caller's can be at work
+        self._seats = Seats(config.max_images_in_flight)
+        self._pixels = Seats(most_pixels, most_of_caller=most_pixels // 2)
         self._others = {  # of crops a batch that runs, and the next: callers take turns
-            CROPS: Seats(2 * limits.max_batch_rows),
+            CROPS: Seats(2 * config.max_batch_rows),
             VECTORS: Seats(_VECTORS_AT_ONCE),
         }
 
@@ -59,16 +73,16 @@ class Groups:
         results = await _gathered(answers)
         return results[0] if len(results) == 1 else [result for some in results for result in some]
 
-    async def _pixels_of(self, images: Sequence[Sequence[pb.Image]]) -> list[int]:
+    async def _pixels_of(self, images: Sequence[Sequence[Encoded | Raw | None]]) -> list[int]:
         """How many pixels the images of each item claim to have."""
-        sources = [[_size_alone(image) for image in some if image.WhichOneof("data")] for some in images]
+        sources = [[image for image in some if image is not None] for some in images]
         claimed = iter(await self._pipeline.claimed_pixels([source for some in sources for source in some]))
         return [sum(islice(claimed, len(some))) for some in sources]
 
     async def _group(
         self,
         items: Sequence[Item],
-        images: Sequence[Sequence[pb.Image]],
+        images: Sequence[Sequence[Encoded | Raw | None]],
         pixels: Sequence[int],
         batch: Batch[Item, Result],
         place: Place,
@@ -87,9 +101,9 @@ class Groups:
                 each = zip(items, n_images, dones, strict=True)
                 return await _gathered([_answer(*one, batch, company) for one in each])
         except TimeoutError:
-            return [batch.failed(messages.item_error(TimedOut())) for _ in items]
+            return [batch.failed(TimedOut()) for _ in items]
         except Overloaded as error:
-            return [batch.failed(messages.item_error(error)) for _ in items]
+            return [batch.failed(error) for _ in items]
 
     def _seated(
         self, seats_each: Sequence[int], pixels: int, place: Place, *, has_crops: bool
@@ -120,11 +134,6 @@ class Groups:
                     return
 
 
-def _size_alone(image: pb.Image) -> Encoded | Raw:
-    """An image of which only the size matters: raw pixels are left where they are, to read them is to copy them."""
-    return Raw(b"", image.raw.height, image.raw.width) if image.HasField("raw") else messages.read_image(image)
-
-
 async def _gathered(answers: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
     """All side by side; one alone needs no task of its own, which costs a message of one crop a tenth."""
     return [await answers[0]] if len(answers) == 1 else list(await asyncio.gather(*answers))
@@ -137,11 +146,11 @@ async def _answer(
         async with asyncio.timeout_at(company.deadline):
             return await batch.one(item, company)
     except TimeoutError:
-        return batch.failed(messages.item_error(TimedOut()))
+        return batch.failed(TimedOut())
     except ItemError as error:
-        return batch.failed(messages.item_error(error))
+        return batch.failed(error)
     except Exception:
-        return batch.failed(messages.internal_error(log_incident("an item failed")))
+        return batch.failed(InternalError(log_incident("an item failed")))
     finally:
         done()
         company.leave(n_images)

@@ -6,37 +6,45 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
 
 from facenet_server import addresses
-from facenet_server.callers import Callers
 from facenet_server.config import MIB, Config
 from facenet_server.errors import StartError
+from facenet_server.health import Health
+from facenet_server.service import SERVICE, FaceService
 
 _CALLS_BESIDE = 256  # streams of work: what is asked (128 beside one a connection), refusals on their way
 _CONNECTIONS_BESIDE = 128  # those of health's callers, and those that are told that they are too many
 _UNREAD_BYTES = 128 * 1024  # of a stream that is not read
 
 ChannelOptions = list[tuple[str, int]]
+GrpcServer = grpc.aio.Server
 
 _log = logging.getLogger(__name__)
 
 
 def bind(
-    service: grpc.GenericRpcHandler,
+    service: FaceService,
+    status: Health,
     config: Config,
-    callers: Callers,
     credentials: grpc.ServerCredentials | None,
     options: Callable[[Config], ChannelOptions] | None = None,
 ) -> tuple[grpc.aio.Server, int]:
-    """A server of the service for the callers on ``config.listen``, not started yet, and its port.
+    """A gRPC server of the service and of the health on ``config.listen``, not started yet, and its port.
 
     Raises StartError, with the cause, where it cannot listen there, or gRPC can make nothing of the credentials.
     """
     calls = config.max_streams + config.max_connections + _CALLS_BESIDE  # a connection may watch the health
     server = grpc.aio.server(
-        options=(options or channel_options)(config), maximum_concurrent_rpcs=calls, interceptors=callers.interceptors()
+        options=(options or channel_options)(config),
+        maximum_concurrent_rpcs=calls,
+        interceptors=service.callers.interceptors(),
     )
-    server.add_generic_rpc_handlers((service,))
+    server.add_generic_rpc_handlers((service.handlers(), status.handlers(service.inquiries)))
+    if config.reflection:
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     addresses.check(config.listen)  # gRPC itself would take a Unix socket away from the server that listens on it
     try:
         port = _add_port(server, addresses.target(config.listen), credentials)

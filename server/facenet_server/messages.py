@@ -1,8 +1,9 @@
 """Between the contract's messages and the server's values. Pure; the only module that builds answers."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from facenet_proto.v1 import face_pb2 as pb
@@ -13,6 +14,7 @@ from facenet_server.capacity import Counts
 from facenet_server.config import MIB, Config
 from facenet_server.errors import (
     DeviceLost,
+    InternalError,
     InvalidInput,
     ItemError,
     NoFace,
@@ -39,6 +41,7 @@ _CODES: dict[type[ItemError], int] = {
     Overloaded: RESOURCE_EXHAUSTED,
     TimedOut: DEADLINE_EXCEEDED,
     DeviceLost: UNAVAILABLE,
+    InternalError: INTERNAL,
 }
 
 _SELECTIONS: dict[int, FaceSelection] = {
@@ -62,6 +65,14 @@ def read_image(message: pb.Image) -> Encoded | Raw:
             raw = message.raw
             return Raw(raw.rgb, raw.height, raw.width)
     raise InvalidInput("EMPTY", "the item holds no image")
+
+
+def size_of(message: pb.Image) -> Encoded | Raw | None:
+    """An image of which only the size matters: raw pixels are left where they are, to read them is to copy them. None
+    where neither form is set."""
+    if message.HasField("raw"):
+        return Raw(b"", message.raw.height, message.raw.width)
+    return read_image(message) if message.WhichOneof("data") else None
 
 
 def read_side(message: pb.Side) -> Encoded | Raw | Embedded:
@@ -175,26 +186,23 @@ def refusal(response: type[Any], number: int, n_items: int, error: ItemError) ->
     return answer
 
 
-def internal_error(incident: str) -> pb.ItemError:
-    """A fault of the server, told by an opaque id that its log holds too."""
-    return pb.ItemError(
-        code=INTERNAL, reason="INTERNAL", message=f"internal error {incident}; the server's log tells more"
-    )
+class About(NamedTuple):
+    """What a server runs: the package's version, its models, ONNX Runtime's providers, and the embedder of requests
+    that name none."""
+
+    version: str
+    models: Sequence[ModelInfo]
+    providers: Sequence[str]
+    default_embedder: str
 
 
-def server_info(
-    version: str,
-    models: list[ModelInfo],
-    providers: list[str],
-    default_embedder: str,
-    config: Config,
-) -> pb.GetServerInfoResponse:
+def server_info(about: About, config: Config) -> pb.GetServerInfoResponse:
     """What the server runs and refuses."""
     return pb.GetServerInfoResponse(
-        version=version,
-        models=[_model_info(model) for model in models],
-        default_embedder=default_embedder,
-        providers=providers,
+        version=about.version,
+        models=[_model_info(model) for model in about.models],
+        default_embedder=about.default_embedder,
+        providers=about.providers,
         image_formats=config.formats,
         detect_defaults=_detect_defaults(),
         limits=pb.Limits(

@@ -6,25 +6,9 @@ from typing import Any, NamedTuple, TypeAlias
 from google.protobuf.message import Message
 
 from facenet_server import wire
-from facenet_server.backlog import Work
-from facenet_server.crop_room import Crops
-from facenet_server.seats import Seats
+from facenet_server.groups import WORK, Place
 
-WORK, CROPS, VECTORS = "images and files", "raw crops", "embeddings"  # what the items of a message wait for seats as
 Paths: TypeAlias = Mapping[str, "Paths"]  # fields of a message by name, as in wire
-
-
-class Place(NamedTuple):
-    """Where a message's items are worked on: as whose; of what kind are items that are no work for threads; in which
-    seats of its stream; until when (on the loop's clock; None: for ever); with what room for their crops; and what is
-    told of the seats of each kind."""
-
-    caller: str
-    else_kind: str
-    seats: Seats
-    deadline: float | None
-    crops: Crops
-    works: Mapping[str, Work]
 
 
 class Method(NamedTuple):

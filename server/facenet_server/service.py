@@ -18,11 +18,14 @@ from facenet_server.backlog import Backlog
 from facenet_server.callers import Callers
 from facenet_server.capacity import Capacity
 from facenet_server.company import Company
-from facenet_server.errors import Refused
-from facenet_server.groups import Batch, Groups
+from facenet_server.config import Config
+from facenet_server.errors import ItemError, Refused
+from facenet_server.groups import CROPS, VECTORS, Batch, Groups, Place
+from facenet_server.images import Encoded, Raw
 from facenet_server.incidents import log_incident
 from facenet_server.inquiries import Inquiries, refuse, serialized
-from facenet_server.methods import CROPS, VECTORS, Method, Place, StreamLimits
+from facenet_server.messages import About
+from facenet_server.methods import Method, StreamLimits
 from facenet_server.pipeline import ByteBudget, Pipeline
 from facenet_server.stats import Stats
 from facenet_server.streams import End, Stream
@@ -40,19 +43,19 @@ class FaceService:
     def __init__(
         self,
         pipeline: Pipeline,
-        info: pb.GetServerInfoResponse,
+        about: About,
+        config: Config,
         stats: Stats,
         backlogs: Mapping[str, Backlog],
         callers: Callers,
-        max_write_stall_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pipeline = pipeline
-        self._info = info
+        self._info = messages.server_info(about, config)
         self._stats = stats
-        self._limits = limits = info.limits
-        self._max_write_stall_s = max_write_stall_s
-        self._groups = Groups(pipeline, limits)
+        self._limits = limits = self._info.limits
+        self._max_write_stall_s = config.max_write_stall_s
+        self._groups = Groups(pipeline, config)
         self._draining = asyncio.Event()
         self.callers = callers
         self.inquiries = Inquiries(callers, limits.max_connections + _INQUIRIES_BESIDE)
@@ -132,10 +135,12 @@ class FaceService:
             found = await self._pipeline.detect(messages.read_image(image), options(), budget, company)
             return pb.DetectResult(detection=messages.detection(found))
 
-        def failed(error: pb.ItemError) -> pb.DetectResult:
-            return pb.DetectResult(error=error)
+        def failed(error: ItemError) -> pb.DetectResult:
+            return pb.DetectResult(error=messages.item_error(error))
 
-        batch = Batch(one, lambda image: [image], lambda _: True, failed, request.options.return_crops)
+        batch = Batch(
+            one, lambda image: [messages.size_of(image)], lambda _: True, failed, request.options.return_crops
+        )
         results = await self._groups.answer(request.images, batch, place)
         return pb.DetectResponse(id=request.id, results=results)
 
@@ -155,11 +160,11 @@ class FaceService:
         def is_work(item: pb.EmbedItem) -> bool:
             return item.HasField("image") or item.crop.HasField("encoded")
 
-        def images(item: pb.EmbedItem) -> list[pb.Image]:
-            return [item.image] if item.HasField("image") else []
+        def images(item: pb.EmbedItem) -> list[Encoded | Raw | None]:
+            return [messages.size_of(item.image)] if item.HasField("image") else []
 
-        def failed(error: pb.ItemError) -> pb.EmbedResult:
-            return pb.EmbedResult(error=error)
+        def failed(error: ItemError) -> pb.EmbedResult:
+            return pb.EmbedResult(error=messages.item_error(error))
 
         batch = Batch(one, images, is_work, failed, request.options.detect.return_crops)
         results = await self._groups.answer(request.items, batch, place)
@@ -173,11 +178,11 @@ class FaceService:
             found = await self._pipeline.compare(a, b, options(), company)
             return pb.CompareResult(comparison=messages.comparison(found))
 
-        def images(pair: pb.Pair) -> list[pb.Image]:
-            return [side.image for side in (pair.a, pair.b) if side.HasField("image")]
+        def images(pair: pb.Pair) -> list[Encoded | Raw | None]:
+            return [messages.size_of(side.image) for side in (pair.a, pair.b) if side.HasField("image")]
 
-        def failed(error: pb.ItemError) -> pb.CompareResult:
-            return pb.CompareResult(error=error)
+        def failed(error: ItemError) -> pb.CompareResult:
+            return pb.CompareResult(error=messages.item_error(error))
 
         batch = Batch(one, images, lambda pair: bool(images(pair)), failed)
         results = await self._groups.answer(request.pairs, batch, place)

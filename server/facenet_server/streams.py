@@ -22,7 +22,8 @@ from facenet_server import messages, wire
 from facenet_server.admission import Admission, Visit
 from facenet_server.crop_room import Crops
 from facenet_server.errors import OVERLOADED, ItemError, Overloaded, ProtocolError, Refused, TimedOut
-from facenet_server.methods import Method, Place, StreamLimits
+from facenet_server.groups import Place
+from facenet_server.methods import Method, StreamLimits
 from facenet_server.pace import retry_s
 from facenet_server.reading import start_read
 from facenet_server.seats import Seats
