@@ -8,12 +8,12 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 from facenet_server.build import open_networks, open_pipeline
-from facenet_server.company import Company
 from facenet_server.config import Config
-from facenet_server.images import Encoded, Raw
-from facenet_server.options import DetectOptions, EmbedOptions
-from facenet_server.pipeline import ByteBudget, Pipeline
-from facenet_server.stats import Stats
+from facenet_server.serving.barrier import Company
+from facenet_server.serving.pipeline import ByteBudget, Pipeline
+from facenet_server.telemetry.counters import Stats
+from facenet_server.vision.decode import Encoded, Raw
+from facenet_server.vision.options import DetectOptions, EmbedOptions
 from numpy.typing import NDArray
 
 from benchmarks.workers.protocol import StageTimes

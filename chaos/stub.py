@@ -22,15 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from facenet_server import build, listening, server
-from facenet_server.backlog import Backlog
-from facenet_server.batching import Batcher
+from facenet_server import build, server
+from facenet_server.admission.wait_estimator import Backlog
 from facenet_server.build import Built, Parts
 from facenet_server.config import Config
 from facenet_server.errors import FatalError
+from facenet_server.models.loader import ModelInfo
+from facenet_server.rpc import listener
 from facenet_server.server import StopPolicy
-from facenet_server.sessions import ModelInfo
-from facenet_server.stats import LoopLag
+from facenet_server.serving.batcher import Batcher
+from facenet_server.telemetry.counters import LoopLag
 
 _log = logging.getLogger(__name__)
 
@@ -172,13 +173,13 @@ def _no_faces(rows: np.ndarray) -> tuple[np.ndarray, ...]:
     return np.zeros(shape, np.float32), np.zeros((*shape, 4), np.float32)
 
 
-def _channel_options(behaviour: Behaviour, config: Config) -> listening.ChannelOptions:
+def _channel_options(behaviour: Behaviour, config: Config) -> listener.ChannelOptions:
     """gRPC's options as the server gives them, but for some."""
     more = _keepalive(*behaviour.keepalive_s) if behaviour.keepalive_s else []
     without = {name for name, _ in more}
     if behaviour.default_flow_control:
         without |= {"grpc.http2.bdp_probe", "grpc.http2.lookahead_bytes"}
-    return [option for option in listening.channel_options(config) if option[0] not in without] + more
+    return [option for option in listener.channel_options(config) if option[0] not in without] + more
 
 
 def _keepalive(between_s: float, answer_s: float) -> list[tuple[str, int]]:

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import numpy as np
 from facenet_proto.v1 import face_pb2 as pb
-from facenet_server.service import SERVICE
+from facenet_server.rpc.service import SERVICE
 
 
 def raw(pixels: np.ndarray) -> pb.Image:

@@ -21,8 +21,8 @@ import skimage.data
 import trustme
 from authority import Authority
 from facenet_client import AsyncClient, Client
-from facenet_server.cascade import warm_up
-from facenet_server.sessions import PORTS
+from facenet_server.models.loader import PORTS
+from facenet_server.serving.per_image_detector import warm_up
 from hypothesis import settings
 from PIL import Image
 from tiny_models import tiny_model, write

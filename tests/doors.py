@@ -2,8 +2,8 @@
 
 import asyncio
 
-from facenet_server.admission import Admission, Visit
-from facenet_server.capacity import Capacity
+from facenet_server.admission.controller import Admission, Visit
+from facenet_server.admission.limits import Capacity
 
 
 class Clock:

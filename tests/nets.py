@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 from facenet_server.build import Parts, built
-from facenet_server.calibration import Calibration, OperatingPoint
 from facenet_server.config import Config
-from facenet_server.service import FaceService
-from facenet_server.sessions import ModelInfo
+from facenet_server.models.loader import ModelInfo
+from facenet_server.rpc.service import FaceService
+from facenet_server.vision.calibration import Calibration, OperatingPoint
 
 POISON = (1, 2, 3)
 CALIBRATION = Calibration(

@@ -3,9 +3,9 @@ from contextlib import ExitStack
 
 import pytest
 from doors import Clock, accept, door, door_with, waiting
-from facenet_server.admission import Visit
-from facenet_server.callers import host
+from facenet_server.admission.controller import Visit
 from facenet_server.errors import Refused
+from facenet_server.rpc.auth import host
 
 
 def test_a_stream_beyond_the_limit_is_refused_and_room_comes_back() -> None:

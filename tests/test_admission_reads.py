@@ -5,8 +5,8 @@ from contextlib import ExitStack
 
 import pytest
 from doors import Clock, accept, door, waiting
-from facenet_server import admission as admission_module
-from facenet_server.capacity import Tries
+from facenet_server.admission import controller
+from facenet_server.admission.limits import Tries
 
 
 async def test_a_stream_is_read_once_its_callers_share_has_room_for_a_message_like_its_last() -> None:
@@ -26,7 +26,7 @@ async def test_a_stream_is_read_once_its_callers_share_has_room_for_a_message_li
 async def test_a_stream_with_large_messages_is_read_after_a_while_where_other_callers_leave_any_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(admission_module, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(controller, "_PATIENCE_S", 0.1)
     admission = door(n_bytes=1000)
     with admission.enter("a") as large, admission.enter("b") as b, admission.enter("c") as c:
         accept(large, 1, 900)
@@ -41,7 +41,7 @@ async def test_a_stream_with_large_messages_is_read_after_a_while_where_other_ca
 async def test_a_callers_streams_whose_messages_are_not_likely_to_fit_are_read_one_after_the_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(admission_module, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(controller, "_PATIENCE_S", 0.1)
     admission = door(n_bytes=1000)
     with ExitStack() as stack:
         one, another, of_other, b, c = (stack.enter_context(admission.enter(name)) for name in "aadbc")
@@ -109,7 +109,7 @@ async def test_what_is_expected_of_a_callers_other_streams_takes_room_until_it_c
 async def test_who_waits_for_much_room_is_read_after_a_while_where_there_is_any(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(admission_module, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(controller, "_PATIENCE_S", 0.1)
     admission = door(n_bytes=1000)
     with admission.enter("a") as large, admission.enter("a") as other:
         accept(large, 1, 400)

@@ -5,13 +5,13 @@ from contextlib import ExitStack
 
 import pytest
 from doors import accept, door, waiting
-from facenet_server import admission as admission_module
-from facenet_server.admission import Admission, Visit
+from facenet_server.admission import controller
+from facenet_server.admission.controller import Admission, Visit
 
 
 @pytest.fixture
 def patience_s(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(admission_module, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(controller, "_PATIENCE_S", 0.1)
     return 0.1
 
 

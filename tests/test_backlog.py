@@ -2,8 +2,8 @@ from collections.abc import Callable
 
 import pytest
 from doors import Clock
-from facenet_server.backlog import Backlog, Work
-from facenet_server.pace import Pace
+from facenet_server.admission.throughput import Pace
+from facenet_server.admission.wait_estimator import Backlog, Work
 
 ABOUT = 0.15  # the pace is an average, and new work is not in it yet
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from facenet_server.batching import Batcher
 from facenet_server.errors import Overloaded, TimedOut
-from facenet_server.stats import Stage
+from facenet_server.serving.batcher import Batcher
+from facenet_server.telemetry.counters import Stage
 
 
 class Recorder:

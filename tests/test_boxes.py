@@ -1,7 +1,7 @@
 from typing import Literal
 
 import numpy as np
-from facenet_server import boxes
+from facenet_server.vision import boxes
 from hypothesis import given
 from hypothesis import strategies as st
 

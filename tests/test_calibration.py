@@ -9,7 +9,7 @@ import pytest
 from facenet_client.evaluation import calibration as fitting
 from facenet_convert import calibrate
 from facenet_convert.errors import SourceError
-from facenet_server import calibration
+from facenet_server.vision import calibration
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny_model

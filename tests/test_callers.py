@@ -15,9 +15,9 @@ from commandline import facenet
 from conftest import Call, server_process
 from facenet_client import AsyncClient, AuthenticationError, ServerUnavailable
 from facenet_proto.v1 import face_pb2 as pb
-from facenet_server.callers import read_tokens
 from facenet_server.errors import StartError
-from facenet_server.service import SERVICE, FaceService
+from facenet_server.rpc.auth import read_tokens
+from facenet_server.rpc.service import SERVICE, FaceService
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nets import fake_service, square
 

@@ -17,9 +17,9 @@ import pytest
 from calls import until
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
-from facenet_server.admission import Visit
-from facenet_server.capacity import Counts
-from facenet_server.streams import Stream
+from facenet_server.admission.controller import Visit
+from facenet_server.admission.limits import Counts
+from facenet_server.rpc.stream import Stream
 from nets import crop, embed, fake_service, square
 
 OCCUPANT, SIBLING, VICTIM, UNREAD = 10, 20, 30, 40  # their crops' shades

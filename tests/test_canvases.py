@@ -4,17 +4,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from facenet_server import canvases, mtcnn
 from facenet_server.build import open_networks, open_pipeline
-from facenet_server.canvases import Mosaic
-from facenet_server.company import Company
 from facenet_server.config import Config
 from facenet_server.errors import StartError
-from facenet_server.images import Raw
-from facenet_server.options import DetectOptions
-from facenet_server.pipeline import ByteBudget, Detection
-from facenet_server.sessions import Network
-from facenet_server.stats import Stats
+from facenet_server.models.loader import Network
+from facenet_server.serving.barrier import Company
+from facenet_server.serving.pipeline import ByteBudget, Detection
+from facenet_server.telemetry.counters import Stats
+from facenet_server.vision import mtcnn, tiling
+from facenet_server.vision.decode import Raw
+from facenet_server.vision.options import DetectOptions
+from facenet_server.vision.tiling import Mosaic
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,12 @@ def test_levels_of_all_sizes_get_their_own_outputs_bit_by_bit(
     sizes += [(128, 128), (127, 129), (128, 11), (129, 128), (130, 131), (246, 247), (247, 246), (364, 365)]
     levels = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in sizes]
     mosaic, parts = Mosaic(levels), 0
-    monkeypatch.setattr(canvases, "AT_ONCE", at_once)
+    monkeypatch.setattr(tiling, "AT_ONCE", at_once)
     while (laid := mosaic.lay()) is not None:
         assert len(laid[0]) <= at_once
         mosaic.put(networks["mtcnn-pnet-canvas"](*laid))
         parts += 1
-    assert parts == -(-sum(canvases.count(*size) for size in sizes) // at_once)
+    assert parts == -(-sum(tiling.count(*size) for size in sizes) // at_once)
     for level, (probability, regression) in zip(levels, mosaic.maps, strict=True):
         alone = networks["mtcnn-pnet"](level[np.newaxis])
         np.testing.assert_array_equal(probability, alone[0][0])
@@ -122,5 +122,5 @@ async def test_a_thin_image_takes_no_more_memory_than_others(models: Path, netwo
     async with open_pipeline(counted, config, Stats()) as pipeline:
         found = await pipeline.detect(thin, DetectOptions(min_face_px=160), ByteBudget(0), Company(1))
     assert not len(found.faces.boxes)
-    assert sum(calls) == canvases.count(12, 2_400)
-    assert max(calls) <= canvases.AT_ONCE
+    assert sum(calls) == tiling.count(12, 2_400)
+    assert max(calls) <= tiling.AT_ONCE

@@ -16,8 +16,8 @@ from facenet_client import AnswerTimeout, AsyncClient, Embedding, _wire
 from facenet_client._connections import Connections
 from facenet_client.errors import CallError, ServerUnavailable
 from facenet_proto.v1 import face_pb2 as pb
-from facenet_server import listening
 from facenet_server.config import Config
+from facenet_server.rpc import listener
 from nets import embed, fake_server
 from scripted import Scripted, answer, assert_answers, images, refusing
 
@@ -73,7 +73,7 @@ async def test_a_server_that_freezes_with_a_message_is_noticed_by_probes_and_ano
 
 
 def test_probes_come_no_more_often_than_servers_let_them() -> None:
-    mine, theirs = dict(_wire.CHANNEL_OPTIONS), dict(listening.channel_options(Config()))
+    mine, theirs = dict(_wire.CHANNEL_OPTIONS), dict(listener.channel_options(Config()))
     assert mine["grpc.keepalive_time_ms"] >= theirs["grpc.http2.min_ping_interval_without_data_ms"]
 
 

@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from facenet_server.company import Company, companies
+from facenet_server.serving.barrier import Company, companies
 
 
 async def settle() -> None:

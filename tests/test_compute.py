@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 from calls import until
-from facenet_server.batching import Batcher
 from facenet_server.build import work_limits
-from facenet_server.cascade import Cascade
-from facenet_server.company import Company
-from facenet_server.compute import Compute, Steps
 from facenet_server.config import Config
-from facenet_server.detector import Detector, Nets
-from facenet_server.images import Raw
-from facenet_server.options import DetectOptions
-from facenet_server.pipeline import Finder
-from facenet_server.stats import Stats
+from facenet_server.serving.barrier import Company
+from facenet_server.serving.batched_detector import Detector, Nets
+from facenet_server.serving.batcher import Batcher
+from facenet_server.serving.compute import Compute, Steps
+from facenet_server.serving.per_image_detector import Cascade
+from facenet_server.serving.pipeline import Finder
+from facenet_server.telemetry.counters import Stats
+from facenet_server.vision.decode import Raw
+from facenet_server.vision.options import DetectOptions
 from nets import onet, pnet, rnet
 
 

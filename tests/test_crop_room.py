@@ -2,7 +2,7 @@ import asyncio
 from collections import deque
 
 import pytest
-from facenet_server.crop_room import CropRoom, Crops
+from facenet_server.admission.crop_room import CropRoom, Crops
 from facenet_server.errors import Overloaded
 
 MOST = 1000  # of which one caller alone may have a half

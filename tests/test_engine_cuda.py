@@ -5,7 +5,9 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
-from facenet_server.engine import (
+from facenet_server.errors import StartError
+from facenet_server.models.loader import open_models
+from facenet_server.models.runtime import (
     Cuda,
     Engine,
     clash_of,
@@ -16,8 +18,6 @@ from facenet_server.engine import (
     needed_libraries,
     unloadable,
 )
-from facenet_server.errors import StartError
-from facenet_server.sessions import open_models
 
 NO_DRIVER = Cuda(driver=None, has_provider=True)
 HIDDEN = Cuda(driver=100, has_provider=True)

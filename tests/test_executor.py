@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from facenet_server.executor import CoreExecutor
+from facenet_server.serving.executor import CoreExecutor
 
 
 def test_a_function_gives_its_result_or_its_error() -> None:

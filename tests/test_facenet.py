@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from facenet_server import facenet
 from facenet_server.errors import InvalidInput
-from facenet_server.mtcnn import NO_FACES, Faces
-from facenet_server.options import FaceSelection
+from facenet_server.vision import facenet
+from facenet_server.vision.mtcnn import NO_FACES, Faces
+from facenet_server.vision.options import FaceSelection
 from PIL import Image
 
 BOXES = np.array([[0.0, 0, 20, 20], [40, 40, 60, 60], [0, 0, 90, 30]])  # in an image of 100×100

@@ -3,9 +3,9 @@ import threading
 import numpy as np
 import onnxruntime as ort
 import pytest
-from facenet_server.batching import Batcher
 from facenet_server.errors import DeviceLost, Overloaded
-from facenet_server.faults import Enduring, is_no_memory
+from facenet_server.models.fault_tolerance import Enduring, is_no_memory
+from facenet_server.serving.batcher import Batcher
 from onnx import TensorProto, helper
 
 NO_MEMORY = (

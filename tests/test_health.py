@@ -11,7 +11,7 @@ import grpc
 import pytest
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
-from facenet_server.health import LIVENESS
+from facenet_server.rpc.health import LIVENESS
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nets import crop
 
@@ -26,7 +26,7 @@ SERVER = """
     from facenet_server.server import StopPolicy, serve
     from facenet_server.config import Config
     from facenet_server.errors import FatalError
-    from facenet_server.sessions import ModelInfo
+    from facenet_server.models.loader import ModelInfo
 
     class Stub:
         providers, on_cuda = ["StandIn"], False

@@ -5,7 +5,7 @@ from facenet_client import AsyncClient, Detection, ImageLike
 from facenet_server.build import decode_limits
 from facenet_server.config import Config
 from facenet_server.errors import InvalidInput
-from facenet_server.images import Encoded, claimed_pixels, decode
+from facenet_server.vision.decode import Encoded, claimed_pixels, decode
 from nets import fake_server, square
 
 from chaos.files import REASONS, Bomb, bombs, damaged

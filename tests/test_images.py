@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from facenet_server.errors import InvalidInput
-from facenet_server.images import (
+from facenet_server.vision.decode import (
     DecodeLimits,
     Encoded,
     Raw,

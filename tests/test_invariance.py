@@ -11,7 +11,7 @@ import pytest
 from calls import raw
 from conftest import server_process
 from facenet_proto.v1 import face_pb2 as pb
-from facenet_server.service import SERVICE
+from facenet_server.rpc.service import SERVICE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image

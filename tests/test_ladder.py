@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from facenet_server import engine, ladder, sessions
-from facenet_server.canvases import SIDE_PX
-from facenet_server.engine import Engine
 from facenet_server.errors import StartError
-from facenet_server.ladder import Ladder
-from facenet_server.sessions import ModelInfo, Network, open_models
+from facenet_server.models import batch_buckets, loader, runtime
+from facenet_server.models.batch_buckets import Ladder
+from facenet_server.models.loader import ModelInfo, Network, open_models
+from facenet_server.models.runtime import Engine
+from facenet_server.vision.tiling import SIDE_PX
 
 NO_MEMORY = "Failed to allocate memory for requested buffer of size 104857600"
 
@@ -41,7 +41,9 @@ def climbed(most_rows: int, memory_rows: int = 10**6, memory_sessions: int = 10*
         opened.append(Session(memory_rows))
         return opened[-1]
 
-    return ladder.climbed(most_rows, open_one, lambda session, rung: session.run(["a"], {"x": np.ones(rung)})), opened
+    return batch_buckets.climbed(
+        most_rows, open_one, lambda session, rung: session.run(["a"], {"x": np.ones(rung)})
+    ), opened
 
 
 @pytest.mark.parametrize(
@@ -110,10 +112,10 @@ def on_paper(monkeypatch: pytest.MonkeyPatch) -> list[OnPaperOnCuda]:
     opened: list[OnPaperOnCuda] = []
 
     def open_session(data: bytes, providers: list[Any], threads: int) -> OnPaperOnCuda:
-        opened.append(OnPaperOnCuda(engine.open_session(data, [("CPUExecutionProvider", {})], threads)))
+        opened.append(OnPaperOnCuda(runtime.open_session(data, [("CPUExecutionProvider", {})], threads)))
         return opened[-1]
 
-    monkeypatch.setattr(sessions, "open_session", open_session)
+    monkeypatch.setattr(loader, "open_session", open_session)
     return opened
 
 

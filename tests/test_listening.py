@@ -21,7 +21,7 @@ from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
 from facenet_server.config import Config
 from facenet_server.errors import StartError
-from facenet_server.listening import tls
+from facenet_server.rpc.listener import tls
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 pytestmark = pytest.mark.timeout(60)

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from facenet_server import memory
 from facenet_server.config import Config
+from facenet_server.telemetry import process_memory
 
 BURST = """
 import asyncio
-from facenet_server import memory
-from facenet_server.stats import resident_bytes
+from facenet_server.telemetry import process_memory
+from facenet_server.telemetry.counters import resident_bytes
 
 async def main():
-    memory.limit_heaps(1)
-    async with memory.given_back(0.05):
+    process_memory.limit_heaps(1)
+    async with process_memory.given_back(0.05):
         burst = [bytes(70_000) for _ in range(3000)]
         kept = burst[::50]  # pieces that hold what lies between them
         most = resident_bytes()
@@ -36,7 +36,7 @@ def test_what_a_burst_took_is_given_back() -> None:
 
 async def test_giving_back_ends_with_the_server() -> None:
     before = asyncio.all_tasks()
-    async with memory.given_back(60):
+    async with process_memory.given_back(60):
         assert len(asyncio.all_tasks() - before) == 1
     assert asyncio.all_tasks() == before
 
@@ -45,8 +45,8 @@ def test_a_container_may_use_less_than_its_machine_has(tmp_path: Path) -> None:
     own, none, unlimited = (tmp_path / name for name in ("own", "none", "unlimited"))
     own.write_text("1000000\n")
     unlimited.write_text("max\n")
-    assert memory.usable_bytes([none, own, unlimited]) == 1_000_000
-    assert memory.usable_bytes([none, unlimited]) == memory.usable_bytes([])
+    assert process_memory.usable_bytes([none, own, unlimited]) == 1_000_000
+    assert process_memory.usable_bytes([none, unlimited]) == process_memory.usable_bytes([])
 
 
 @pytest.mark.parametrize(

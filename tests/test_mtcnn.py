@@ -3,10 +3,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from facenet_server import mtcnn
-from facenet_server.boxes import suppress
 from facenet_server.errors import InvalidInput
-from facenet_server.resampling import by_columns
+from facenet_server.vision import mtcnn
+from facenet_server.vision.boxes import suppress
+from facenet_server.vision.resize import by_columns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

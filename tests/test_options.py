@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 from facenet_server.errors import InvalidInput
-from facenet_server.options import CompareOptions, DetectOptions, FaceSelection
+from facenet_server.vision.options import CompareOptions, DetectOptions, FaceSelection
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 from doors import Clock
-from facenet_server.pace import Pace
+from facenet_server.admission.throughput import Pace
 
 
 @pytest.fixture

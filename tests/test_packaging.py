@@ -66,7 +66,7 @@ def test_the_bare_wheel_talks_to_a_server(
         assert "Traceback" not in bare.stderr
 
 
-@pytest.mark.parametrize("module", ["facenet_server.engine", "facenet_convert.verify"])
+@pytest.mark.parametrize("module", ["facenet_server.models.runtime", "facenet_convert.verify"])
 def test_onnx_runtime_tells_nobody_of_its_use(module: str, tmp_path: Path) -> None:
     """It would keep what it has to tell in the user's folder."""
     code = f"import {module}, onnxruntime as ort; ort.get_available_providers(); ort.SessionOptions()"

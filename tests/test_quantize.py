@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT
 from facenet_convert import crops, forms, gate, golden, interchange, metadata, pairs, quantize, verify
 from facenet_convert.errors import PrecisionError, SourceError
-from facenet_server import calibration as served_calibration
+from facenet_server.vision import calibration as served_calibration
 from onnx import numpy_helper
 from PIL import Image
 from tiny_facenet import calibration, tiny_facenet, write_pairs, write_people

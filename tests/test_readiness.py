@@ -10,11 +10,11 @@ from typing import Any
 
 import grpc
 import pytest
-from facenet_server.callers import Callers
-from facenet_server.compute import Compute
-from facenet_server.health import Health
-from facenet_server.inquiries import Inquiries
-from facenet_server.stats import Stats
+from facenet_server.rpc.auth import Callers
+from facenet_server.rpc.health import Health
+from facenet_server.rpc.unary import Inquiries
+from facenet_server.serving.compute import Compute
+from facenet_server.telemetry.counters import Stats
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

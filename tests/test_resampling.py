@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import pytest
-from facenet_server import resampling
+from facenet_server.vision import resize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_a_level_is_opencv_s_own_bit_by_bit(height: int, width: int, scale: float, seed: int) -> None:
     image = noise(height, width, seed)
     size = (int(np.ceil(width * scale)), int(np.ceil(height * scale)))
-    level = resampling.shrink(resampling.by_columns(image), size[1], size[0])
+    level = resize.shrink(resize.by_columns(image), size[1], size[0])
     np.testing.assert_array_equal(level, cv2.resize(image, size, interpolation=cv2.INTER_AREA))
     assert level.dtype == np.uint8
 
@@ -28,7 +28,7 @@ def test_a_level_is_opencv_s_own_bit_by_bit(height: int, width: int, scale: floa
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 8])
 def test_a_whole_number_of_times_smaller_is_opencv_s_own_too(factor: int) -> None:
     image = noise(96, 240)
-    level = resampling.shrink(resampling.by_columns(image), 96 // factor, 240 // factor)
+    level = resize.shrink(resize.by_columns(image), 96 // factor, 240 // factor)
     np.testing.assert_array_equal(
         level, cv2.resize(image, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
     )
@@ -36,7 +36,7 @@ def test_a_whole_number_of_times_smaller_is_opencv_s_own_too(factor: int) -> Non
 
 @pytest.mark.parametrize("image", [noise(7, 5), noise(1, 9), noise(9, 1), noise(9, 8)[1:-1, 2:-1]])
 def test_an_image_by_columns_has_each_column_of_each_channel_in_one_piece(image: np.ndarray) -> None:
-    source = resampling.by_columns(image)
+    source = resize.by_columns(image)
     np.testing.assert_array_equal(source.columns, image.transpose(1, 2, 0))
     assert source.columns.flags.c_contiguous
 
@@ -48,14 +48,14 @@ def test_windows_inside_the_image_are_opencv_s_own_bit_by_bit(side: int) -> None
     boxes = np.array(
         [[5, 7, 4 + width, 6 + height] for size in sizes for width, height in ((size, size), (size, size + 1))]
     )
-    windows = resampling.cut(resampling.by_columns(image), boxes, side)
+    windows = resize.cut(resize.by_columns(image), boxes, side)
     for window, (x1, y1, x2, y2) in zip(windows, boxes, strict=True):
         cropped = image[y1 - 1 : y2, x1 - 1 : x2].astype(np.float32)
         np.testing.assert_array_equal(window, cv2.resize(cropped, (side, side), interpolation=cv2.INTER_AREA))
 
 
 def test_no_boxes_give_no_windows() -> None:
-    windows = resampling.cut(resampling.by_columns(noise(30, 30)), np.empty((0, 4), np.int64), 24)
+    windows = resize.cut(resize.by_columns(noise(30, 30)), np.empty((0, 4), np.int64), 24)
     assert windows.shape == (0, 24, 24, 3)
 
 
@@ -86,5 +86,5 @@ def reference_window(image: np.ndarray, box: Sequence[int], side: int) -> np.nda
 )
 def test_windows_are_cut_as_the_reference_pastes_them(box: Sequence[int]) -> None:
     image = noise(60, 50)
-    windows = resampling.cut(resampling.by_columns(image), np.array([box]), 24)
+    windows = resize.cut(resize.by_columns(image), np.array([box]), 24)
     np.testing.assert_allclose(windows[0], reference_window(image, box, 24), atol=1e-3)

@@ -1,6 +1,6 @@
 import asyncio
 
-from facenet_server.seats import Seats
+from facenet_server.admission.fair_semaphore import Seats
 
 
 class Guest:

@@ -16,11 +16,12 @@ import grpc
 import pytest
 from commandline import error_line
 from conftest import ServerProcess, server_process
-from facenet_server import addresses, cgroups, memory
+from facenet_server import addresses
 from facenet_server.addresses import HostPort, UnixSocket, check, parse, target, told
 from facenet_server.build import usable_cores
 from facenet_server.config import Config, unknown_variables
 from facenet_server.errors import StartError
+from facenet_server.telemetry import cgroups, process_memory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nets import fake_server
 
@@ -439,8 +440,8 @@ def test_a_unit_may_use_less_memory_than_its_machine_has(tmp_path: Path) -> None
     group(tmp_path, "memory/docker/1", memory__limit_in_bytes="2000000")
     unit = cgroups.folders("memory", tmp_path, own(tmp_path, "0::/system.slice/facenet.service"))
     container = cgroups.folders("memory", tmp_path, own(tmp_path, "4:memory:/docker/1"))
-    assert memory.usable_bytes(cgroups.memory_limits(unit)) == 3_000_000
-    assert memory.usable_bytes(cgroups.memory_limits(container)) == 2_000_000
+    assert process_memory.usable_bytes(cgroups.memory_limits(unit)) == 3_000_000
+    assert process_memory.usable_bytes(cgroups.memory_limits(container)) == 2_000_000
 
 
 def test_where_no_groups_are_there_are_no_limits(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from calls import ask, crops, raw, stream
 from facenet_proto.v1 import face_pb2 as pb
-from facenet_server.service import SERVICE
+from facenet_server.rpc.service import SERVICE
 from nets import EMBEDDERS, POISON, crop, fake_server, square
 
 INVALID_ARGUMENT, NOT_FOUND, INTERNAL = 3, 5, 13

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from calls import ask, raw, stream
 from facenet_proto.v1 import face_pb2 as pb
-from facenet_server import cascade
+from facenet_server.serving import per_image_detector
 from nets import crop, fake_server, square
 
 NOT_FOUND = 5
@@ -104,7 +104,7 @@ async def test_a_side_without_a_face_is_an_error_of_its_pair() -> None:
 async def test_images_of_more_windows_than_are_cut_at_once_hold_up_none_of_their_company(
     monkeypatch: pytest.MonkeyPatch, share_windows: str
 ) -> None:
-    monkeypatch.setattr(cascade, "AT_ONCE_BYTES", 1)
+    monkeypatch.setattr(per_image_detector, "AT_ONCE_BYTES", 1)
     many = square(10, 10, 24)
     many[60:100, 80:120] = 255
     pair = pb.Pair(a=pb.Side(image=raw(many)), b=pb.Side(image=raw(square(side=24))))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from calls import ask, raw, stream, until
 from facenet_proto.v1 import face_pb2 as pb
-from facenet_server import pace
-from facenet_server.groups import CROPS, WORK
+from facenet_server.admission import throughput as pace
+from facenet_server.serving.micro_batch import CROPS, WORK
 from nets import HeldNet, crop, embed, fake_server, fake_service, square
 
 

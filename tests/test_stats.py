@@ -7,7 +7,7 @@ import pytest
 from facenet_client import AsyncClient
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
-from facenet_server.stats import LoopLag, resident_bytes
+from facenet_server.telemetry.counters import LoopLag, resident_bytes
 from nets import crop, fake_server, square
 
 

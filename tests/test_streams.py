@@ -11,10 +11,10 @@ import pytest
 from calls import ask, until
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
-from facenet_server.capacity import Counts
+from facenet_server.admission.limits import Counts
 from facenet_server.errors import Overloaded
-from facenet_server.groups import CROPS
-from facenet_server.service import FaceService
+from facenet_server.rpc.service import FaceService
+from facenet_server.serving.micro_batch import CROPS
 from nets import HeldNet, crop, embed, fake_server, fake_service
 
 

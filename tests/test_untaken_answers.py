@@ -12,8 +12,8 @@ import pytest
 from calls import raw, until
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
-from facenet_server import streams
-from facenet_server.methods import Method, StreamLimits
+from facenet_server.rpc import stream as streams
+from facenet_server.rpc.stream import Method, StreamLimits
 from nets import fake_service, square
 
 LARGE_ANSWERS = pb.DetectOptions(return_crops=True, crop_size_px=512)

@@ -18,27 +18,27 @@ from typing import Any, NamedTuple
 
 import cv2
 
-from facenet_server import cgroups
-from facenet_server.backlog import Backlog
-from facenet_server.batching import Batcher
-from facenet_server.callers import Callers, read_tokens
-from facenet_server.canvases import ROWS_A_RUN
-from facenet_server.cascade import Cascade, WorkLimits, warm_up
-from facenet_server.compute import Compute
+from facenet_server.admission.wait_estimator import Backlog
 from facenet_server.config import MIB, Config
-from facenet_server.detector import Detector, Nets
-from facenet_server.engine import Engine
 from facenet_server.errors import StartError
-from facenet_server.faults import Enduring
-from facenet_server.groups import CROPS, VECTORS, WORK
-from facenet_server.health import Health
-from facenet_server.images import DecodeLimits
-from facenet_server.listening import ChannelOptions, GrpcServer, bind, channel_options, tls
-from facenet_server.messages import About
-from facenet_server.pipeline import Embedder, Finder, Pipeline
-from facenet_server.service import SERVICE, FaceService
-from facenet_server.sessions import Network, open_models, stated_default
-from facenet_server.stats import LoopLag, Stats
+from facenet_server.models.fault_tolerance import Enduring
+from facenet_server.models.loader import Network, open_models, stated_default
+from facenet_server.models.runtime import Engine
+from facenet_server.rpc.auth import Callers, read_tokens
+from facenet_server.rpc.converters import About
+from facenet_server.rpc.health import Health
+from facenet_server.rpc.listener import ChannelOptions, GrpcServer, bind, channel_options, tls
+from facenet_server.rpc.service import SERVICE, FaceService
+from facenet_server.serving.batched_detector import Detector, Nets
+from facenet_server.serving.batcher import Batcher
+from facenet_server.serving.compute import Compute
+from facenet_server.serving.micro_batch import CROPS, VECTORS, WORK
+from facenet_server.serving.per_image_detector import Cascade, WorkLimits, warm_up
+from facenet_server.serving.pipeline import Embedder, Finder, Pipeline
+from facenet_server.telemetry import cgroups
+from facenet_server.telemetry.counters import LoopLag, Stats
+from facenet_server.vision.decode import DecodeLimits
+from facenet_server.vision.tiling import ROWS_A_RUN
 
 _CROPS_AHEAD = 4  # a core: fewer make small batches, more let images begin before those that began have ended
 _MAX_HELD_S = 0.03  # the end of an image's work, where threads are busy with others

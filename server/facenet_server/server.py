@@ -10,10 +10,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from facenet_server import addresses, memory
+from facenet_server import addresses
 from facenet_server.build import Built, Parts, built, usable_cores
 from facenet_server.config import Config
 from facenet_server.errors import FatalError
+from facenet_server.telemetry import process_memory
 
 _LOST_GRACE_S, _LOST_END_S = 1.0, 4.0  # once the device is lost: for the answers that say so; for the process
 _SECOND_SIGNAL_END_S = 0.8
@@ -72,20 +73,20 @@ async def serve(config: Config, parts: Parts | None = None, stop: StopPolicy | N
     FatalError where its device is lost: then this process can do no more.
     """
     _ignore_hangups()
-    config = config.with_streams_for(memory.usable_bytes())
+    config = config.with_streams_for(process_memory.usable_bytes())
     config.check()
     await asyncio.to_thread(addresses.check, config.listen)  # before models are loaded, which takes seconds
-    memory.limit_heaps(usable_cores())
+    process_memory.limit_heaps(usable_cores())
     lost, loop = asyncio.Event(), asyncio.get_running_loop()
     with ExitStack() as last_words:  # above all that waits for threads
         on_lost = partial(loop.call_soon_threadsafe, lost.set)
-        async with built(config, parts, on_lost) as server, memory.given_back(_GIVE_BACK_S):
+        async with built(config, parts, on_lost) as server, process_memory.given_back(_GIVE_BACK_S):
             await _listen(server, config, lost, stop or StopPolicy(), last_words)
 
 
 async def _listen(server: Built, config: Config, lost: asyncio.Event, stop: StopPolicy, last_words: ExitStack) -> None:
     signals = _signals()
-    memory.settle()
+    process_memory.settle()
     async with server.health:
         await server.grpc_server.start()
         _log.info("listening on %s", addresses.target(config.listen, server.port))

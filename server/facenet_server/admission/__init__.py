@@ -1,0 +1,1 @@
+"""Who may enter, and when: counting on one event loop, no I/O."""

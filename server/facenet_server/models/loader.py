@@ -1,0 +1,329 @@
+"""Model files opened as networks: whole, as promised, and on the device that was asked for.
+
+A file is read once; its bytes are hashed, checked, and become the session. The metadata keys are the contract
+with ``facenet-convert``.
+"""
+
+import base64
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facenet_server.errors import StartError
+from facenet_server.models.batch_buckets import climbed
+from facenet_server.models.fault_tolerance import is_no_memory
+from facenet_server.models.runtime import Cuda, Engine, execution_providers, for_one_shape, hush_plans, open_session
+from facenet_server.vision import calibration
+from facenet_server.vision.calibration import Calibration
+from facenet_server.vision.mtcnn import map_side
+from facenet_server.vision.tiling import SIDE_PX
+
+FORMAT = "4"
+MANIFEST = "manifest.json"
+PRECISIONS = ("fp32", "fp16", "int8")
+_ANEW = "make it anew with `facenet-convert all --force --out {}`"
+
+Shape = tuple[int | None, ...]
+
+_FREE_SIDE = 36  # of the golden answer's input, where an input's height and width are free
+_GOLDEN_ERROR = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 2e-2, "int8": 0.1}  # relative, over all outputs
+_WINDOWS_A_RUN = 16  # of R-Net or O-Net on the CPU: their values stay in a core's own caches
+_ELSEWHERE = re.compile(rb"j[\x80-\xff]*.\n\x08location\x12", re.DOTALL)  # an entry of TensorProto.external_data
+
+_log = logging.getLogger(__name__)
+
+_DTYPES = {"tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(float)": np.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """A network's inputs and outputs by name: dtype (as ONNX Runtime spells it) and shape, None: dynamic."""
+
+    inputs: Mapping[str, tuple[str, Shape]]
+    outputs: Mapping[str, Shape]
+
+
+_LEVELS: tuple[str, Shape] = ("tensor(uint8)", (None, None, None, 3))
+_MAPS: Mapping[str, Shape] = {"probability": (None, None, None), "regression": (None, None, None, 4)}
+
+PORTS = {
+    "pnet": Ports({"image": _LEVELS}, _MAPS),
+    "pnet_canvas": Ports({"image": _LEVELS, "valid": ("tensor(int32)", (None, 2))}, _MAPS),
+    "rnet": Ports({"image": ("tensor(float)", (None, 24, 24, 3))}, {"probability": (None,), "regression": (None, 4)}),
+    "onet": Ports(
+        {"image": ("tensor(float)", (None, 48, 48, 3))},
+        {"probability": (None,), "regression": (None, 4), "landmarks": (None, 5, 2)},
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a model file says of itself; ``dimension``, ``calibration`` and ``interchangeable_with`` count for
+    embedders only."""
+
+    name: str
+    kind: str
+    source: str
+    source_sha256: str
+    onnx_sha256: str
+    preprocessing: str
+    input_size_px: int
+    parity_max_abs_diff: float
+    dimension: int = 0
+    calibration: Calibration | None = None
+    precision: str = PRECISIONS[0]
+    interchangeable_with: tuple[str, ...] = ()
+
+    @property
+    def ports(self) -> Ports:
+        """The input and outputs that a model of this kind must have."""
+        if self.kind != "embedder":
+            return PORTS[self.kind]
+        return Ports({"image": ("tensor(uint8)", (None, 160, 160, 3))}, {"embedding": (None, self.dimension)})
+
+
+class Network:
+    """One model in ONNX Runtime: rows in, one array per output (in its kind's order) out.
+
+    Thread-safe. ``providers`` are the execution providers really in use. Where ``slice_rows`` is given, a batch is run
+    in slices of that many rows, the last of what is left.
+    """
+
+    def __init__(self, info: ModelInfo, session: Any, slice_rows: int | None = None) -> None:
+        self.info = info
+        self._slice_rows = slice_rows
+        self.providers: Sequence[str] = session.get_providers()
+        self._session = session
+        self._inputs = list(info.ports.inputs)
+        self._outputs = list(info.ports.outputs)
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether it runs on a GPU."""
+        return "CUDAExecutionProvider" in self.providers
+
+    def __call__(self, *inputs: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
+        """Run one batch: arrays with first dimension N, in the order of its kind's inputs → arrays with N."""
+        count = len(inputs[0])
+        size = self._slice_rows or count
+        slices = [slice(start, start + size) for start in range(0, count, size)]
+        runs = [self._run([rows[some] for rows in inputs]) for some in slices]
+        outputs = runs[0] if len(runs) == 1 else tuple(map(np.concatenate, zip(*runs, strict=True)))
+        if any(len(output) != len(inputs[0]) for output in outputs):
+            raise RuntimeError(f"{self.info.name} answered {len(outputs[0])} rows for {len(inputs[0])}")
+        return outputs
+
+    def _run(self, inputs: Sequence[NDArray[Any]]) -> tuple[NDArray[np.float32], ...]:
+        return tuple(self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True))))
+
+
+def open_models(folder: Path, engine: Engine, cuda: Cuda | None = None) -> dict[str, Network]:
+    """Every model that the folder's manifest lists, by name. ``cuda``: what there is of it, where that is known.
+
+    Raises StartError where the folder, a file's hash, its metadata, names or shapes are wrong, where one of
+    the detector's networks or every embedder is missing, or where the device cannot be had.
+    """
+    providers = execution_providers(engine, cuda)
+    networks = [_open(folder / file, sha256, providers, engine) for file, sha256 in _manifest(folder).items()]
+    _check_device(networks, engine, wants_cuda=len(providers) > 1)
+    kinds = [network.info.kind for network in networks]
+    for kind in (*PORTS, "embedder"):
+        if kind not in (*kinds, "pnet_canvas"):  # which only some servers use
+            raise StartError(f"{folder} holds no {kind}: make it with `facenet-convert all --out {folder}`")
+        if kind in PORTS and kinds.count(kind) > 1:
+            raise StartError(f"{folder} holds {kinds.count(kind)} models of kind {kind}: keep one")
+    names = [network.info.name for network in networks]
+    if len(set(names)) < len(names):
+        raise StartError(f"{folder} holds two models of one name, among {', '.join(names)}: keep one")
+    _agree(networks)
+    return dict(zip(names, networks, strict=True))
+
+
+def stated_default(folder: Path) -> str:
+    """The embedder that the folder's manifest states as the default one; empty where it states none.
+
+    Raises StartError where the manifest cannot be read.
+    """
+    return str(_read_manifest(folder).get("default_embedder") or "")
+
+
+def _check_device(networks: Sequence[Network], engine: Engine, wants_cuda: bool) -> None:
+    """Raises StartError where the CPU has networks that were to run on CUDA; a warning where it may have them."""
+    on_cpu = [network.info.name for network in networks if wants_cuda and not network.on_cuda]
+    if on_cpu and engine.device == "cuda":
+        raise StartError(f"device cuda cannot be had: {on_cpu[0]} runs on the CPU; ONNX Runtime's own lines say why")
+    if on_cpu:
+        names = ", ".join(on_cpu)
+        _log.warning("a GPU is there, but %s run on the CPU; ONNX Runtime's own lines say why", names)
+
+
+def _agree(networks: Sequence[Network]) -> None:
+    """What one model says of another holds for both: the one that was there first could not know."""
+    for network in networks:
+        told = {other.info.name for other in networks if network.info.name in other.info.interchangeable_with}
+        known = tuple(sorted(told.union(network.info.interchangeable_with)))
+        network.info = replace(network.info, interchangeable_with=known)
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file."""
+    try:
+        files = _read_manifest(folder)["files"]
+        return {name: str(files[name]["sha256"]) for name in sorted(files)}
+    except (KeyError, TypeError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / MANIFEST).read_text()))
+    except FileNotFoundError:
+        raise StartError(f"no {folder / MANIFEST}: make the models with `facenet-convert all --out {folder}`") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> StartError:
+    return StartError(f"cannot read {folder / MANIFEST}: {error}; {_ANEW.format(folder)}")
+
+
+def _open(path: Path, sha256: str, providers: list[Any], engine: Engine) -> Network:
+    again = f"{_ANEW.format(path.parent)}, or `quantize` where that made it"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StartError(f"cannot read {path}: {error.strerror}; {again}") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise StartError(f"{path} is not the file in {MANIFEST} (SHA-256 {found}, not {sha256}); {again}")
+    if _ELSEWHERE.search(data):
+        raise StartError(f"{path} has weights in another file, whose SHA-256 nobody checks: save it as one; {again}")
+    try:
+        return _opened(data, found, providers, engine)
+    except StartError as error:
+        raise StartError(f"{path}: {error}; {again}") from error
+    except Exception as error:  # ONNX Runtime's own errors have no common base
+        if is_no_memory(error):
+            limit = f" within --gpu-mem-limit-mb {engine.gpu_mem_limit_mb}" if engine.gpu_mem_limit_mb else ""
+            raise StartError(f"{path}: the device has no memory for it{limit}: {error}") from error
+        raise StartError(f"{path}: ONNX Runtime cannot load it: {error}; {again}") from error
+
+
+def _opened(data: bytes, sha256: str, providers: list[Any], engine: Engine) -> Network:
+    session = open_session(data, providers, engine.threads)
+    metadata = session.get_modelmeta().custom_metadata_map
+    info = _info(metadata, sha256)
+    if info.kind in PORTS and engine.threads > 1:  # small networks: a thread for each of several runs does more
+        session = open_session(data, providers, 1)
+    _check_ports(info, session)
+    prove = partial(_prove, golden=metadata.get("golden", ""), tf32=engine.tf32)
+    if "CUDAExecutionProvider" not in session.get_providers():
+        network = Network(info, session, _WINDOWS_A_RUN if info.kind in ("rnet", "onet") else None)
+        prove(network)
+        return network
+    hush_plans()
+    prove(Network(info, session))
+    if info.kind not in engine.most_rows:
+        return Network(info, session)
+    one_shape = for_one_shape(providers, info.kind, info.precision)
+    threads = 1 if info.kind in PORTS else engine.threads
+
+    def warm_up(rung: Any, count: int) -> None:
+        network = Network(info, rung)
+        if not network.on_cuda:  # what ran there a moment ago may not be slow from now on, and nobody know why
+            raise RuntimeError(f"a session for {count} rows came to run on {network.providers[0]}")
+        prove(network, count=count, side_px=SIDE_PX)
+
+    ladder = climbed(engine.most_rows[info.kind], partial(open_session, data, one_shape, threads), warm_up)
+    return Network(info, ladder, ladder.rungs[-1])
+
+
+def _prove(network: Network, golden: str, *, tf32: bool, count: int = 1, side_px: int = _FREE_SIDE) -> None:
+    """Run the network as the converter did, on so many rows alike, and compare: a device that does not work, or works
+    wrongly, shows here. Where a side is free, the row lies in the corner of one of ``side_px``.
+
+    Raises StartError.
+    """
+    expected = np.frombuffer(base64.b64decode(golden), "<f4")
+    rows = [np.repeat(row, count, axis=0) for row in _one_row(network.info, side_px)]
+    corner = slice(map_side(_FREE_SIDE))
+    answers = {
+        name: answer[-1][corner, corner] if shape.count(None) > 1 else answer[-1]
+        for (name, shape), answer in zip(network.info.ports.outputs.items(), network(*rows), strict=True)
+    }
+    found = np.concatenate([answers[name].ravel() for name in sorted(answers)])
+    if found.shape != expected.shape:
+        raise StartError(f"its golden answer has {len(expected)} numbers, not {len(found)}")
+    allowed = _GOLDEN_ERROR["tf32" if tf32 and network.info.precision == "fp32" else network.info.precision]
+    error = float(np.linalg.norm(found - expected))
+    if not error <= allowed * float(np.linalg.norm(expected)):  # not: NaN is no answer, either
+        raise StartError(f"on {network.providers[0]} it does not give its golden answer: off by {error:.3g}")
+
+
+def _one_row(info: ModelInfo, side_px: int) -> list[NDArray[Any]]:
+    """The converter's generated input."""
+    rows = []
+    for kind, (_, *dims) in info.ports.inputs.values():
+        shape = [1, *(dim or _FREE_SIDE for dim in dims)]
+        values = np.arange(np.prod(shape)) * 37 % 251 if len(shape) == 4 else np.full(shape, _FREE_SIDE)
+        around = [(0, side_px - _FREE_SIDE if dim is None and len(shape) == 4 else 0) for dim in dims]
+        rows.append(np.pad(values.reshape(shape), [(0, 0), *around]).astype(_DTYPES[kind]))
+    return rows
+
+
+def _info(metadata: Mapping[str, str], onnx_sha256: str) -> ModelInfo:
+    if metadata.get("format") != FORMAT:
+        raise StartError(f"its metadata has format {metadata.get('format')!r}, this server reads {FORMAT!r}")
+    kind = metadata.get("kind", "")
+    if kind not in (*PORTS, "embedder"):
+        raise StartError(f"its metadata says kind {kind!r}")
+    try:
+        return ModelInfo(
+            name=metadata["name"],
+            kind=kind,
+            source=metadata["source"],
+            source_sha256=metadata["source_sha256"],
+            onnx_sha256=onnx_sha256,
+            preprocessing=metadata["preprocessing"],
+            input_size_px=int(metadata["input_size_px"]),
+            parity_max_abs_diff=float(metadata["parity_max_abs_diff"]),
+            dimension=int(metadata.get("dimension", 0)),
+            calibration=calibration.parse(metadata["calibration"]) if metadata.get("calibration") else None,
+            precision=_precision(metadata.get("precision", PRECISIONS[0])),
+            interchangeable_with=_names(metadata.get("interchangeable_with", "[]")),
+        )
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise StartError(f"its metadata is wrong: {error}") from error
+
+
+def _precision(text: str) -> str:
+    if text not in PRECISIONS:
+        raise ValueError(f"its precision is {text!r}, none of {', '.join(PRECISIONS)}")
+    return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{text!r} is no list of names")
+    return tuple(names)
+
+
+def _check_ports(info: ModelInfo, session: Any) -> None:
+    def shape(port: Any) -> Shape:
+        return tuple(dim if isinstance(dim, int) else None for dim in port.shape)
+
+    inputs = {port.name: (port.type, shape(port)) for port in session.get_inputs()}
+    outputs = {port.name: shape(port) for port in session.get_outputs()}
+    if inputs != dict(info.ports.inputs) or outputs != dict(info.ports.outputs):
+        raise StartError(f"as {info.kind} it should have {info.ports}, it has {inputs} and {outputs}")

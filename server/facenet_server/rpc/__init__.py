@@ -1,0 +1,1 @@
+"""gRPC and protobuf, and nothing of them elsewhere."""

@@ -1,0 +1,113 @@
+"""Calls that ask one short question: of the server's health, of what it is and does. No work, but not free either.
+
+They are unary to their callers, and streams here: grpc.aio would read a unary call's message whole, however large, for
+all calls at once, before anybody could refuse one.
+"""
+
+from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from facenet_server.admission.fair_semaphore import Seats
+from facenet_server.admission.limits import add, leaves_as_much
+from facenet_server.errors import Refused
+from facenet_server.rpc.auth import Callers
+from facenet_server.rpc.stream import start_read
+from facenet_server.telemetry.error_id import log_incident
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[bytes, Message]
+
+_PUSHBACK = "grpc-retry-pushback-ms"  # gRFC A6's name for when to come back
+_RETRY_S = 1.0
+_READ_AT_ONCE, _OF_CALLER = 8, 2  # questions, any of which may be as long as a message may
+_TURN_S, _READ_S = 5.0, 1.0  # for one to be read, and to come
+_MOST_BYTES = 4096  # of one, since it lies here while its answers are given
+
+
+class Inquiries:
+    """``most`` of them at once, of which no caller has so many that a newcomer could not have as many; eight of their
+    questions are read at a time, two of a caller's."""
+
+    def __init__(self, callers: Callers, most: int) -> None:
+        self._callers = callers
+        self._most = most
+        self._of_caller = Counter[str]()
+        self._reading = Seats(_READ_AT_ONCE)
+        self._reading_of: dict[str, Seats] = {}
+
+    def handler(
+        self, question: type[Message], answer: Callable[[Any, Context], Awaitable[Message | None]]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """A method of one ``question``, as grpc.aio calls it. ``answer`` gives its answer, or None where it wrote its
+        answers itself."""
+
+        async def handle(_: Any, context: Context) -> None:
+            caller = self._callers.name(context)
+            if not leaves_as_much(self._most, self._of_caller.total(), self._of_caller[caller]):
+                await refuse(context, Refused(_RETRY_S))
+            add(self._of_caller, caller, 1)
+            try:
+                asked = await self._read(question, context, caller)
+                if (told := await answer(asked, context)) is not None:
+                    await context.write(told)
+            except grpc.aio.BaseError:  # the call has ended
+                raise
+            except Exception:
+                await context.abort(
+                    grpc.StatusCode.INTERNAL, f"internal error {log_incident('a question was not answered')}"
+                )
+            finally:
+                add(self._of_caller, caller, -1)
+                if caller not in self._of_caller:
+                    self._reading_of.pop(caller, None)
+
+        return grpc.stream_stream_rpc_method_handler(handle, response_serializer=serialized)
+
+    async def _read(self, question: type[Message], context: Context, caller: str) -> Message:
+        async with AsyncExitStack() as seats:
+            try:
+                async with asyncio.timeout(_TURN_S):
+                    own = self._reading_of.setdefault(caller, Seats(_OF_CALLER))
+                    await seats.enter_async_context(own.taken(1))
+                    await seats.enter_async_context(self._reading.taken(1, caller))
+            except TimeoutError:
+                await refuse(context, Refused(_RETRY_S))
+            reading = start_read(context)
+            await asyncio.wait({reading}, timeout=_READ_S)
+            if not reading.done():
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no question came within {_READ_S:g} s")
+            asked = _parsed(question, reading.result())
+            del reading  # the error that ends a call keeps what is here, and that may be as large as any message
+        if asked is None:
+            told = f"a message {question.DESCRIPTOR.name} of at most {_MOST_BYTES} bytes is asked for"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, told)
+        assert asked is not None
+        return asked
+
+
+def _parsed(question: type[Message], data: Any) -> Message | None:
+    if data is grpc.aio.EOF or len(data) > _MOST_BYTES:
+        return None
+    try:
+        return question.FromString(bytes(data))
+    except DecodeError:
+        return None
+
+
+async def refuse(context: Context, refused: Refused) -> None:
+    """End a call for which there is no room, and say when to come back."""
+    pushback = ((_PUSHBACK, str(round(1000 * refused.retry_after_s))),)
+    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused), pushback)
+
+
+def serialized(message: Message) -> bytes:
+    """A message as its bytes."""
+    return message.SerializeToString()

@@ -1,0 +1,1 @@
+"""How an admitted item becomes an answer."""
