@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from facenet_server.build import open_networks, open_pipeline
 from facenet_server.config import Config
-from facenet_server.serving.barrier import Company
+from facenet_server.serving.barrier import BatchBarrier
 from facenet_server.serving.pipeline import ByteBudget, Pipeline
 from facenet_server.telemetry.counters import Stats
 from facenet_server.vision.decode import Encoded, Raw
@@ -50,7 +50,7 @@ class InProcess:
 
     def detect(self, image: NDArray[np.uint8]) -> NDArray[np.float64]:
         """One image's faces, (N, 5) boxes and scores."""
-        found = self._run(self._pipeline.detect(_raw(image), DetectOptions(), ByteBudget(0), Company(1)))
+        found = self._run(self._pipeline.detect(_raw(image), DetectOptions(), ByteBudget(0), BatchBarrier(1)))
         return np.column_stack([found.faces.boxes, found.faces.scores])
 
     def detect_encoded(self, photos: Sequence[bytes], at_once: int) -> None:
@@ -70,7 +70,7 @@ class InProcess:
 
         async def work() -> None:
             for photo in left:
-                await self._pipeline.detect(Encoded(photo), DetectOptions(), ByteBudget(0), Company(1))
+                await self._pipeline.detect(Encoded(photo), DetectOptions(), ByteBudget(0), BatchBarrier(1))
 
         await asyncio.gather(*(work() for _ in range(at_once)))
 

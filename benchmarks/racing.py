@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.workers.protocol import Slice
 
 SETTLE_S = 0.1  # idle threads of the one before may still spin
-STAGES = ("decode", "columns", "propose", "merge", "cut", "mtcnn-rnet", "refine", "mtcnn-onet", "finish", "align")
+STAGES = ("decode", "transpose", "propose", "merge", "cut", "mtcnn-rnet", "refine", "mtcnn-onet", "finish", "align")
 
 K = TypeVar("K", bound=Hashable)
 

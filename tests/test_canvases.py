@@ -8,13 +8,13 @@ from facenet_server.build import open_networks, open_pipeline
 from facenet_server.config import Config
 from facenet_server.errors import StartError
 from facenet_server.models.loader import Network
-from facenet_server.serving.barrier import Company
+from facenet_server.serving.barrier import BatchBarrier
 from facenet_server.serving.pipeline import ByteBudget, Detection
 from facenet_server.telemetry.counters import Stats
 from facenet_server.vision import mtcnn, tiling
 from facenet_server.vision.decode import Raw
 from facenet_server.vision.options import DetectOptions
-from facenet_server.vision.tiling import Mosaic
+from facenet_server.vision.tiling import Tiles
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,14 @@ def test_levels_of_all_sizes_get_their_own_outputs_bit_by_bit(
     sizes = [(12, 12), (12, 13), (13, 30), (17, 24), (97, 64), (191, 362), (51, 50)]
     sizes += [(128, 128), (127, 129), (128, 11), (129, 128), (130, 131), (246, 247), (247, 246), (364, 365)]
     levels = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in sizes]
-    mosaic, parts = Mosaic(levels), 0
+    tiles, parts = Tiles(levels), 0
     monkeypatch.setattr(tiling, "AT_ONCE", at_once)
-    while (laid := mosaic.lay()) is not None:
+    while (laid := tiles.pack()) is not None:
         assert len(laid[0]) <= at_once
-        mosaic.put(networks["mtcnn-pnet-canvas"](*laid))
+        tiles.unpack(networks["mtcnn-pnet-canvas"](*laid))
         parts += 1
     assert parts == -(-sum(tiling.count(*size) for size in sizes) // at_once)
-    for level, (probability, regression) in zip(levels, mosaic.maps, strict=True):
+    for level, (probability, regression) in zip(levels, tiles.maps, strict=True):
         alone = networks["mtcnn-pnet"](level[np.newaxis])
         np.testing.assert_array_equal(probability, alone[0][0])
         np.testing.assert_array_equal(regression, alone[1][0])
@@ -75,14 +75,14 @@ async def test_detection_is_the_same_on_canvases(
 ) -> None:
     async def detect(share_levels: str) -> list[Detection]:
         config = Config(models=models, device="cpu", share_levels=share_levels)
-        company, stats = Company(3), Stats()
+        barrier, stats = BatchBarrier(3), Stats()
 
         async def one(image: np.ndarray) -> Detection:
             raw = Raw(image.tobytes(), *image.shape[:2])
             try:
-                return await pipeline.detect(raw, DetectOptions(), ByteBudget(0), company)
+                return await pipeline.detect(raw, DetectOptions(), ByteBudget(0), barrier)
             finally:
-                company.leave(1)
+                barrier.leave(1)
 
         async with open_pipeline(networks, config, stats) as pipeline:
             found = list(await asyncio.gather(one(astronaut), one(hopper), one(astronaut[:15, :15])))
@@ -120,7 +120,7 @@ async def test_a_thin_image_takes_no_more_memory_than_others(models: Path, netwo
     config = Config(models=models, device="cpu", share_levels="on", threads=1)
     thin = Raw(bytes(160 * 32_000 * 3), 160, 32_000)
     async with open_pipeline(counted, config, Stats()) as pipeline:
-        found = await pipeline.detect(thin, DetectOptions(min_face_px=160), ByteBudget(0), Company(1))
+        found = await pipeline.detect(thin, DetectOptions(min_face_px=160), ByteBudget(0), BatchBarrier(1))
     assert not len(found.faces.boxes)
     assert sum(calls) == tiling.count(12, 2_400)
     assert max(calls) <= tiling.AT_ONCE

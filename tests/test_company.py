@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from facenet_server.serving.barrier import Company, companies
+from facenet_server.serving.barrier import BatchBarrier, micro_batches
 
 
 async def settle() -> None:
@@ -10,13 +10,13 @@ async def settle() -> None:
 
 
 async def test_images_wait_for_each_other_before_each_network() -> None:
-    company, passed = Company(2), []
+    barrier, passed = BatchBarrier(2), []
 
     async def image(name: str) -> None:
         for network in (1, 2):
-            await company.meet()
+            await barrier.wait()
             passed.append((network, name))
-        company.leave(1)
+        barrier.leave(1)
 
     first = asyncio.create_task(image("first"))
     await settle()
@@ -26,24 +26,24 @@ async def test_images_wait_for_each_other_before_each_network() -> None:
 
 
 async def test_who_leaves_is_not_waited_for() -> None:
-    company = Company(2)
-    waiting = asyncio.create_task(company.meet())
+    barrier = BatchBarrier(2)
+    waiting = asyncio.create_task(barrier.wait())
     await settle()
-    company.leave(1)
+    barrier.leave(1)
     await waiting
 
 
 async def test_who_is_cancelled_at_the_gate_does_not_open_it_for_the_others() -> None:
-    company = Company(3)
-    cancelled, waiting = asyncio.create_task(company.meet()), asyncio.create_task(company.meet())
+    barrier = BatchBarrier(3)
+    cancelled, waiting = asyncio.create_task(barrier.wait()), asyncio.create_task(barrier.wait())
     await settle()
     cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await cancelled
-    company.leave(1)
+    barrier.leave(1)
     await settle()
     assert not waiting.done()  # the third is still on its way
-    await company.meet()
+    await barrier.wait()
     await waiting
 
 
@@ -52,6 +52,6 @@ async def test_who_is_cancelled_at_the_gate_does_not_open_it_for_the_others() ->
     [([], [0]), ([1] * 7, [3, 3, 1]), ([4, 4, 4], [2, 1]), ([4, 5, 1, 1], [1, 3]), ([9, 1, 9, 9], [1, 1, 1, 1])],
 )
 def test_a_message_is_cut_into_companies_by_number_and_weight(weights: list[int], groups: list[int]) -> None:
-    cut = companies(weights, 3, 8)
+    cut = micro_batches(weights, 3, 8)
     assert [len(weights[some]) for some in cut] == groups
     assert [each for some in cut for each in weights[some]] == weights

@@ -14,12 +14,12 @@ import pytest
 from calls import until
 from facenet_server.build import work_limits
 from facenet_server.config import Config
-from facenet_server.serving.barrier import Company
-from facenet_server.serving.batched_detector import Detector, Nets
+from facenet_server.serving.barrier import BatchBarrier
+from facenet_server.serving.batched_detector import BatchedDetector, Nets
 from facenet_server.serving.batcher import Batcher
 from facenet_server.serving.compute import Compute, Steps
-from facenet_server.serving.per_image_detector import Cascade
-from facenet_server.serving.pipeline import Finder
+from facenet_server.serving.per_image_detector import PerImageDetector
+from facenet_server.serving.pipeline import FaceDetector
 from facenet_server.telemetry.counters import Stats
 from facenet_server.vision.decode import Raw
 from facenet_server.vision.options import DetectOptions
@@ -266,10 +266,10 @@ async def test_an_image_whose_caller_leaves_ends_its_pyramid_at_the_level_that_r
     async with Batcher(rnet, 8) as shared_rnet, Batcher(onet, 8) as shared_onet:
         with opened(gate, Compute(n_threads, Stats())) as compute:
             limits = work_limits(Config())
-            finder: Finder = Cascade(held_pnet, rnet, onet, limits, compute)
+            finder: FaceDetector = PerImageDetector(held_pnet, rnet, onet, limits, compute)
             if shared:
-                finder = Detector(Nets(held_pnet, shared_rnet, shared_onet), limits, compute)
-            finding = asyncio.create_task(finder.find(image, DetectOptions(), Company(1)))
+                finder = BatchedDetector(Nets(held_pnet, shared_rnet, shared_onet), limits, compute)
+            finding = asyncio.create_task(finder.find(image, DetectOptions(), BatchBarrier(1)))
             await asyncio.to_thread(entered.wait)
             finding.cancel()
             await asyncio.gather(finding, return_exceptions=True)

@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from facenet_server.errors import DeviceLost, Overloaded
-from facenet_server.models.fault_tolerance import Enduring, is_no_memory
+from facenet_server.models.fault_tolerance import FaultTolerantNetwork, is_no_memory
 from facenet_server.serving.batcher import Batcher
 from onnx import TensorProto, helper
 
@@ -50,7 +50,7 @@ def nobody() -> None:
 @pytest.mark.parametrize("text", [NO_MEMORY, NO_ROOM, CUDNN_9])
 def test_without_memory_for_all_rows_they_run_in_parts(text: str) -> None:
     device = Device(room=5, text=text)
-    (doubled,) = Enduring(device, nobody)(rows(16))
+    (doubled,) = FaultTolerantNetwork(device, nobody)(rows(16))
     np.testing.assert_array_equal(doubled, rows(16) * 2)
     assert device.runs == [4] * 4
 
@@ -88,13 +88,13 @@ def test_a_real_arena_that_is_full_is_told_by_its_words() -> None:
     with pytest.raises(Exception, match="BFCArena") as error:
         net(rows(32))  # 128 MB
     assert is_no_memory(error.value)
-    (largest,) = Enduring(net, nobody)(rows(32))
+    (largest,) = FaultTolerantNetwork(net, nobody)(rows(32))
     np.testing.assert_array_equal(largest, rows(32)[:, 0])
 
 
 def test_after_that_runs_are_small_and_grow_again_once_they_go_well() -> None:
     device = Device(room=5)
-    net = Enduring(device, nobody)
+    net = FaultTolerantNetwork(device, nobody)
     net(rows(16))
     device.room, device.runs = 1000, []
     net(rows(16))
@@ -106,7 +106,7 @@ def test_after_that_runs_are_small_and_grow_again_once_they_go_well() -> None:
 
 def test_a_row_without_memory_is_refused_and_served_later() -> None:
     device = Device(room=0)
-    net = Enduring(device, nobody)
+    net = FaultTolerantNetwork(device, nobody)
     with pytest.raises(Overloaded):
         net(rows(2))
     device.room = 10
@@ -116,7 +116,7 @@ def test_a_row_without_memory_is_refused_and_served_later() -> None:
 
 def test_a_lost_device_is_told_once_and_stays_lost() -> None:
     device, told = Device(), []
-    net = Enduring(device, lambda: told.append(threading.current_thread()))
+    net = FaultTolerantNetwork(device, lambda: told.append(threading.current_thread()))
     device.error = RuntimeError(LOST)
     with pytest.raises(DeviceLost):
         net(rows(1))
@@ -128,7 +128,7 @@ def test_a_lost_device_is_told_once_and_stays_lost() -> None:
 
 async def test_what_would_end_a_worker_fails_its_call_and_the_next_is_served() -> None:
     device = Device()
-    async with Batcher(Enduring(device, nobody), 8) as batcher:
+    async with Batcher(FaultTolerantNetwork(device, nobody), 8) as batcher:
         for ending in (SystemExit(1), KeyboardInterrupt(), MemoryError()):
             device.error = ending
             with pytest.raises((RuntimeError, MemoryError)):

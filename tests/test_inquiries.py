@@ -13,7 +13,7 @@ import pytest
 from calls import until
 from facenet_server.rpc import unary
 from facenet_server.rpc.auth import Callers
-from facenet_server.rpc.unary import Inquiries
+from facenet_server.rpc.unary import UnaryCalls
 from grpc_health.v1 import health_pb2
 
 ASK = "/test.Questions/Ask"
@@ -59,7 +59,7 @@ class Reading:
 async def asked(most: int) -> AsyncIterator[tuple[str, Question]]:
     """A server of questions that are answered once they may be, and its address."""
     server, question = grpc.aio.server(), Question()
-    methods: Any = {"Ask": Inquiries(Callers(), most).handler(health_pb2.HealthCheckRequest, question.answer)}
+    methods: Any = {"Ask": UnaryCalls(Callers(), most).handler(health_pb2.HealthCheckRequest, question.answer)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Questions", methods),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -131,7 +131,7 @@ async def test_eight_questions_are_read_at_a_time_and_two_of_a_callers_since_any
 ) -> None:
     question, reading = Question(), Reading()
     question.open.set()
-    ask: Any = Inquiries(Callers(), 200).handler(health_pb2.HealthCheckRequest, question.answer)
+    ask: Any = UnaryCalls(Callers(), 200).handler(health_pb2.HealthCheckRequest, question.answer)
     handlers = [asyncio.create_task(ask.stream_stream(None, reading.context(number % callers))) for number in range(40)]
     await until(lambda: reading.now == most)
     for answered in range(1, 41):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from facenet_server.errors import StartError
 from facenet_server.models import batch_buckets, loader, runtime
-from facenet_server.models.batch_buckets import Ladder
+from facenet_server.models.batch_buckets import BatchSizeBuckets
 from facenet_server.models.loader import ModelInfo, Network, open_models
 from facenet_server.models.runtime import Engine
 from facenet_server.vision.tiling import SIDE_PX
@@ -32,7 +32,9 @@ class Session:
         return [2 * rows for _ in outputs]
 
 
-def climbed(most_rows: int, memory_rows: int = 10**6, memory_sessions: int = 10**6) -> tuple[Ladder, list[Session]]:
+def open_buckets(
+    most_rows: int, memory_rows: int = 10**6, memory_sessions: int = 10**6
+) -> tuple[BatchSizeBuckets, list[Session]]:
     opened: list[Session] = []
 
     def open_one() -> Session:
@@ -41,52 +43,52 @@ def climbed(most_rows: int, memory_rows: int = 10**6, memory_sessions: int = 10*
         opened.append(Session(memory_rows))
         return opened[-1]
 
-    return batch_buckets.climbed(
-        most_rows, open_one, lambda session, rung: session.run(["a"], {"x": np.ones(rung)})
+    return batch_buckets.open_buckets(
+        most_rows, open_one, lambda session, bucket: session.run(["a"], {"x": np.ones(bucket)})
     ), opened
 
 
 @pytest.mark.parametrize(
-    ("most_rows", "rungs"), [(1, [1]), (4, [1, 4]), (64, [1, 4, 16, 64]), (100, [1, 2, 7, 25, 100])]
+    ("most_rows", "sizes"), [(1, [1]), (4, [1, 4]), (64, [1, 4, 16, 64]), (100, [1, 2, 7, 25, 100])]
 )
-def test_rungs_are_four_times_apart_up_to_the_largest_batch(most_rows: int, rungs: list[int]) -> None:
-    assert climbed(most_rows)[0].rungs == rungs
+def test_rungs_are_four_times_apart_up_to_the_largest_batch(most_rows: int, sizes: list[int]) -> None:
+    assert open_buckets(most_rows)[0].sizes == sizes
 
 
-def network_on(steps: Ladder) -> Network:
-    return Network(ModelInfo("r", "rnet", "", "", "", "", 24, 0.0), steps, steps.rungs[-1])
+def network_on(steps: BatchSizeBuckets) -> Network:
+    return Network(ModelInfo("r", "rnet", "", "", "", "", 24, 0.0), steps, steps.sizes[-1])
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 63, 64, 65, 150])
 def test_every_number_of_rows_gets_its_own_answers(count: int) -> None:
     rows = np.random.default_rng(0).random((count, 3))
-    for answer in network_on(climbed(64)[0])(rows):
+    for answer in network_on(open_buckets(64)[0])(rows):
         np.testing.assert_array_equal(answer, 2 * rows)
 
 
 def test_no_session_meets_a_second_shape() -> None:
-    steps, opened = climbed(64)
+    steps, opened = open_buckets(64)
     for count in (1, 3, 64, 20, 200, 7):
         network_on(steps)(np.ones(count))
-    assert sorted(set(session.lengths).pop() for session in opened) == steps.rungs
+    assert sorted(set(session.lengths).pop() for session in opened) == steps.sizes
     assert all(len(set(session.lengths)) == 1 for session in opened)
 
 
 def test_where_memory_ends_the_ladder_ends() -> None:
-    steps, _ = climbed(64, memory_rows=20)
-    assert steps.rungs == [1, 4, 16]
+    steps, _ = open_buckets(64, memory_rows=20)
+    assert steps.sizes == [1, 4, 16]
     np.testing.assert_array_equal(network_on(steps)(np.arange(40))[0], 2 * np.arange(40))
 
 
 def test_where_a_session_cannot_even_be_opened_it_ends_too() -> None:
-    steps, _ = climbed(64, memory_sessions=2)
-    assert steps.rungs == [1, 4]
+    steps, _ = open_buckets(64, memory_sessions=2)
+    assert steps.sizes == [1, 4]
 
 
 @pytest.mark.parametrize("memory", [{"memory_rows": 0}, {"memory_sessions": 0}])
 def test_without_memory_for_a_single_row_it_is_an_error(memory: dict[str, int]) -> None:
     with pytest.raises(RuntimeError, match="Failed to allocate"):
-        climbed(64, **memory)
+        open_buckets(64, **memory)
 
 
 class OnPaperOnCuda:

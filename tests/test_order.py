@@ -11,11 +11,11 @@ import pytest
 from calls import until
 from facenet_server.build import decode_limits, work_limits
 from facenet_server.config import Config
-from facenet_server.serving.barrier import Company
-from facenet_server.serving.batched_detector import Detector, Nets
+from facenet_server.serving.barrier import BatchBarrier
+from facenet_server.serving.batched_detector import BatchedDetector, Nets
 from facenet_server.serving.batcher import Batcher
 from facenet_server.serving.compute import Compute
-from facenet_server.serving.per_image_detector import Cascade
+from facenet_server.serving.per_image_detector import PerImageDetector
 from facenet_server.serving.pipeline import ByteBudget, Embedder, Pipeline
 from facenet_server.telemetry.counters import Stats
 from facenet_server.vision.decode import Raw
@@ -24,11 +24,13 @@ from nets import embed, onet, pnet, rnet, square
 
 IMAGES = 40
 METHODS: dict[str, Callable[[Pipeline, Raw], Any]] = {
-    "embed": lambda pipeline, image: pipeline.embed(image, EmbedOptions(DetectOptions()), ByteBudget(0), Company(1)),
-    "crops": lambda pipeline, image: pipeline.embed(
-        image, EmbedOptions(DetectOptions(return_crops=True)), ByteBudget(1 << 30), Company(1)
+    "embed": lambda pipeline, image: pipeline.embed(
+        image, EmbedOptions(DetectOptions()), ByteBudget(0), BatchBarrier(1)
     ),
-    "compare": lambda pipeline, image: pipeline.compare(image, image, CompareOptions(DetectOptions()), Company(2)),
+    "crops": lambda pipeline, image: pipeline.embed(
+        image, EmbedOptions(DetectOptions(return_crops=True)), ByteBudget(1 << 30), BatchBarrier(1)
+    ),
+    "compare": lambda pipeline, image: pipeline.compare(image, image, CompareOptions(DetectOptions()), BatchBarrier(2)),
 }
 
 
@@ -47,8 +49,8 @@ async def serving(proposals: Any, embedding: Any, *, shared: bool) -> AsyncItera
             Batcher(embedding, 8, stage=stats.stage("embedder")) as embedder,
         ):
             limits = work_limits(config)
-            one_by_one = Cascade(proposals, rnet, onet, limits, compute)
-            by_steps = Detector(Nets(proposals, shared_rnet, shared_onet), limits, compute)
+            one_by_one = PerImageDetector(proposals, rnet, onet, limits, compute)
+            by_steps = BatchedDetector(Nets(proposals, shared_rnet, shared_onet), limits, compute)
             embedders = {"colour": Embedder(embedder, 4, None)}
             detector = by_steps if shared else one_by_one
             yield Pipeline(detector, embedders, "colour", decode_limits(config), compute), compute

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from facenet_server.rpc.auth import Callers
 from facenet_server.rpc.health import Health
-from facenet_server.rpc.unary import Inquiries
+from facenet_server.rpc.unary import UnaryCalls
 from facenet_server.serving.compute import Compute
 from facenet_server.telemetry.counters import Stats
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -111,7 +111,7 @@ async def status_of(told: Health) -> int:
 async def watched(told: Health) -> AsyncIterator[tuple[Health, Any]]:
     """It on a socket, and a stub for it."""
     endpoint = grpc.aio.server()
-    endpoint.add_generic_rpc_handlers((told.handlers(Inquiries(Callers(), 64)),))
+    endpoint.add_generic_rpc_handlers((told.handlers(UnaryCalls(Callers(), 64)),))
     port = endpoint.add_insecure_port("127.0.0.1:0")
     async with told, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         await endpoint.start()

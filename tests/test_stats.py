@@ -39,7 +39,7 @@ async def test_the_server_tells_what_it_has_done(share_windows: str) -> None:
         stats = await stub.GetServerStats(pb.GetServerStatsRequest())
     counted = {stage.name: stage for stage in stats.stages}
     assert counted["colour"].rows == 2
-    assert counted["columns"].runs == counted["merge"].runs == 1
+    assert counted["transpose"].runs == counted["merge"].runs == 1
     assert counted["mtcnn-rnet"].compute_ns > 0
     assert stats.uptime_s > 0
     assert stats.resident_bytes > 0

@@ -23,11 +23,11 @@ def test_the_outline_is_the_message_s(
     request = pb.DetectRequest(id=number, images=[pb.Image(encoded=data) for data in images], timeout_ms=timeout_ms)
     if with_options:
         request.options.min_face_px = 40
-    assert prescan.outline(request.SerializeToString(), FIELDS, 64) == (number, len(images), len(images), timeout_ms)
+    assert prescan.scan(request.SerializeToString(), FIELDS, 64) == (number, len(images), len(images), timeout_ms)
 
 
 def n_work(to_work: prescan.Paths, request: Message) -> int:
-    return prescan.outline(request.SerializeToString(), FIELDS._replace(to_work=to_work), 64).n_work
+    return prescan.scan(request.SerializeToString(), FIELDS._replace(to_work=to_work), 64).n_work
 
 
 def test_images_and_files_among_crops_are_counted_wherever_they_stand() -> None:
@@ -55,15 +55,15 @@ def test_an_image_on_either_side_of_a_pair_is_seen() -> None:
 @pytest.mark.parametrize("before", [b"\x78\x01", b"\x7d0000", b"\x7900000000", b"\x7a\x01a", 9 * b"\x78\x01"])
 def test_a_photo_behind_fields_that_nobody_knows_is_a_photo_all_the_same(before: bytes) -> None:
     item = before + pb.EmbedItem(image=pb.Image(encoded=b"a")).SerializeToString()
-    outline = prescan.outline(b"\x12" + bytes([len(item)]) + item, FIELDS._replace(to_work={1: {}, 2: {1: {}}}), 64)
-    assert (outline.n_items, outline.n_work) == (1, 1)
+    scanned = prescan.scan(b"\x12" + bytes([len(item)]) + item, FIELDS._replace(to_work={1: {}, 2: {1: {}}}), 64)
+    assert (scanned.n_items, scanned.n_work) == (1, 1)
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=5))
 def test_items_of_any_bytes_are_looked_at_or_no_message(items: list[bytes]) -> None:
     data = b"".join(b"\x12" + bytes([len(item)]) + item for item in items)
     try:
-        assert prescan.outline(data, FIELDS._replace(to_work=SIDES), 64).n_items == len(items)
+        assert prescan.scan(data, FIELDS._replace(to_work=SIDES), 64).n_items == len(items)
     except DecodeError:
         with pytest.raises(DecodeError):
             pb.CompareRequest.FromString(data)
@@ -73,7 +73,7 @@ def test_an_item_of_a_million_fields_is_not_walked_over() -> None:
     item = b"\x0a\x00" * 1_000_000
     data = b"\x12" + bytes([len(item) & 0x7F | 0x80, len(item) >> 7 & 0x7F | 0x80, len(item) >> 14]) + item
     seen = Seen(data)
-    assert prescan.outline(cast(bytes, seen), FIELDS._replace(to_work={3: {}}), 64).n_items == 1
+    assert prescan.scan(cast(bytes, seen), FIELDS._replace(to_work={3: {}}), 64).n_items == 1
     assert seen.n_reads < 100
 
 
@@ -94,13 +94,13 @@ class Seen:
 
 def test_counting_stops_at_one_more_than_is_allowed() -> None:
     bomb = pb.DetectRequest(images=[pb.Image()]).SerializeToString() * 5_000_000
-    assert prescan.outline(bomb, FIELDS, 64).n_items == 65
+    assert prescan.scan(bomb, FIELDS, 64).n_items == 65
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_have_an_outline_or_are_no_message(data: bytes) -> None:
     try:
-        found = prescan.outline(data, FIELDS, 64)
+        found = prescan.scan(data, FIELDS, 64)
     except DecodeError:
         return
     assert 0 <= found.n_items <= 65
@@ -118,4 +118,4 @@ def test_any_bytes_have_an_outline_or_are_no_message(data: bytes) -> None:
 )
 def test_what_is_no_message_is_told(data: bytes) -> None:
     with pytest.raises(DecodeError):
-        prescan.outline(data, FIELDS, 64)
+        prescan.scan(data, FIELDS, 64)

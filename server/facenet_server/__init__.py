@@ -1,7 +1,7 @@
 """The inference server: MTCNN and FaceNet on ONNX Runtime behind gRPC. Start it with ``facenet-server``.
 
-The way from bytes to answer reads in ``pipeline``; what computes is below it (``mtcnn``, ``facenet``,
-``images``, ``boxes``: arrays in, arrays out), what waits is above (``batching``, ``service``, ``app``).
+The way from bytes to answer reads in ``serving.pipeline``. What computes is in ``vision`` (arrays in, arrays out), what
+waits in ``serving`` and ``rpc``; ``build`` puts the parts together, and ``server`` is the process.
 """
 
 import os

@@ -21,7 +21,7 @@ import cv2
 from facenet_server.admission.wait_estimator import Backlog
 from facenet_server.config import MIB, Config
 from facenet_server.errors import StartError
-from facenet_server.models.fault_tolerance import Enduring
+from facenet_server.models.fault_tolerance import FaultTolerantNetwork
 from facenet_server.models.loader import Network, open_models, stated_default
 from facenet_server.models.runtime import Engine
 from facenet_server.rpc.auth import Callers, read_tokens
@@ -29,12 +29,12 @@ from facenet_server.rpc.converters import About
 from facenet_server.rpc.health import Health
 from facenet_server.rpc.listener import ChannelOptions, GrpcServer, bind, channel_options, tls
 from facenet_server.rpc.service import SERVICE, FaceService
-from facenet_server.serving.batched_detector import Detector, Nets
+from facenet_server.serving.batched_detector import BatchedDetector, Nets
 from facenet_server.serving.batcher import Batcher
 from facenet_server.serving.compute import Compute
 from facenet_server.serving.micro_batch import CROPS, VECTORS, WORK
-from facenet_server.serving.per_image_detector import Cascade, WorkLimits, warm_up
-from facenet_server.serving.pipeline import Embedder, Finder, Pipeline
+from facenet_server.serving.per_image_detector import PerImageDetector, WorkLimits, warm_up
+from facenet_server.serving.pipeline import Embedder, FaceDetector, Pipeline
 from facenet_server.telemetry import cgroups
 from facenet_server.telemetry.counters import LoopLag, Stats
 from facenet_server.vision.decode import DecodeLimits
@@ -129,7 +129,7 @@ async def open_pipeline(
 
         async def share(network: Network, max_rows: int, **details: Any) -> Batcher:
             batcher = parts.batcher(
-                Enduring(network, on_lost), max_rows, stage=stats.stage(network.info.name), **details
+                FaultTolerantNetwork(network, on_lost), max_rows, stage=stats.stage(network.info.name), **details
             )
             return await stack.enter_async_context(batcher)
 
@@ -146,17 +146,17 @@ async def open_pipeline(
             embedders[info.name] = Embedder(
                 batcher, info.dimension, info.calibration, info.interchangeable_with, info.input_size_px
             )
-        mtcnn = {kind: Enduring(by_kind[kind], on_lost) for kind in ("pnet", "rnet", "onet")}
+        mtcnn = {kind: FaultTolerantNetwork(by_kind[kind], on_lost) for kind in ("pnet", "rnet", "onet")}
         shares_levels, limits = _shares_levels(by_kind, config), work_limits(config)
-        detector: Finder
+        detector: FaceDetector
         if shares_levels or _is_on(config.share_windows, by_kind["rnet"]):
             # A batch on each core, in the threads of the images. An accelerator takes one at a time.
             in_threads = {} if by_kind["rnet"].on_cuda else {"workers": threads, "threads": compute.threads}
             rnet, onet = [await share(by_kind[kind], config.max_window_rows, **in_threads) for kind in ("rnet", "onet")]
             canvases = await share(by_kind["pnet_canvas"], ROWS_A_RUN, **in_threads) if shares_levels else None
-            detector = Detector(Nets(mtcnn["pnet"], rnet, onet, canvases), limits, compute)
+            detector = BatchedDetector(Nets(mtcnn["pnet"], rnet, onet, canvases), limits, compute)
         else:
-            detector = Cascade(**mtcnn, limits=limits, compute=compute)
+            detector = PerImageDetector(**mtcnn, limits=limits, compute=compute)
         yield Pipeline(detector, embedders, default, decode_limits(config), compute)
 
 

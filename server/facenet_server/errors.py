@@ -2,17 +2,17 @@
 
 ::
 
-    item ──messages──▶ options, image source ──images──▶ pixels ──mtcnn──▶ faces ──facenet──▶ answer
-          InvalidInput                        InvalidInput       InvalidInput    UnknownModel, NoFace,
-                                                                                 UnknownOperatingPoint
+    item ──converters──▶ options, image source ──decode──▶ pixels ──mtcnn──▶ faces ──facenet──▶ answer
+           InvalidInput                         InvalidInput       InvalidInput    UnknownModel, NoFace,
+                                                                                   UnknownOperatingPoint
 
     before the first item: Refused
     anywhere on that way: TimedOut; where it waits for a network: Overloaded; in one: DeviceLost
 
-    models folder ──sessions──▶ networks ──app──▶ a listening server ──app──▶ its end
-                   StartError              StartError                  FatalError
+    models folder ──loader──▶ networks ──build──▶ a server ──server──▶ its end
+                   StartError           StartError          FatalError
 
-An ItemError spoils its own item and nothing else; ``service`` turns it into the wire's form. A Refused or
+An ItemError spoils its own item and nothing else; ``rpc`` turns it into the wire's form. A Refused or
 a ProtocolError ends its stream. A StartError or a FatalError ends the process with one line and exit code 1.
 """
 

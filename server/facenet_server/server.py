@@ -86,7 +86,7 @@ async def serve(config: Config, parts: Parts | None = None, stop: StopPolicy | N
 
 async def _listen(server: Built, config: Config, lost: asyncio.Event, stop: StopPolicy, last_words: ExitStack) -> None:
     signals = _signals()
-    process_memory.settle()
+    process_memory.freeze_gc()
     async with server.health:
         await server.grpc_server.start()
         _log.info("listening on %s", addresses.target(config.listen, server.port))

@@ -2,7 +2,7 @@
 
 cuDNN plans a convolution for one shape, and ONNX Runtime keeps no plan but the last: a batch of another size than the
 one before costs R-Net and O-Net 7 to 14 ms and FaceNet in half precision 600 (one H200), where the run itself takes
-less than 4. So rows are padded with zeros up to the next rung of a ladder.
+less than 4. So rows are padded with zeros up to the next bucket of a buckets.
 """
 
 import logging
@@ -15,52 +15,54 @@ from numpy.typing import NDArray
 
 from facenet_server.models.fault_tolerance import is_no_memory
 
-_STEP = 4  # from rung to rung
+_STEP = 4  # from bucket to bucket
 
 _log = logging.getLogger(__name__)
 
 Rows = NDArray[Any]
 
 
-class Ladder:
+class BatchSizeBuckets:
     """Sessions by the number of rows that each one runs; called as one ``onnxruntime.InferenceSession`` is."""
 
     def __init__(self, sessions: Mapping[int, Any]) -> None:
         self._sessions = dict(sorted(sessions.items()))
-        self.rungs = list(self._sessions)
+        self.sizes = list(self._sessions)
 
     def get_providers(self) -> Sequence[str]:
         """Where they run."""
-        providers: Sequence[str] = self._sessions[self.rungs[0]].get_providers()
+        providers: Sequence[str] = self._sessions[self.sizes[0]].get_providers()
         return providers
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Rows]) -> list[Rows]:
-        """The named outputs (N, …) for inputs (N, …), with N up to the highest rung."""
+        """The named outputs (N, …) for inputs (N, …), with N up to the highest bucket."""
         count = len(next(iter(inputs.values())))
-        rung = self.rungs[bisect_left(self.rungs, count)]
-        answers = self._sessions[rung].run(outputs, {name: _padded(rows, rung) for name, rows in inputs.items()})
+        bucket = self.sizes[bisect_left(self.sizes, count)]
+        answers = self._sessions[bucket].run(outputs, {name: _padded(rows, bucket) for name, rows in inputs.items()})
         return [rows[:count] for rows in answers]
 
 
-def climbed(most_rows: int, open_one: Callable[[], Any], warm_up: Callable[[Any, int], object]) -> Ladder:
-    """A ladder up to so many rows: each rung's session opened, and run once on as many, from the lowest on. Where the
+def open_buckets(
+    most_rows: int, open_one: Callable[[], Any], warm_up: Callable[[Any, int], object]
+) -> BatchSizeBuckets:
+    """A ladder up to so many rows: each bucket's session opened, and run once on as many, from the lowest on. Where the
     device has no memory for one, the ladder ends below it. Raises what ``open_one`` or ``warm_up`` raise else, and
     what they raise for the lowest."""
-    rungs = [most_rows]
-    while rungs[0] > 1:
-        rungs.insert(0, -(-rungs[0] // _STEP))
+    sizes = [most_rows]
+    while sizes[0] > 1:
+        sizes.insert(0, -(-sizes[0] // _STEP))
     sessions: dict[int, Any] = {}
-    for rung in rungs:
+    for bucket in sizes:
         try:
             session = open_one()
-            warm_up(session, rung)
+            warm_up(session, bucket)
         except Exception as error:
             if not sessions or not is_no_memory(error):
                 raise
-            _log.warning("no memory on the device for runs of %d rows: %d are the most", rung, max(sessions))
+            _log.warning("no memory on the device for runs of %d rows: %d are the most", bucket, max(sessions))
             break
-        sessions[rung] = session
-    return Ladder(sessions)
+        sessions[bucket] = session
+    return BatchSizeBuckets(sessions)
 
 
 def _padded(rows: Rows, count: int) -> Rows:

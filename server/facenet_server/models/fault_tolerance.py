@@ -40,7 +40,7 @@ def is_no_memory(error: Exception) -> bool:
     return any(sign in text for sign in _NO_MEMORY)
 
 
-class Enduring:
+class FaultTolerantNetwork:
     """A network that goes on where it can.
 
     Where the device has no memory for a run, its rows run in halves, and later runs are as small until some dozens of

@@ -19,9 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facenet_server.errors import StartError
-from facenet_server.models.batch_buckets import climbed
+from facenet_server.models.batch_buckets import open_buckets
 from facenet_server.models.fault_tolerance import is_no_memory
-from facenet_server.models.runtime import Cuda, Engine, execution_providers, for_one_shape, hush_plans, open_session
+from facenet_server.models.runtime import (
+    Cuda,
+    Engine,
+    execution_providers,
+    for_one_shape,
+    open_session,
+    silence_missing_plans,
+)
 from facenet_server.vision import calibration
 from facenet_server.vision.calibration import Calibration
 from facenet_server.vision.mtcnn import map_side
@@ -226,29 +233,29 @@ def _opened(data: bytes, sha256: str, providers: list[Any], engine: Engine) -> N
     if info.kind in PORTS and engine.threads > 1:  # small networks: a thread for each of several runs does more
         session = open_session(data, providers, 1)
     _check_ports(info, session)
-    prove = partial(_prove, golden=metadata.get("golden", ""), tf32=engine.tf32)
+    prove = partial(_self_test, golden=metadata.get("golden", ""), tf32=engine.tf32)
     if "CUDAExecutionProvider" not in session.get_providers():
         network = Network(info, session, _WINDOWS_A_RUN if info.kind in ("rnet", "onet") else None)
         prove(network)
         return network
-    hush_plans()
+    silence_missing_plans()
     prove(Network(info, session))
     if info.kind not in engine.most_rows:
         return Network(info, session)
     one_shape = for_one_shape(providers, info.kind, info.precision)
     threads = 1 if info.kind in PORTS else engine.threads
 
-    def warm_up(rung: Any, count: int) -> None:
-        network = Network(info, rung)
+    def warm_up(bucket: Any, count: int) -> None:
+        network = Network(info, bucket)
         if not network.on_cuda:  # what ran there a moment ago may not be slow from now on, and nobody know why
             raise RuntimeError(f"a session for {count} rows came to run on {network.providers[0]}")
         prove(network, count=count, side_px=SIDE_PX)
 
-    ladder = climbed(engine.most_rows[info.kind], partial(open_session, data, one_shape, threads), warm_up)
-    return Network(info, ladder, ladder.rungs[-1])
+    buckets = open_buckets(engine.most_rows[info.kind], partial(open_session, data, one_shape, threads), warm_up)
+    return Network(info, buckets, buckets.sizes[-1])
 
 
-def _prove(network: Network, golden: str, *, tf32: bool, count: int = 1, side_px: int = _FREE_SIDE) -> None:
+def _self_test(network: Network, golden: str, *, tf32: bool, count: int = 1, side_px: int = _FREE_SIDE) -> None:
     """Run the network as the converter did, on so many rows alike, and compare: a device that does not work, or works
     wrongly, shows here. Where a side is free, the row lies in the corner of one of ``side_px``.
 

@@ -135,7 +135,7 @@ def for_one_shape(providers: Sequence[Any], kind: str, precision: str) -> list[A
     return [(name, {**given, **options} if name.startswith("CUDA") else given) for name, given in providers]
 
 
-def hush_plans() -> None:
+def silence_missing_plans() -> None:
     """Keep ONNX Runtime from telling, as of an error, of each plan that cuDNN has not got: there is always another."""
     ort.set_default_logger_severity(4)
 

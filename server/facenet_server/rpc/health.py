@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 from facenet_server.errors import shown
-from facenet_server.rpc.unary import Inquiries
+from facenet_server.rpc.unary import UnaryCalls
 from facenet_server.telemetry.counters import Stats
 
 LIVENESS = "liveness"
@@ -53,10 +53,10 @@ class Health:
         self._has_ended = True
         self._set(ready=False)
 
-    def handlers(self, inquiries: Inquiries) -> grpc.GenericRpcHandler:
+    def handlers(self, unary_calls: UnaryCalls) -> grpc.GenericRpcHandler:
         """What a grpc.aio server is given."""
         methods = {
-            name: inquiries.handler(health_pb2.HealthCheckRequest, answer)
+            name: unary_calls.handler(health_pb2.HealthCheckRequest, answer)
             for name, answer in (("Check", self.check), ("Watch", self.watch))
         }
         return grpc.method_handlers_generic_handler(health.SERVICE_NAME, methods)

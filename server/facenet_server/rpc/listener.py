@@ -42,7 +42,7 @@ def bind(
         maximum_concurrent_rpcs=calls,
         interceptors=service.callers.interceptors(),
     )
-    server.add_generic_rpc_handlers((service.handlers(), status.handlers(service.inquiries)))
+    server.add_generic_rpc_handlers((service.handlers(), status.handlers(service.unary_calls)))
     if config.reflection:
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     addresses.check(config.listen)  # gRPC itself would take a Unix socket away from the server that listens on it

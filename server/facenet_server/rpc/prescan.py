@@ -1,4 +1,4 @@
-"""A request's outline, from its bytes: what must be known before it is worth parsing.
+"""A request's found, from its bytes: what must be known before it is worth parsing.
 
 Parsing makes some thirty times the memory of a message of empty items; walking over its fields makes none.
 https://protobuf.dev/programming-guides/encoding/
@@ -28,7 +28,7 @@ class Fields(NamedTuple):
     to_work: Paths
 
 
-class Outline(NamedTuple):
+class Prescan(NamedTuple):
     """A request's id, how many items it holds, how many of them are work for threads, and how long its answer is of
     use."""
 
@@ -38,7 +38,7 @@ class Outline(NamedTuple):
     timeout_ms: int | None
 
 
-def outline(data: bytes, fields: Fields, most: int) -> Outline:
+def scan(data: bytes, fields: Fields, most: int) -> Prescan:
     """Walk over the top-level fields, until there are more than ``most`` items.
 
     Raises DecodeError where the bytes are no message, or one of far more fields than a request has.
@@ -67,7 +67,7 @@ def outline(data: bytes, fields: Fields, most: int) -> Outline:
             raise DecodeError(f"wire type {kind}")
         if at > len(data):
             raise DecodeError("the last field is cut off")
-    return Outline(number, n_items, n_work, timeout_ms)
+    return Prescan(number, n_items, n_work, timeout_ms)
 
 
 def _leads(data: bytes, at: int, end: int, paths: Paths) -> bool:

@@ -1,4 +1,4 @@
-"""The RPC surface: each method's messages in, its answers out. How a stream lives is in ``streams``."""
+"""The RPC surface: each method's messages in, its answers out. How a stream lives is in ``stream``."""
 
 from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
 
@@ -21,12 +21,12 @@ from facenet_server.rpc import converters
 from facenet_server.rpc.auth import Callers
 from facenet_server.rpc.converters import About
 from facenet_server.rpc.stream import End, Method, Stream, StreamLimits
-from facenet_server.rpc.unary import Inquiries, refuse, serialized
-from facenet_server.serving.barrier import Company
-from facenet_server.serving.micro_batch import CROPS, VECTORS, Batch, Groups, Place
+from facenet_server.rpc.unary import UnaryCalls, refuse, serialized
+from facenet_server.serving.barrier import BatchBarrier
+from facenet_server.serving.micro_batch import CROPS, VECTORS, ItemHandler, MicroBatches, RequestContext
 from facenet_server.serving.pipeline import ByteBudget, Pipeline
 from facenet_server.telemetry.counters import Stats
-from facenet_server.telemetry.error_id import log_incident
+from facenet_server.telemetry.error_id import log_error
 from facenet_server.vision.decode import Encoded, Raw
 
 _INQUIRIES_BESIDE = 128  # a connection that watches the health
@@ -54,10 +54,10 @@ class FaceService:
         self._stats = stats
         self._limits = limits = self._info.limits
         self._max_write_stall_s = config.max_write_stall_s
-        self._groups = Groups(pipeline, config)
+        self._micro_batches = MicroBatches(pipeline, config)
         self._draining = asyncio.Event()
         self.callers = callers
-        self.inquiries = Inquiries(callers, limits.max_connections + _INQUIRIES_BESIDE)
+        self.unary_calls = UnaryCalls(callers, limits.max_connections + _INQUIRIES_BESIDE)
         self.admission = Admission(
             Capacity(
                 items_per_stream=limits.max_items_per_stream,
@@ -84,8 +84,8 @@ class FaceService:
             name: grpc.stream_stream_rpc_method_handler(self._handler(method, bounds), response_serializer=serialized)
             for name, method in self._methods().items()
         }
-        methods["GetServerInfo"] = self.inquiries.handler(pb.GetServerInfoRequest, self._get_server_info)
-        methods["GetServerStats"] = self.inquiries.handler(pb.GetServerStatsRequest, self._get_server_stats)
+        methods["GetServerInfo"] = self.unary_calls.handler(pb.GetServerInfoRequest, self._get_server_info)
+        methods["GetServerStats"] = self.unary_calls.handler(pb.GetServerStatsRequest, self._get_server_stats)
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     def _handler(self, method: Method, limits: StreamLimits) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
@@ -98,7 +98,7 @@ class FaceService:
             except Refused as refused:
                 await refuse(context, refused)
             except Exception:
-                end = End(grpc.StatusCode.INTERNAL, f"internal error {log_incident('a stream failed')}")
+                end = End(grpc.StatusCode.INTERNAL, f"internal error {log_error('a stream failed')}")
             if end is not None:
                 await context.abort(end.code, end.details)
 
@@ -126,34 +126,34 @@ class FaceService:
             ),
         }
 
-    async def _detect(self, request: pb.DetectRequest, place: Place) -> pb.DetectResponse:
-        budget = ByteBudget(self._limits.max_crop_bytes, place.crops.add)
+    async def _detect(self, request: pb.DetectRequest, context: RequestContext) -> pb.DetectResponse:
+        budget = ByteBudget(self._limits.max_crop_bytes, context.crops.add)
         options = cache(lambda: converters.read_detect_options(request.options))
 
-        async def one(image: pb.Image, company: Company) -> pb.DetectResult:
-            found = await self._pipeline.detect(converters.read_image(image), options(), budget, company)
+        async def one(image: pb.Image, barrier: BatchBarrier) -> pb.DetectResult:
+            found = await self._pipeline.detect(converters.read_image(image), options(), budget, barrier)
             return pb.DetectResult(detection=converters.detection(found))
 
         def failed(error: ItemError) -> pb.DetectResult:
             return pb.DetectResult(error=converters.item_error(error))
 
-        batch = Batch(
+        handler = ItemHandler(
             one, lambda image: [converters.size_of(image)], lambda _: True, failed, request.options.return_crops
         )
-        results = await self._groups.answer(request.images, batch, place)
+        results = await self._micro_batches.answer(request.images, handler, context)
         return pb.DetectResponse(id=request.id, results=results)
 
-    async def _embed(self, request: pb.EmbedRequest, place: Place) -> pb.EmbedResponse:
-        budget = ByteBudget(self._limits.max_crop_bytes, place.crops.add)
+    async def _embed(self, request: pb.EmbedRequest, context: RequestContext) -> pb.EmbedResponse:
+        budget = ByteBudget(self._limits.max_crop_bytes, context.crops.add)
         options = cache(lambda: converters.read_embed_options(request.options))  # where they are wrong, wrong for each
 
-        async def one(item: pb.EmbedItem, company: Company) -> pb.EmbedResult:
+        async def one(item: pb.EmbedItem, barrier: BatchBarrier) -> pb.EmbedResult:
             if item.WhichOneof("input") == "crop":
-                crop = await self._pipeline.embed_crop(converters.read_image(item.crop), options(), company.deadline)
+                crop = await self._pipeline.embed_crop(converters.read_image(item.crop), options(), barrier.deadline)
                 return pb.EmbedResult(
                     embedding=converters.embedding(crop), exif_orientation=crop.exif_orientation, damaged=crop.damaged
                 )
-            found = await self._pipeline.embed(converters.read_image(item.image), options(), budget, company)
+            found = await self._pipeline.embed(converters.read_image(item.image), options(), budget, barrier)
             return pb.EmbedResult(detection=converters.detection(found))
 
         def is_work(item: pb.EmbedItem) -> bool:
@@ -165,16 +165,16 @@ class FaceService:
         def failed(error: ItemError) -> pb.EmbedResult:
             return pb.EmbedResult(error=converters.item_error(error))
 
-        batch = Batch(one, images, is_work, failed, request.options.detect.return_crops)
-        results = await self._groups.answer(request.items, batch, place)
+        handler = ItemHandler(one, images, is_work, failed, request.options.detect.return_crops)
+        results = await self._micro_batches.answer(request.items, handler, context)
         return pb.EmbedResponse(id=request.id, results=results)
 
-    async def _compare(self, request: pb.CompareRequest, place: Place) -> pb.CompareResponse:
+    async def _compare(self, request: pb.CompareRequest, context: RequestContext) -> pb.CompareResponse:
         options = cache(lambda: converters.read_compare_options(request.options))
 
-        async def one(pair: pb.Pair, company: Company) -> pb.CompareResult:
+        async def one(pair: pb.Pair, barrier: BatchBarrier) -> pb.CompareResult:
             a, b = converters.read_side(pair.a), converters.read_side(pair.b)
-            found = await self._pipeline.compare(a, b, options(), company)
+            found = await self._pipeline.compare(a, b, options(), barrier)
             return pb.CompareResult(comparison=converters.comparison(found))
 
         def images(pair: pb.Pair) -> list[Encoded | Raw | None]:
@@ -183,8 +183,8 @@ class FaceService:
         def failed(error: ItemError) -> pb.CompareResult:
             return pb.CompareResult(error=converters.item_error(error))
 
-        batch = Batch(one, images, lambda pair: bool(images(pair)), failed)
-        results = await self._groups.answer(request.pairs, batch, place)
+        handler = ItemHandler(one, images, lambda pair: bool(images(pair)), failed)
+        results = await self._micro_batches.answer(request.pairs, handler, context)
         return pb.CompareResponse(id=request.id, results=results)
 
     async def _get_server_info(self, _: Message, __: Context) -> pb.GetServerInfoResponse:

@@ -24,7 +24,7 @@ from facenet_server.admission.fair_semaphore import Seats
 from facenet_server.admission.throughput import retry_s
 from facenet_server.errors import OVERLOADED, ItemError, Overloaded, ProtocolError, Refused, TimedOut
 from facenet_server.rpc import converters, prescan
-from facenet_server.serving.micro_batch import WORK, Place
+from facenet_server.serving.micro_batch import WORK, RequestContext
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, Message]
@@ -42,7 +42,7 @@ class Method(NamedTuple):
     request: type[Any]
     response: type[Any]
     batch_field: str
-    answer: Callable[[Any, Place], Coroutine[Any, Any, Message]]
+    answer: Callable[[Any, RequestContext], Coroutine[Any, Any, Message]]
     to_work: Paths
     else_kind: str = WORK
 
@@ -55,11 +55,11 @@ class Method(NamedTuple):
             names["id"].number, items.number, names["timeout_ms"].number, _numbers(items.message_type, self.to_work)
         )
 
-    def kinds(self, outline: prescan.Outline) -> dict[str, int]:
+    def kinds(self, scanned: prescan.Prescan) -> dict[str, int]:
         """How many of such a request's items are of which kind. The first is the request's."""
-        rest = outline.n_items - outline.n_work
-        of_rest = {self.else_kind: rest} if rest or not outline.n_work else {}
-        return {WORK: outline.n_work, **of_rest} if outline.n_work else of_rest
+        rest = scanned.n_items - scanned.n_work
+        of_rest = {self.else_kind: rest} if rest or not scanned.n_work else {}
+        return {WORK: scanned.n_work, **of_rest} if scanned.n_work else of_rest
 
 
 def _numbers(message: Any, paths: Paths) -> prescan.Paths:
@@ -238,24 +238,24 @@ class Stream:
     ) -> _Pending | None:
         """A message, begun once there is room for its items; or its refusal, for which it is not even parsed. None
         where the server drains instead. Raises ProtocolError."""
-        outline = self._outline(data)
-        left_s, refuse = self._left_s(outline.timeout_ms), partial(self._refusal, outline)
-        if not visit.hold(outline.n_items, len(data)):
+        scanned = self._outline(data)
+        left_s, refuse = self._left_s(scanned.timeout_ms), partial(self._refusal, scanned)
+        if not visit.hold(scanned.n_items, len(data)):
             return _Pending(partial(refuse, Overloaded("the server has no room for this message now")))
-        kinds = self._method.kinds(outline)
+        kinds = self._method.kinds(scanned)
         kind = next(iter(kinds))
         back_in_s = admission.backlogs[kind].back_in_s(visit.caller, visit, kinds[kind], left_s)
         if back_in_s > 0:
-            visit.refuse(outline.n_items)
+            visit.refuse(scanned.n_items)
             no_time = Overloaded("this message would wait for too much of the time that it has")
             free_at_s = asyncio.get_running_loop().time() + back_in_s
             return _Pending(partial(refuse, no_time), n_bytes=len(data), free_at_s=free_at_s)
-        return await self._begin(data, outline, kinds, visit, admission, tasks, draining)
+        return await self._begin(data, scanned, kinds, visit, admission, tasks, draining)
 
     async def _begin(
         self,
         data: bytes,
-        outline: prescan.Outline,
+        scanned: prescan.Prescan,
         kinds: Mapping[str, int],
         visit: Visit,
         admission: Admission,
@@ -265,41 +265,41 @@ class Stream:
         """The message that is held, once there is room for its items; its refusal where its time is up before. Others
         wait for it from now on."""
         loop = asyncio.get_running_loop()
-        deadline = None if outline.timeout_ms is None else loop.time() + outline.timeout_ms / 1000
+        deadline = None if scanned.timeout_ms is None else loop.time() + scanned.timeout_ms / 1000
         works = {kind: admission.backlogs[kind].begin(visit.caller, visit, n) for kind, n in kinds.items()}
         with ExitStack() as unless_begun:
             for each in works.values():
                 unless_begun.callback(each.over)
-            await _turn(visit, outline.n_items, draining, deadline)
+            await _turn(visit, scanned.n_items, draining, deadline)
             if draining.done():
                 return None
-            if not visit.has_room(outline.n_items):
-                visit.refuse(outline.n_items)
-                return _Pending(partial(self._refusal, outline, TimedOut()), n_bytes=len(data))
+            if not visit.has_room(scanned.n_items):
+                visit.refuse(scanned.n_items)
+                return _Pending(partial(self._refusal, scanned, TimedOut()), n_bytes=len(data))
             request = self._parsed(data)
             unless_begun.pop_all()
-        crops = visit.accept(outline.n_items)
-        place = Place(visit.caller, self._method.else_kind, self._seats, deadline, crops, works)
+        crops = visit.accept(scanned.n_items)
+        context = RequestContext(visit.caller, self._method.else_kind, self._seats, deadline, crops, works)
 
         def is_done(_: object) -> None:
             for each in works.values():
                 each.over()
             crops.done()
 
-        answer = tasks.create_task(self._method.answer(request, place))
+        answer = tasks.create_task(self._method.answer(request, context))
         answer.add_done_callback(is_done)
-        return _Pending(answer, outline.n_items, len(data), crops)
+        return _Pending(answer, scanned.n_items, len(data), crops)
 
-    def _outline(self, data: bytes) -> prescan.Outline:
+    def _outline(self, data: bytes) -> prescan.Prescan:
         """Raises ProtocolError where the bytes are no message, or one of too many items."""
         most = self._limits.max_items_per_message
         try:
-            outline = prescan.outline(data, self._fields, most)
+            scanned = prescan.scan(data, self._fields, most)
         except DecodeError:
             raise self._no_message() from None
-        if outline.n_items > most:
+        if scanned.n_items > most:
             raise ProtocolError(f"the message holds too many items; the limit is {most}")
-        return outline
+        return scanned
 
     def _parsed(self, data: bytes) -> Message:
         """Raises ProtocolError."""
@@ -312,8 +312,8 @@ class Stream:
     def _no_message(self) -> ProtocolError:
         return ProtocolError(f"the bytes are no {self._method.request.DESCRIPTOR.name}")
 
-    def _refusal(self, outline: prescan.Outline, error: ItemError) -> Message:
-        answer: Message = converters.refusal(self._method.response, outline.id, outline.n_items, error)
+    def _refusal(self, scanned: prescan.Prescan, error: ItemError) -> Message:
+        answer: Message = converters.refusal(self._method.response, scanned.id, scanned.n_items, error)
         return answer
 
     def _left_s(self, timeout_ms: int | None) -> float:

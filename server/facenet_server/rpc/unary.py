@@ -20,7 +20,7 @@ from facenet_server.admission.limits import add, leaves_as_much
 from facenet_server.errors import Refused
 from facenet_server.rpc.auth import Callers
 from facenet_server.rpc.stream import start_read
-from facenet_server.telemetry.error_id import log_incident
+from facenet_server.telemetry.error_id import log_error
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, Message]
@@ -32,7 +32,7 @@ _TURN_S, _READ_S = 5.0, 1.0  # for one to be read, and to come
 _MOST_BYTES = 4096  # of one, since it lies here while its answers are given
 
 
-class Inquiries:
+class UnaryCalls:
     """``most`` of them at once, of which no caller has so many that a newcomer could not have as many; eight of their
     questions are read at a time, two of a caller's."""
 
@@ -62,7 +62,7 @@ class Inquiries:
                 raise
             except Exception:
                 await context.abort(
-                    grpc.StatusCode.INTERNAL, f"internal error {log_incident('a question was not answered')}"
+                    grpc.StatusCode.INTERNAL, f"internal error {log_error('a question was not answered')}"
                 )
             finally:
                 add(self._of_caller, caller, -1)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 
-def companies(weights: Sequence[int], most: int, most_weight: int) -> list[slice]:
+def micro_batches(weights: Sequence[int], most: int, most_weight: int) -> list[slice]:
     """Consecutive items cut into groups of at most ``most``, none heavier than ``most_weight`` but one item alone."""
     groups: list[slice] = []
     start = weight = 0
@@ -16,10 +16,10 @@ def companies(weights: Sequence[int], most: int, most_weight: int) -> list[slice
     return [*groups, slice(start, len(weights))]
 
 
-class Company:
+class BatchBarrier:
     """Some images that go through the networks together: before each network they wait for each other.
 
-    A barrier whose size falls. Each image calls ``meet`` before each network that it needs, in the same order as the
+    A barrier whose size falls. Each image calls ``wait`` before each network that it needs, in the same order as the
     others; whoever started it calls ``leave`` once it has ended, however it did. ``deadline`` (on the event loop's
     clock; None: for ever) is until when their answers are of use, ``pixels`` how many the largest of them has.
     """
@@ -31,7 +31,7 @@ class Company:
         self._here = 0
         self._gate = asyncio.Event()
 
-    async def meet(self) -> None:
+    async def wait(self) -> None:
         """Wait until every image on the way has come to this point."""
         self._here += 1
         gate = self._gate

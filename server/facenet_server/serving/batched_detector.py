@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from facenet_server.serving.barrier import Company, companies
+from facenet_server.serving.barrier import BatchBarrier, micro_batches
 from facenet_server.serving.batcher import Batcher, Outputs, Rows
 from facenet_server.serving.compute import Compute, Steps
 from facenet_server.serving.per_image_detector import ONET_PX, RNET_PX, WorkLimits, at_once, check_work, cut, propose
@@ -20,7 +20,7 @@ from facenet_server.vision.decode import Decoded, Encoded, Pixels, Raw
 from facenet_server.vision.mtcnn import NO_FACES, Faces
 from facenet_server.vision.options import DetectOptions
 from facenet_server.vision.resize import Source
-from facenet_server.vision.tiling import Canvases, Mosaic
+from facenet_server.vision.tiling import Canvases, Tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Nets:
     canvases: Batcher | None = None
 
 
-class Detector:
-    """The cascade. An image's steps run one after the other; images of a company wait for each other before each
-    network, so that their windows share its batches."""
+class BatchedDetector:
+    """The cascade. An image's steps run one after the other; images of a micro-batch wait for each other before
+    each network, so that their windows share its batches."""
 
     def __init__(self, nets: Nets, limits: WorkLimits, compute: Compute) -> None:
         self._nets = nets
@@ -43,7 +43,7 @@ class Detector:
         self._compute = compute
 
     async def find(
-        self, image: Encoded | Raw, options: DetectOptions, company: Company, *, is_last: bool = False
+        self, image: Encoded | Raw, options: DetectOptions, barrier: BatchBarrier, *, is_last: bool = False
     ) -> tuple[Decoded, Faces]:
         """The image's pixels, and MTCNN's faces in them. Raises InvalidInput."""
         if isinstance(image, Raw):  # nothing to compute
@@ -52,25 +52,25 @@ class Detector:
             limits = self._limits.decode
             decoded = await self._compute.begin("decode", decode.decode, image, limits, options.max_reduction)
         begins = isinstance(image, Raw)  # there was no step before
-        return decoded, await self._faces(decoded.pixels, options.reduced(decoded.reduction), company, begins)
+        return decoded, await self._faces(decoded.pixels, options.reduced(decoded.reduction), barrier, begins)
 
-    async def _faces(self, image: Pixels, options: DetectOptions, company: Company, begins: bool) -> Faces:
+    async def _faces(self, image: Pixels, options: DetectOptions, barrier: BatchBarrier, begins: bool) -> Faces:
         """The cascade: fewer and better boxes at every stage."""
         check_work(image, options, self._limits)
-        source, boxes, windows = await self._propose(image, options, company, begins)
+        source, boxes, windows = await self._propose(image, options, barrier, begins)
         if not len(boxes):
             return NO_FACES
-        probability, regression = await self._judge(source, boxes, windows, self._nets.rnet, company)
+        probability, regression = await self._judge(source, boxes, windows, self._nets.rnet, barrier)
         judged = boxes, probability, regression
         boxes, windows = await self._boxes(source, ONET_PX, "refine", mtcnn.refine, *judged, options.thresholds[1])
         if not len(boxes):
             return NO_FACES
-        probability, regression, landmarks = await self._judge(source, boxes, windows, self._nets.onet, company)
+        probability, regression, landmarks = await self._judge(source, boxes, windows, self._nets.onet, barrier)
         threshold = options.thresholds[2]
         return await self._compute("finish", mtcnn.finish, boxes, probability, regression, landmarks, threshold)
 
     async def _propose(
-        self, image: Pixels, options: DetectOptions, company: Company, begins: bool
+        self, image: Pixels, options: DetectOptions, barrier: BatchBarrier, begins: bool
     ) -> tuple[Source, Boxes, Rows]:
         """P-Net over the pyramid: its boxes, and the first of their windows."""
 
@@ -79,24 +79,24 @@ class Detector:
             return source, boxes, _first(step, source, boxes, RNET_PX)
 
         if self._nets.canvases is None:
-            return await self._compute.job("columns", directly, begins=begins)
+            return await self._compute.job("transpose", directly, begins=begins)
         height, width = image.shape[:2]
         scales = mtcnn.scales(height, width, options.min_face_px, options.scale_factor)
-        source = await (self._compute.begin if begins else self._compute)("columns", resize.by_columns, image)
-        levels = await self._levels(self._nets.canvases, source, scales, options, company)
+        source = await (self._compute.begin if begins else self._compute)("transpose", resize.by_columns, image)
+        levels = await self._levels(self._nets.canvases, source, scales, options, barrier)
         merged = await self._boxes(source, RNET_PX, "merge", mtcnn.merge, levels, self._limits.max_candidates)
         return source, *merged
 
     async def _levels(
-        self, net: Batcher, image: Source, scales: Sequence[float], options: DetectOptions, company: Company
+        self, net: Batcher, image: Source, scales: Sequence[float], options: DetectOptions, barrier: BatchBarrier
     ) -> Sequence[mtcnn.Windows]:
         """Levels in runs of P-Net that they share with those of other images, in groups that memory may hold."""
         height, width = image.pixels.shape[:2]
         sizes = [mtcnn.level_size(height, width, scale) for scale in scales]
-        groups = companies([tiling.count(*size) for size in sizes], len(sizes), tiling.AT_ONCE)
+        groups = micro_batches([tiling.count(*size) for size in sizes], len(sizes), tiling.AT_ONCE)
         levels: list[mtcnn.Windows] = []
         for group in groups if sizes else []:
-            maps = await self._maps(net, image, scales[group], company.deadline)
+            maps = await self._maps(net, image, scales[group], barrier.deadline)
             found = zip(maps, scales[group], strict=True)
             levels += await self._compute("sift", _sift, found, options.thresholds[0], self._limits.max_candidates)
         return levels
@@ -106,19 +106,19 @@ class Detector:
     ) -> Sequence[Outputs]:
         """P-Net's maps of some levels."""
 
-        def begin(step: Steps) -> tuple[Mosaic, Canvases | None]:
-            mosaic = Mosaic([step("shrink", mtcnn.shrink, image, scale) for scale in scales])
-            return mosaic, step("lay", mosaic.lay)
+        def begin(step: Steps) -> tuple[Tiles, Canvases | None]:
+            tiles = Tiles([step("shrink", mtcnn.shrink, image, scale) for scale in scales])
+            return tiles, step("lay", tiles.pack)
 
         def go_on(step: Steps) -> Canvases | None:
-            step("lay", mosaic.put, outputs)
-            return step("lay", mosaic.lay)
+            step("lay", tiles.unpack, outputs)
+            return step("lay", tiles.pack)
 
-        mosaic, laid = await self._compute.job("shrink", begin)
+        tiles, laid = await self._compute.job("shrink", begin)
         while laid:
             outputs = await net(*laid, deadline=deadline)
             laid = await self._compute.job("lay", go_on)
-        return mosaic.maps
+        return tiles.maps
 
     async def _boxes(
         self, image: Source, side_px: int, stage: str, function: Callable[..., Boxes], *args: Any
@@ -131,15 +131,15 @@ class Detector:
 
         return await self._compute.job(stage, job)
 
-    async def _judge(self, image: Source, boxes: Boxes, windows: Rows, net: Batcher, company: Company) -> Outputs:
+    async def _judge(self, image: Source, boxes: Boxes, windows: Rows, net: Batcher, barrier: BatchBarrier) -> Outputs:
         """The network's outputs for the boxes, of which the first windows are there, and the others are cut here."""
-        await company.meet()  # once a network, however many windows it has: all meet as often
-        outputs = [await net(windows, deadline=company.deadline)]
+        await barrier.wait()  # once a network, however many windows it has: all meet as often
+        outputs = [await net(windows, deadline=barrier.deadline)]
         side_px = windows.shape[1]
         for start in range(at_once(side_px), len(boxes), at_once(side_px)):
             further = partial(_first, image=image, boxes=boxes[start:], side_px=side_px)
             windows = await self._compute.job("cut", further)
-            outputs.append(await net(windows, deadline=company.deadline))
+            outputs.append(await net(windows, deadline=barrier.deadline))
         return outputs[0] if len(outputs) == 1 else tuple(map(np.concatenate, zip(*outputs, strict=True)))
 
 

@@ -1,4 +1,4 @@
-"""How a message's items are answered: in groups whose images go side by side, each group in seats for its work."""
+"""How a message's items are answered: in batches whose images go side by side, each group in seats for its work."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -11,9 +11,9 @@ from facenet_server.admission.fair_semaphore import Seats
 from facenet_server.admission.wait_estimator import Work
 from facenet_server.config import Config
 from facenet_server.errors import InternalError, ItemError, Overloaded, TimedOut
-from facenet_server.serving.barrier import Company, companies
+from facenet_server.serving.barrier import BatchBarrier, micro_batches
 from facenet_server.serving.pipeline import Pipeline
-from facenet_server.telemetry.error_id import log_incident
+from facenet_server.telemetry.error_id import log_error
 from facenet_server.vision.decode import Encoded, Raw
 
 WORK, CROPS, VECTORS = "images and files", "raw crops", "embeddings"  # what the items of a message wait for seats as
@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Place(NamedTuple):
+class RequestContext(NamedTuple):
     """Where a message's items are worked on: as whose; of what kind are items that are no work for threads; in which
     seats of its stream; until when (on the loop's clock; None: for ever); with what room for their crops; and what is
     told of the seats of each kind."""
@@ -36,18 +36,18 @@ class Place(NamedTuple):
     works: Mapping[str, Work]
 
 
-class Batch(NamedTuple, Generic[Item, Result]):
+class ItemHandler(NamedTuple, Generic[Item, Result]):
     """How the items of one message are answered: each; its images to be searched, None for one without data; whether it
     is work for threads; its failure; and whether crops were asked for."""
 
-    one: Callable[[Item, Company], Awaitable[Result]]
+    one: Callable[[Item, BatchBarrier], Awaitable[Result]]
     images: Callable[[Item], Sequence[Encoded | Raw | None]]
     is_work: Callable[[Item], bool]
     failed: Callable[[ItemError], Result]
     has_crops: bool = False
 
 
-class Groups:
+class MicroBatches:
     """Where the items of all callers are answered."""
 
     def __init__(self, pipeline: Pipeline, config: Config) -> None:
@@ -62,14 +62,16 @@ class Groups:
             VECTORS: Seats(_VECTORS_AT_ONCE),
         }
 
-    async def answer(self, items: Sequence[Item], batch: Batch[Item, Result], place: Place) -> list[Result]:
+    async def answer(
+        self, items: Sequence[Item], handler: ItemHandler[Item, Result], context: RequestContext
+    ) -> list[Result]:
         """The answers to a message's items, in their order; one that fails has its error."""
         if not items:
             return []
-        images = [batch.images(item) for item in items]
+        images = [handler.images(item) for item in items]
         pixels = await self._pixels_of(images) if any(images) else [0] * len(items)
-        groups = companies(pixels, self._images_per_group, self._most_pixels)
-        answers = [self._group(items[some], images[some], pixels[some], batch, place) for some in groups]
+        batches = micro_batches(pixels, self._images_per_group, self._most_pixels)
+        answers = [self._micro_batch(items[some], images[some], pixels[some], handler, context) for some in batches]
         results = await _gathered(answers)
         return results[0] if len(results) == 1 else [result for some in results for result in some]
 
@@ -79,57 +81,61 @@ class Groups:
         claimed = iter(await self._pipeline.claimed_pixels([source for some in sources for source in some]))
         return [sum(islice(claimed, len(some))) for some in sources]
 
-    async def _group(
+    async def _micro_batch(
         self,
         items: Sequence[Item],
         images: Sequence[Sequence[Encoded | Raw | None]],
         pixels: Sequence[int],
-        batch: Batch[Item, Result],
-        place: Place,
+        handler: ItemHandler[Item, Result],
+        context: RequestContext,
     ) -> list[Result]:
         n_images = [len(some) for some in images]
-        company = Company(sum(n_images), place.deadline, max(pixels))
-        seats_each = [n or batch.is_work(item) for n, item in zip(n_images, items, strict=True)]
-        seated = self._seated(seats_each, sum(pixels), place, has_crops=batch.has_crops)
+        barrier = BatchBarrier(sum(n_images), context.deadline, max(pixels))
+        seats_each = [n or handler.is_work(item) for n, item in zip(n_images, items, strict=True)]
+        seated = self._seated(seats_each, sum(pixels), context, has_crops=handler.has_crops)
         try:
-            async with asyncio.timeout_at(place.deadline) as wait, seated:
+            async with asyncio.timeout_at(context.deadline) as wait, seated:
                 wait.reschedule(None)
-                works = [place.works.get(WORK if n else place.else_kind) for n in seats_each]
-                for work in place.works.values():
+                works = [context.works.get(WORK if n else context.else_kind) for n in seats_each]
+                for work in context.works.values():
                     work.seated(works.count(work))
                 dones = [work.done if work else _nothing for work in works]
                 each = zip(items, n_images, dones, strict=True)
-                return await _gathered([_answer(*one, batch, company) for one in each])
+                return await _gathered([_answer(*one, handler, barrier) for one in each])
         except TimeoutError:
-            return [batch.failed(TimedOut()) for _ in items]
+            return [handler.failed(TimedOut()) for _ in items]
         except Overloaded as error:
-            return [batch.failed(error) for _ in items]
+            return [handler.failed(error) for _ in items]
 
     def _seated(
-        self, seats_each: Sequence[int], pixels: int, place: Place, *, has_crops: bool
+        self, seats_each: Sequence[int], pixels: int, context: RequestContext, *, has_crops: bool
     ) -> AbstractAsyncContextManager[None]:
         """Room for a group, where it is work and where it is not."""
         if any(seats_each):
-            return self._at_work(seats_each, pixels, place, has_crops=has_crops)
-        return self._others[place.else_kind].taken(len(seats_each), place.caller)
+            return self._at_work(seats_each, pixels, context, has_crops=has_crops)
+        return self._others[context.else_kind].taken(len(seats_each), context.caller)
 
     @asynccontextmanager
     async def _at_work(
-        self, seats_each: Sequence[int], pixels: int, place: Place, *, has_crops: bool
+        self, seats_each: Sequence[int], pixels: int, context: RequestContext, *, has_crops: bool
     ) -> AsyncIterator[None]:
         """Its stream's share of the seats, then memory for its pixels, then the server's seats, which so are held by
         what runs alone, all of it while there is room for the crops that were asked for."""
         n_seats = sum(seats_each)
         while True:
             if has_crops:  # without a seat, in nobody's way
-                with place.works[WORK].aside(sum(n > 0 for n in seats_each)) if WORK in place.works else nullcontext():
-                    await place.crops.turn()
+                with (
+                    context.works[WORK].aside(sum(n > 0 for n in seats_each))
+                    if WORK in context.works
+                    else nullcontext()
+                ):
+                    await context.crops.turn()
             async with (
-                place.seats.taken(n_seats),
-                self._pixels.taken(pixels, place.caller),
-                self._seats.taken(n_seats, place.caller),
+                context.seats.taken(n_seats),
+                self._pixels.taken(pixels, context.caller),
+                self._seats.taken(n_seats, context.caller),
             ):
-                if not has_crops or place.crops.has_room():
+                if not has_crops or context.crops.has_room():
                     yield
                     return
 
@@ -140,20 +146,20 @@ async def _gathered(answers: Sequence[Coroutine[Any, Any, Result]]) -> list[Resu
 
 
 async def _answer(
-    item: Item, n_images: int, done: Callable[[], object], batch: Batch[Item, Result], company: Company
+    item: Item, n_images: int, done: Callable[[], object], handler: ItemHandler[Item, Result], barrier: BatchBarrier
 ) -> Result:
     try:
-        async with asyncio.timeout_at(company.deadline):
-            return await batch.one(item, company)
+        async with asyncio.timeout_at(barrier.deadline):
+            return await handler.one(item, barrier)
     except TimeoutError:
-        return batch.failed(TimedOut())
+        return handler.failed(TimedOut())
     except ItemError as error:
-        return batch.failed(error)
+        return handler.failed(error)
     except Exception:
-        return batch.failed(InternalError(log_incident("an item failed")))
+        return handler.failed(InternalError(log_error("an item failed")))
     finally:
         done()
-        company.leave(n_images)
+        barrier.leave(n_images)
 
 
 def _nothing() -> None:

@@ -1,6 +1,6 @@
 """Finding faces where threads are what there is: MTCNN's cascade of one image in one of them.
 
-The pure stages are in ``mtcnn``; here is who takes them. ``detector`` is the other way, where images share the
+The pure stages are in ``mtcnn``; here is who takes them. ``batched_detector`` is the other way, where images share the
 networks' batches.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facenet_server.errors import InvalidInput
-from facenet_server.serving.barrier import Company
+from facenet_server.serving.barrier import BatchBarrier
 from facenet_server.serving.compute import Compute, Steps
 from facenet_server.vision import decode, file_parts, mtcnn, resize
 from facenet_server.vision.boxes import Boxes, suppress
@@ -47,7 +47,7 @@ def warm_up() -> None:
     suppress(np.array([[1.0, 1.0, 30.0, 30.0]]), np.ones(1, np.float32), 0.5)
 
 
-class Cascade:
+class PerImageDetector:
     """The cascade, each image by itself: from its file to its faces it is one job, whose longer steps other threads
     share while they have no image of their own."""
 
@@ -57,7 +57,7 @@ class Cascade:
         self._compute = compute
 
     async def find(
-        self, image: Encoded | Raw, options: DetectOptions, company: Company, *, is_last: bool = False
+        self, image: Encoded | Raw, options: DetectOptions, barrier: BatchBarrier, *, is_last: bool = False
     ) -> tuple[Decoded, Faces]:
         """The image's pixels, and MTCNN's faces in them. Raises InvalidInput."""
 
@@ -65,7 +65,7 @@ class Cascade:
             decoded = step("decode", decode.decode, image, self._limits.decode, options.max_reduction)
             return decoded, self._faces(step, decoded.pixels, options.reduced(decoded.reduction))
 
-        return await self._compute.job("decode", job, begins=True, is_last=is_last, size=company.pixels)
+        return await self._compute.job("decode", job, begins=True, is_last=is_last, size=barrier.pixels)
 
     def _faces(self, step: Steps, image: Pixels, options: DetectOptions) -> Faces:
         source, boxes = propose(step, image, self._pnet, options, self._limits)
@@ -85,7 +85,7 @@ def propose(step: Steps, image: Pixels, pnet: Net, options: DetectOptions, limit
     height, width = image.shape[:2]
     scales = mtcnn.scales(height, width, options.min_face_px, options.scale_factor)
     threshold, most = options.thresholds[0], limits.max_candidates
-    source = step("columns", resize.by_columns, image)
+    source = step("transpose", resize.by_columns, image)
 
     def propose_strip(rows: NDArray[np.generic]) -> Outputs:
         step.give_way()

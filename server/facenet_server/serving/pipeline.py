@@ -1,8 +1,8 @@
 """The whole way from bytes to answer.
 
-One image's steps run one after the other. The images of a company go side by side, and before each network that images
-share (on the CPU the embedders) wait for each other: their crops share its batches, as do those of other companies that
-come by. Arithmetic runs in threads, off the event loop; only the waiting is here.
+One image's steps run one after the other. The images of a micro-batch go side by side. Before each network that images
+share (on the CPU the embedders) they wait for each other at a barrier: their crops share its batches, with those of
+other micro-batches. Arithmetic runs in threads, off the event loop; only the waiting is here.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facenet_server.errors import InvalidInput, NoFace, UnknownModel, UnknownOperatingPoint
-from facenet_server.serving.barrier import Company
+from facenet_server.serving.barrier import BatchBarrier
 from facenet_server.serving.batcher import Batcher
 from facenet_server.serving.compute import Compute
 from facenet_server.vision import decode, facenet
@@ -57,11 +57,11 @@ class Detection(NamedTuple):
     damaged: bool = False
 
 
-class Finder(Protocol):
-    """How faces are found: by ``cascade`` or by ``detector``."""
+class FaceDetector(Protocol):
+    """How faces are found: each image by itself, or in batches that images share."""
 
     async def find(
-        self, image: Image, options: DetectOptions, company: Company, *, is_last: bool = False
+        self, image: Image, options: DetectOptions, barrier: BatchBarrier, *, is_last: bool = False
     ) -> tuple[Decoded, Faces]:
         """The image's pixels, and the faces in them, in their coordinates; ``is_last`` says that no other step of the
         image follows. Raises ItemError subclasses."""
@@ -110,11 +110,11 @@ class ByteBudget:
 
 class Pipeline:
     """The three answers. Each method raises ItemError subclasses for what its item is to blame for; whoever calls it
-    lets the item's images leave their company once it has ended."""
+    lets the item's images leave the barrier once it has ended."""
 
     def __init__(
         self,
-        detector: Finder,
+        detector: FaceDetector,
         embedders: Mapping[str, Embedder],
         default_embedder: str,
         limits: decode.DecodeLimits,
@@ -141,17 +141,19 @@ class Pipeline:
 
         return await asyncio.to_thread(claimed)
 
-    async def detect(self, image: Image, options: DetectOptions, budget: ByteBudget, company: Company) -> Detection:
+    async def detect(
+        self, image: Image, options: DetectOptions, budget: ByteBudget, barrier: BatchBarrier
+    ) -> Detection:
         """Faces, and their crops if the options ask for them."""
-        decoded, faces = await self._detector.find(image, options, company, is_last=not options.return_crops)
+        decoded, faces = await self._detector.find(image, options, barrier, is_last=not options.return_crops)
         faces, options = faces.take(slice(options.max_faces)), options.reduced(decoded.reduction)
         crops = await self._crops(decoded.pixels, faces, options, budget)
         return _detection(decoded, faces, crops)
 
-    async def embed(self, image: Image, options: EmbedOptions, budget: ByteBudget, company: Company) -> Detection:
+    async def embed(self, image: Image, options: EmbedOptions, budget: ByteBudget, barrier: BatchBarrier) -> Detection:
         """The chosen faces of an image with their embeddings, and their crops if the options ask for them."""
         embedder = self._embedder(options.model)
-        decoded, faces = await self._detector.find(image, options.detect, company)
+        decoded, faces = await self._detector.find(image, options.detect, barrier)
         pixels, detect = decoded.pixels, options.detect.reduced(decoded.reduction)
         height, width = pixels.shape[:2]
         faces = faces.take(facenet.visible(faces.boxes, height, width, detect.margin_px))
@@ -161,9 +163,9 @@ class Pipeline:
             aligned = await self._compute(
                 "align", facenet.align, pixels, faces.boxes, detect.margin_px, embedder.input_px
             )
-            await company.meet()
+            await barrier.wait()
             with self._compute.crops_ahead(len(aligned)):
-                (vectors,) = await embedder.net(aligned, deadline=company.deadline)
+                (vectors,) = await embedder.net(aligned, deadline=barrier.deadline)
         crops = await self._crops(pixels, faces, detect, budget)
         return _detection(decoded, faces, crops, vectors, self._name(options.model))
 
@@ -186,7 +188,7 @@ class Pipeline:
         return Embedded(vectors[0], self._name(options.model), decoded.exif_orientation, decoded.damaged)
 
     async def compare(
-        self, a: Image | Embedded, b: Image | Embedded, options: CompareOptions, company: Company
+        self, a: Image | Embedded, b: Image | Embedded, options: CompareOptions, barrier: BatchBarrier
     ) -> Comparison:
         """The distance between two sides, each an image (whose chosen face counts) or an embedding."""
         embedder, model = self._embedder(options.model), self._name(options.model)
@@ -196,26 +198,26 @@ class Pipeline:
                 makers = (model, *embedder.interchangeable_with)
                 with _on_side(name):
                     facenet.check_embedding(side.vector, side.model, makers, embedder.dimension)
-        sides = [asyncio.create_task(self._side(name, side, options, company)) for name, side in (("a", a), ("b", b))]
+        sides = [asyncio.create_task(self._side(name, side, options, barrier)) for name, side in (("a", a), ("b", b))]
         try:
             (vector_a, found_a), (vector_b, found_b) = await asyncio.gather(*sides)
         finally:
             for task in sides:
                 task.cancel()  # one side's error is the pair's
-            await asyncio.gather(*sides, return_exceptions=True)  # none is on the way when the pair leaves its company
+            await asyncio.gather(*sides, return_exceptions=True)  # none is on the way when the pair leaves its barrier
         distance = facenet.distance(vector_a, vector_b)
         probability = embedder.calibration.probability(distance) if embedder.calibration else None
         return Comparison(distance, threshold, operating_point, probability, model, (found_a, found_b))
 
     async def _side(
-        self, name: str, side: Image | Embedded, options: CompareOptions, company: Company
+        self, name: str, side: Image | Embedded, options: CompareOptions, barrier: BatchBarrier
     ) -> tuple[Vector, Detection | None]:
         if isinstance(side, Embedded):
             return side.vector, None
         detect = replace(options.detect, return_crops=False, max_faces=None)
         embed = EmbedOptions(detect, options.faces, options.model)
         with _on_side(name):
-            found = await self.embed(side, embed, ByteBudget(0), company)
+            found = await self.embed(side, embed, ByteBudget(0), barrier)
         if found.embeddings is None or not len(found.embeddings):
             raise NoFace(name)
         return found.embeddings[0], found

@@ -6,8 +6,8 @@ import uuid
 _log = logging.getLogger(__name__)
 
 
-def log_incident(what: str) -> str:
+def log_error(what: str) -> str:
     """Log the exception being handled under an id that may be told to callers, who see nothing else of it."""
-    incident = uuid.uuid4().hex[:12]
-    _log.exception("%s, incident %s", what, incident)
-    return incident
+    error_id = uuid.uuid4().hex[:12]
+    _log.exception("%s, error id %s", what, error_id)
+    return error_id

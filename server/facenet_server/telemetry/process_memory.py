@@ -53,7 +53,7 @@ def usable_bytes(limits: Iterable[Path] | None = None) -> int | None:
     return min(found)
 
 
-def settle() -> None:
+def freeze_gc() -> None:
     """Whatever is there by now stays: Python's collector need not look through it, which stops all calls for some 60
     milliseconds each time."""
     gc.collect()

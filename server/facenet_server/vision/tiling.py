@@ -25,9 +25,11 @@ Canvases = tuple[Pixels, NDArray[np.int32]]
 """(N, S, S, 3) uint8, and how much of each counts, (N, 2): height and width."""
 
 
-class Mosaic:
-    """Levels (h, w, 3) on canvases, some at a time, and what P-Net makes of them: ``lay`` and ``put`` in turn, until
-    there are no more; then ``maps``."""
+class Tiles:
+    """Levels (h, w, 3) on canvases, some at a time, and what P-Net makes of them.
+
+    Call ``pack`` and ``unpack`` in turn, until there are no more; then read ``maps``.
+    """
 
     def __init__(self, levels: Sequence[Pixels]) -> None:
         self._levels = levels
@@ -37,7 +39,7 @@ class Mosaic:
         self._start = self._stop = 0  # of the corners whose canvases are on their way
         self.maps: list[Outputs] = [_empty_maps(*level.shape[:2]) for level in levels]
 
-    def lay(self) -> Canvases | None:
+    def pack(self) -> Canvases | None:
         """The next canvases; None after the last."""
         self._start, self._stop = self._stop, min(self._stop + AT_ONCE, len(self._corners))
         corners = self._corners[self._start : self._stop]
@@ -52,7 +54,7 @@ class Mosaic:
             canvas[: len(piece), : piece.shape[1]] = piece
         return pixels, valid
 
-    def put(self, outputs: Outputs) -> None:
+    def unpack(self, outputs: Outputs) -> None:
         """P-Net's outputs for the canvases that were laid last."""
         corners = self._corners[self._start : self._stop]
         for (number, row, column), *answers in zip(corners, *outputs, strict=True):
