@@ -125,8 +125,8 @@ async def test_questions_that_never_come_hold_up_no_other_caller_and_end(
     assert not caplog.records
 
 
-@pytest.mark.parametrize(("callers", "most"), [(10, 8), (3, 6), (1, 2)])
-async def test_eight_questions_are_read_at_a_time_and_two_of_a_callers_since_any_may_be_large(
+@pytest.mark.parametrize(("callers", "most"), [(10, 8), (3, 6), (1, 4)])
+async def test_eight_questions_are_read_at_a_time_and_of_one_caller_as_many_as_leave_a_newcomer_as_much(
     callers: int, most: int
 ) -> None:
     question, reading = Question(), Reading()

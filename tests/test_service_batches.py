@@ -187,7 +187,7 @@ async def test_an_image_for_whose_pixels_there_is_no_memory_now_waits() -> None:
             await first.write(pb.EmbedRequest(items=[pb.EmbedItem(image=raw(large))]))
             await held.entered()  # at work, and in memory
             await second.write(pb.DetectRequest(images=[raw(crop(0)), raw(np.zeros((400, 300, 3), np.uint8))]))
-            while not service._micro_batches._pixels._waiting:  # noqa: ASYNC110  # seats tell nobody that somebody waits
+            while not service._micro_batches._images._waiting:  # noqa: ASYNC110  # seats tell nobody that somebody waits
                 await asyncio.sleep(0.01)
             held.open()
             assert len((await first.read()).results[0].detection.faces) == 1

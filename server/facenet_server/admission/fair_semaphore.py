@@ -1,115 +1,133 @@
-"""Room for a bounded number of images at once."""
+"""The one queueing mechanism of admission: a semaphore whose units go to callers by start-time fair queueing."""
 
 import asyncio
-from collections import Counter, deque
-from types import TracebackType
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from facenet_server.admission.limits import add
-
-_MOST_AWAY = 1024  # callers who had a turn and wait for none, while others do
+_MAX_IDLE = 1024  # flows that wait for nothing and are remembered, while others wait
 
 
-class _Waiter(NamedTuple):
-    """Who waits: for how many seats, how many it would take if there were as many, and until when."""
-
-    places: int
-    wanted: int
-    seated: asyncio.Future[None]
+class _Request(NamedTuple):
+    cost: tuple[int, ...]
+    granted: asyncio.Future[None]
 
 
-class Seats:
-    """A semaphore of which several units are taken at once.
+@dataclass(slots=True)
+class _Flow:
+    """One caller: its requests, first come, first served, and the units that it holds, by kind."""
 
-    Callers who wait get as many seats as each other over time (start-time fair queueing: Goyal, Vin, Cheng, 1996); one
-    caller's own are first come, first served. Who is next and needs many is not passed by those who need few. A caller
-    who has ``most_of_caller`` is passed by the others; one who has none may take more.
+    held: list[int]
+    queue: deque[_Request] = field(default_factory=deque)
+
+
+class FairSemaphore:
+    """A semaphore of one or two kinds of units, as seats and pixels, which flows (callers) share.
+
+    Goyal, Vin, Cheng, "Start-time Fair Queueing" (1996), in the words of Kubernetes' API Priority and Fairness. In
+    virtual time a flow's next request starts where its last one finished, and the flow with the earliest start goes
+    first. A request costs the larger share that it takes of a limit. One that costs more than a limit runs alone.
+
+    Where units come back by the server's own progress, the head of the line waits and is not passed. ``passes`` is for
+    units that come back when callers read or write: a flow may then hold limit / (flows + 1) of each kind, and a head
+    that does not fit is passed. ``caps`` are what a flow may hold at most otherwise, of each kind. A flow at its cap
+    keeps its place and is passed; one that holds nothing is let in with more.
     """
 
-    def __init__(self, count: int, most_of_caller: int | None = None) -> None:
-        self._free = self._count = count
-        self._most_of_caller = count if most_of_caller is None else most_of_caller
-        self._held = Counter[str]()  # by caller
-        self._waiting: dict[str, deque[_Waiter]] = {}  # by caller
-        self._clock = 0  # virtual: the start of whoever was seated last
-        self._starts: dict[str, int] = {}  # of each caller's next, on that clock
+    def __init__(self, *limits: int, passes: bool = False, caps: Sequence[int] | None = None) -> None:
+        self._limits = limits
+        self._passes = passes
+        self._caps = limits if caps is None else caps
+        self._used = [0] * len(limits)
+        self._flows: dict[str, _Flow] = {}  # that hold or wait for something
+        self._waiting: dict[str, _Flow] = {}  # those of them that wait
+        self._clock = 0.0  # virtual: the start of the request that was granted last
+        self._starts: dict[str, float] = {}  # of each flow's next request
 
-    def taken(self, count: int, caller: str = "") -> "_Taken":
-        """Hold ``count`` seats, to be entered as a context; all of them where there are not as many."""
-        return _Taken(self, count, caller)
-
-    async def _take(self, wanted: int, caller: str) -> int:
-        """How many were taken."""
-        count = min(wanted, self._count)
-        if not self._waiting and count <= self._free and self._may_have(caller, count):  # nobody is behind anybody
-            self._hold(caller, count)
-            return count
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(caller, deque()).append(_Waiter(count, wanted, waiter))
-        self._starts[caller] = max(self._starts.get(caller, 0), self._clock)
-        self._admit()
+    @asynccontextmanager
+    async def acquired(self, flow: str, *cost: int) -> AsyncIterator[None]:
+        """Hold so many units of each kind."""
+        await self._acquire(flow, cost)
         try:
-            await waiter
+            yield
+        finally:
+            self._release(flow, cost)
+
+    async def _acquire(self, name: str, cost: tuple[int, ...]) -> None:
+        flow = self._flows.setdefault(name, _Flow([0] * len(self._limits)))
+        request = _Request(cost, asyncio.get_running_loop().create_future())
+        flow.queue.append(request)
+        self._waiting[name] = flow
+        self._starts[name] = max(self._starts.get(name, 0.0), self._clock)
+        self._grant()
+        if request.granted.done():
+            return
+        try:
+            await request.granted
         except asyncio.CancelledError:
-            self._leave(0 if waiter.cancelled() else count, caller)  # where it was admitted just before
+            if not request.granted.cancelled():  # it was granted just before
+                self._hold(flow, cost, -1)
+            self._grant()  # it may have been in the way of others
+            self._forget(name)
             raise
-        return count
 
-    def _leave(self, count: int, caller: str) -> None:
-        self._hold(caller, -count)
-        self._admit()
+    def _release(self, name: str, cost: Sequence[int]) -> None:
+        self._hold(self._flows[name], cost, -1)
+        self._grant()
+        self._forget(name)
 
-    def _hold(self, caller: str, count: int) -> None:
-        self._free -= count
-        add(self._held, caller, count)
+    def _hold(self, flow: _Flow, cost: Sequence[int], sign: int) -> None:
+        for kind, units in enumerate(cost):
+            self._used[kind] += sign * units
+            flow.held[kind] += sign * units
 
-    def _may_have(self, caller: str, count: int) -> bool:
-        held = self._held[caller]
-        return not held or held + count <= self._most_of_caller
+    def _grant(self) -> None:
+        while (name := self._next()) is not None:
+            flow = self._waiting[name]
+            request = flow.queue.popleft()
+            self._hold(flow, request.cost, 1)
+            self._clock = max(self._clock, self._starts[name])
+            shares = (units / limit for units, limit in zip(request.cost, self._limits, strict=True))
+            self._starts[name] = self._clock + max(shares)
+            request.granted.set_result(None)
 
     def _next(self) -> str | None:
-        """Whose turn it is: of those who may have what they wait for, or who wait for nothing any more."""
-        queues = self._waiting.items()
-        able = [name for name, queue in queues if queue[0].seated.cancelled() or self._may_have(name, queue[0].places)]
-        return min(able, key=self._starts.__getitem__, default=None)
+        """The flow whose head is to be granted now."""
+        for name in [name for name, flow in self._waiting.items() if not self._has_head(flow)]:
+            del self._waiting[name]
+        able = [name for name, flow in self._waiting.items() if self._is_within_cap(flow)]
+        if not self._passes:
+            able = [min(able, key=self._starts.__getitem__)] if able else []
+        for name in sorted(able, key=self._starts.__getitem__):
+            if self._fits(self._waiting[name].queue[0].cost):
+                return name
+        return None
 
-    def _admit(self) -> None:
-        while (caller := self._next()) is not None:
-            queue = self._waiting[caller]
-            first = queue[0]
-            if not first.seated.cancelled():
-                if first.places > self._free:
-                    return
-                self._hold(caller, first.places)
-                first.seated.set_result(None)
-                self._clock = self._starts[caller]
-                self._starts[caller] += first.wanted
-            queue.popleft()
-            if not queue:
-                del self._waiting[caller]
-                self._forget()
+    def _has_head(self, flow: _Flow) -> bool:
+        while flow.queue and flow.queue[0].granted.cancelled():
+            flow.queue.popleft()
+        return bool(flow.queue)
 
-    def _forget(self) -> None:
+    def _fits(self, cost: Sequence[int]) -> bool:
+        kinds = zip(self._used, cost, self._limits, strict=True)
+        return all(not used or not units or used + units <= limit for used, units, limit in kinds)
+
+    def _is_within_cap(self, flow: _Flow) -> bool:
+        """Whether the flow may hold what its head asks for beside what it has."""
+        if not any(flow.held):
+            return True
+        # What callers give back when they like leaves as much for a newcomer.
+        caps = [limit // (len(self._flows) + 1) for limit in self._limits] if self._passes else self._caps
+        kinds = zip(flow.held, flow.queue[0].cost, caps, strict=True)
+        return all(held + min(units, cap) <= cap for held, units, cap in kinds)
+
+    def _forget(self, name: str) -> None:
+        flow = self._flows.get(name)  # None: it left with its last units, and its cancelled request comes after
+        if flow is not None and not (any(flow.held) or flow.queue):
+            del self._flows[name]
         if not self._waiting:  # nobody is behind anybody
             self._starts.clear()
-        elif len(self._starts) > len(self._waiting) + _MOST_AWAY:
-            self._starts = {caller: self._starts[caller] for caller in self._waiting}
-
-
-class _Taken:
-    """Seats while they are held."""
-
-    __slots__ = ("_caller", "_count", "_seats")
-
-    def __init__(self, seats: Seats, count: int, caller: str) -> None:
-        self._seats = seats
-        self._count = count
-        self._caller = caller
-
-    async def __aenter__(self) -> None:
-        self._count = await self._seats._take(self._count, self._caller)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._seats._leave(self._count, self._caller)
+        elif len(self._starts) > len(self._flows) + _MAX_IDLE:
+            self._starts = {other: start for other, start in self._starts.items() if other in self._flows}

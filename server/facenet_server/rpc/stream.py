@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError, Message
 
 from facenet_server.admission.controller import Admission, Visit
 from facenet_server.admission.crop_room import Crops
-from facenet_server.admission.fair_semaphore import Seats
+from facenet_server.admission.fair_semaphore import FairSemaphore
 from facenet_server.admission.throughput import retry_s
 from facenet_server.errors import OVERLOADED, ItemError, Overloaded, ProtocolError, Refused, TimedOut
 from facenet_server.rpc import converters, prescan
@@ -108,7 +108,7 @@ class Stream:
         self._limits = limits
         self._draining = draining
         self._fields = method.fields()
-        self._seats = Seats(limits.max_images)
+        self._seats = FairSemaphore(limits.max_images)
         self._credits = asyncio.Semaphore(limits.max_messages)
         self._accepted: _Accepted = asyncio.Queue()  # bounded by the credits
         self._reader: asyncio.Task[None] | None = None  # None: there is none any more

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from facenet_server.admission.fair_semaphore import Seats
+from facenet_server.admission.fair_semaphore import FairSemaphore
 from facenet_server.admission.limits import add, leaves_as_much
 from facenet_server.errors import Refused
 from facenet_server.rpc.auth import Callers
@@ -27,21 +27,20 @@ if TYPE_CHECKING:
 
 _PUSHBACK = "grpc-retry-pushback-ms"  # gRFC A6's name for when to come back
 _RETRY_S = 1.0
-_READ_AT_ONCE, _OF_CALLER = 8, 2  # questions, any of which may be as long as a message may
+_READ_AT_ONCE = 8  # questions, any of which may be as long as a message may
 _TURN_S, _READ_S = 5.0, 1.0  # for one to be read, and to come
 _MOST_BYTES = 4096  # of one, since it lies here while its answers are given
 
 
 class UnaryCalls:
     """``most`` of them at once, of which no caller has so many that a newcomer could not have as many; eight of their
-    questions are read at a time, two of a caller's."""
+    questions are read at a time, of one caller as many as leave a newcomer as much."""
 
     def __init__(self, callers: Callers, most: int) -> None:
         self._callers = callers
         self._most = most
         self._of_caller = Counter[str]()
-        self._reading = Seats(_READ_AT_ONCE)
-        self._reading_of: dict[str, Seats] = {}
+        self._reading = FairSemaphore(_READ_AT_ONCE, passes=True)
 
     def handler(
         self, question: type[Message], answer: Callable[[Any, Context], Awaitable[Message | None]]
@@ -66,8 +65,6 @@ class UnaryCalls:
                 )
             finally:
                 add(self._of_caller, caller, -1)
-                if caller not in self._of_caller:
-                    self._reading_of.pop(caller, None)
 
         return grpc.stream_stream_rpc_method_handler(handle, response_serializer=serialized)
 
@@ -75,9 +72,7 @@ class UnaryCalls:
         async with AsyncExitStack() as seats:
             try:
                 async with asyncio.timeout(_TURN_S):
-                    own = self._reading_of.setdefault(caller, Seats(_OF_CALLER))
-                    await seats.enter_async_context(own.taken(1))
-                    await seats.enter_async_context(self._reading.taken(1, caller))
+                    await seats.enter_async_context(self._reading.acquired(caller, 1))
             except TimeoutError:
                 await refuse(context, Refused(_RETRY_S))
             reading = start_read(context)
