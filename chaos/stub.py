@@ -27,7 +27,7 @@ from facenet_server.admission.wait_estimator import Backlog
 from facenet_server.build import Built, Parts
 from facenet_server.config import Config
 from facenet_server.errors import FatalError
-from facenet_server.models.loader import ModelInfo
+from facenet_server.models.contract import ModelInfo
 from facenet_server.rpc import listener
 from facenet_server.server import StopPolicy
 from facenet_server.serving.batcher import Batcher

@@ -21,7 +21,7 @@ import skimage.data
 import trustme
 from authority import Authority
 from facenet_client import AsyncClient, Client
-from facenet_server.models.loader import PORTS
+from facenet_server.models.contract import PORTS
 from facenet_server.serving.per_image_detector import warm_up
 from hypothesis import settings
 from PIL import Image

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from facenet_server.build import Parts, built
 from facenet_server.config import Config
-from facenet_server.models.loader import ModelInfo
+from facenet_server.models.contract import ModelInfo
 from facenet_server.rpc.service import FaceService
 from facenet_server.vision.calibration import Calibration, OperatingPoint
 

@@ -7,7 +7,7 @@ import pytest
 from facenet_server.build import open_networks, open_pipeline
 from facenet_server.config import Config
 from facenet_server.errors import StartError
-from facenet_server.models.loader import Network
+from facenet_server.models.runtime import Network
 from facenet_server.serving.barrier import BatchBarrier
 from facenet_server.serving.pipeline import ByteBudget, Detection
 from facenet_server.telemetry.counters import Stats

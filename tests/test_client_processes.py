@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(60)
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server in a process of its own: one in this process would be copied by a fork."""
-    from facenet_server.models.loader import PORTS
+    from facenet_server.models.contract import PORTS
     from tiny_models import tiny_model, write
 
     folder = tmp_path_factory.mktemp("models")

@@ -148,7 +148,7 @@ def test_only_the_converter_reads_foreign_objects(path: Path) -> None:
 CLIENTS = [f"client/facenet_client/{name}.py" for name in ("_call", "_health", "_lane", "load/engine")]
 PLACES: dict[str, list[str]] = {path: ["read", "write"] for path in CLIENTS} | {
     "server/facenet_server/rpc/stream.py": ["read", "write"],  # the read is unary calls', too
-    "server/facenet_server/rpc/health.py": ["write"],  # who watches is told; inquiries has read the question
+    "server/facenet_server/rpc/health.py": ["write"],  # who watches is told; unary has read the question
     "server/facenet_server/rpc/unary.py": ["write"],  # an answer
     "server/facenet_server/telemetry/counters.py": ["read"],  # a file
     "client/facenet_client/_images.py": ["read"],  # an open file

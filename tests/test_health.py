@@ -26,7 +26,7 @@ SERVER = """
     from facenet_server.server import StopPolicy, serve
     from facenet_server.config import Config
     from facenet_server.errors import FatalError
-    from facenet_server.models.loader import ModelInfo
+    from facenet_server.models.contract import ModelInfo
 
     class Stub:
         providers, on_cuda = ["StandIn"], False

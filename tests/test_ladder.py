@@ -7,8 +7,9 @@ import pytest
 from facenet_server.errors import StartError
 from facenet_server.models import batch_buckets, loader, runtime
 from facenet_server.models.batch_buckets import BatchSizeBuckets
-from facenet_server.models.loader import ModelInfo, Network, open_models
-from facenet_server.models.runtime import Engine
+from facenet_server.models.contract import ModelInfo
+from facenet_server.models.loader import open_models
+from facenet_server.models.runtime import Engine, Network
 from facenet_server.vision.tiling import SIDE_PX
 
 NO_MEMORY = "Failed to allocate memory for requested buffer of size 104857600"

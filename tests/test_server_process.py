@@ -21,7 +21,7 @@ from conftest import ServerProcess, server_process
 from facenet_client import AsyncClient, Client, ServerUnavailable
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_server.config import Config
-from facenet_server.models.loader import PORTS
+from facenet_server.models.contract import PORTS
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase

@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 import pytest
 from facenet_server.errors import StartError
-from facenet_server.models.loader import PORTS, open_models
+from facenet_server.models.contract import PORTS
+from facenet_server.models.loader import open_models
 from facenet_server.models.runtime import Engine, cuda_options, for_one_shape
 from onnx import helper, numpy_helper
 from tiny_models import tiny_model, write

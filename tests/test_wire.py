@@ -1,13 +1,17 @@
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_server.rpc import prescan
+from facenet_server.rpc.stream import Method
 from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-FIELDS = prescan.Fields(id=1, items=2, timeout_ms=4, to_work={})
+IMAGES: prescan.Messages = {2: {2: {}}, 3: {2: {}}}  # Image.raw, DetectOptions.thresholds
+ITEMS: prescan.Messages = {2: {1: {2: {}}, 2: {2: {}}}, 3: {1: {2: {}}}}
+PAIRS: prescan.Messages = {2: {1: {1: {2: {}}, 2: {}}, 2: {1: {2: {}}, 2: {}}}}
+FIELDS = prescan.Fields(id=1, items=2, timeout_ms=4, to_work={}, messages=IMAGES)
 SIDES: prescan.Paths = {1: {1: {}}, 2: {1: {}}}
 
 
@@ -26,8 +30,9 @@ def test_the_outline_is_the_message_s(
     assert prescan.scan(request.SerializeToString(), FIELDS, 64) == (number, len(images), len(images), timeout_ms)
 
 
-def n_work(to_work: prescan.Paths, request: Message) -> int:
-    return prescan.scan(request.SerializeToString(), FIELDS._replace(to_work=to_work), 64).n_work
+def n_work(to_work: prescan.Paths, messages: prescan.Messages, request: Message) -> int:
+    fields = FIELDS._replace(to_work=to_work, messages=messages)
+    return prescan.scan(request.SerializeToString(), fields, 64).n_work
 
 
 def test_images_and_files_among_crops_are_counted_wherever_they_stand() -> None:
@@ -42,20 +47,21 @@ def test_images_and_files_among_crops_are_counted_wherever_they_stand() -> None:
         ([pb.EmbedItem()], 0),
         ([], 0),
     ):
-        assert n_work({1: {}, 2: {1: {}}}, pb.EmbedRequest(items=items)) == expected
+        assert n_work({1: {}, 2: {1: {}}}, ITEMS, pb.EmbedRequest(items=items)) == expected
 
 
 def test_an_image_on_either_side_of_a_pair_is_seen() -> None:
     photo = pb.Side(image=pb.Image(encoded=b"a"))
     known = pb.Side(embedding=pb.Embedding(vector=b"\x0a" * 2048, model="m"))
     for a, b, expected in ((photo, known, 1), (known, photo, 1), (known, known, 0), (None, photo, 1)):
-        assert n_work(SIDES, pb.CompareRequest(pairs=[pb.Pair(a=a, b=b)])) == expected
+        assert n_work(SIDES, PAIRS, pb.CompareRequest(pairs=[pb.Pair(a=a, b=b)])) == expected
 
 
 @pytest.mark.parametrize("before", [b"\x78\x01", b"\x7d0000", b"\x7900000000", b"\x7a\x01a", 9 * b"\x78\x01"])
 def test_a_photo_behind_fields_that_nobody_knows_is_a_photo_all_the_same(before: bytes) -> None:
     item = before + pb.EmbedItem(image=pb.Image(encoded=b"a")).SerializeToString()
-    scanned = prescan.scan(b"\x12" + bytes([len(item)]) + item, FIELDS._replace(to_work={1: {}, 2: {1: {}}}), 64)
+    fields = FIELDS._replace(to_work={1: {}, 2: {1: {}}}, messages=ITEMS)
+    scanned = prescan.scan(b"\x12" + bytes([len(item)]) + item, fields, 64)
     assert (scanned.n_items, scanned.n_work) == (1, 1)
 
 
@@ -63,18 +69,53 @@ def test_a_photo_behind_fields_that_nobody_knows_is_a_photo_all_the_same(before:
 def test_items_of_any_bytes_are_looked_at_or_no_message(items: list[bytes]) -> None:
     data = b"".join(b"\x12" + bytes([len(item)]) + item for item in items)
     try:
-        assert prescan.scan(data, FIELDS._replace(to_work=SIDES), 64).n_items == len(items)
+        assert prescan.scan(data, FIELDS._replace(to_work=SIDES, messages=PAIRS), 64).n_items == len(items)
     except DecodeError:
         with pytest.raises(DecodeError):
             pb.CompareRequest.FromString(data)
 
 
-def test_an_item_of_a_million_fields_is_not_walked_over() -> None:
-    item = b"\x0a\x00" * 1_000_000
-    data = b"\x12" + bytes([len(item) & 0x7F | 0x80, len(item) >> 7 & 0x7F | 0x80, len(item) >> 14]) + item
-    seen = Seen(data)
-    assert prescan.scan(cast(bytes, seen), FIELDS._replace(to_work={3: {}}), 64).n_items == 1
-    assert seen.n_reads < 100
+def nested(*fields: int, content: bytes) -> bytes:
+    """A message within a message, by the numbers of the fields that hold it."""
+    for field in reversed(fields):
+        content = bytes([field << 3 | 2]) + varint(len(content)) + content
+    return content
+
+
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it."""
+    return bytes([number]) if number < 0x80 else bytes([number & 0x7F | 0x80]) + varint(number >> 7)
+
+
+@pytest.mark.parametrize(
+    ("path", "again"),
+    [
+        pytest.param((2,), b"\x0a\x00", id="an item's image, a million times"),
+        pytest.param((2,), b"\x0a\x02\x12\x00\x12\x00", id="an item's oneof, set and set again"),
+        pytest.param((2, 1), b"\x12\x00", id="a field within"),
+        pytest.param((3, 1), b"\x12\x00", id="options within options"),
+    ],
+)
+def test_fields_that_are_set_again_and_again_are_not_walked_over(path: tuple[int, ...], again: bytes) -> None:
+    seen = Seen(nested(*path, content=again * 1_000_000))
+    with pytest.raises(DecodeError, match="too many fields"):
+        prescan.scan(cast(bytes, seen), FIELDS._replace(to_work={1: {}}, messages=ITEMS), 64)
+    assert seen.n_reads < 500
+
+
+@pytest.mark.parametrize("method", ["Detect", "Embed", "Compare"])
+def test_whatever_the_sdk_sends_has_fewer_fields(method: str) -> None:
+    raw = pb.Image(raw=pb.RawImage(rgb=b"abc", height=1, width=1), ignore_exif_orientation=True, refuse_damaged=True)
+    known = pb.Embedding(vector=b"abcd", dimension=1, model="m")
+    every: dict[str, dict[str, Any]] = {
+        "Detect": {"images": [raw] * 64},
+        "Embed": {"items": [pb.EmbedItem(image=raw), pb.EmbedItem(crop=raw)] * 32},
+        "Compare": {"pairs": [pb.Pair(a=pb.Side(image=raw), b=pb.Side(embedding=known))] * 64},
+    }
+    items = every[method]
+    request = getattr(pb, f"{method}Request")(id=1, timeout_ms=9, **items)
+    described = Method(type(request), Any, next(iter(items)), cast(Any, None), {}).fields()
+    assert prescan.scan(request.SerializeToString(), described, 64).n_items == 64
 
 
 class Seen:

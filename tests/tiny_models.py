@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 from facenet_convert import golden
-from facenet_server.models.loader import PORTS
+from facenet_server.models.contract import PORTS
 from onnx import TensorProto, helper
 
 METADATA = {

@@ -22,8 +22,8 @@ from facenet_server.admission.wait_estimator import Backlog
 from facenet_server.config import MIB, Config
 from facenet_server.errors import StartError
 from facenet_server.models.fault_tolerance import FaultTolerantNetwork
-from facenet_server.models.loader import Network, open_models, stated_default
-from facenet_server.models.runtime import Engine
+from facenet_server.models.loader import open_models, stated_default
+from facenet_server.models.runtime import Engine, Network
 from facenet_server.rpc.auth import Callers, read_tokens
 from facenet_server.rpc.converters import About
 from facenet_server.rpc.health import Health

@@ -112,7 +112,7 @@ class Work:
 
     def seated(self, n_items: int) -> None:
         """So many of its items have a seat now."""
-        n_items = min(n_items, self._left - self._seated)  # its outline may have told of fewer
+        n_items = min(n_items, self._left - self._seated)  # its prescan may have told of fewer
         self._seated += n_items
         self._backlog._change(*self._of, 0, seated=n_items)
 

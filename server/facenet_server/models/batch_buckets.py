@@ -2,7 +2,7 @@
 
 cuDNN plans a convolution for one shape, and ONNX Runtime keeps no plan but the last: a batch of another size than the
 one before costs R-Net and O-Net 7 to 14 ms and FaceNet in half precision 600 (one H200), where the run itself takes
-less than 4. So rows are padded with zeros up to the next bucket of a buckets.
+less than 4. So rows are padded with zeros up to the next batch-size bucket.
 """
 
 import logging
@@ -45,9 +45,11 @@ class BatchSizeBuckets:
 def open_buckets(
     most_rows: int, open_one: Callable[[], Any], warm_up: Callable[[Any, int], object]
 ) -> BatchSizeBuckets:
-    """A ladder up to so many rows: each bucket's session opened, and run once on as many, from the lowest on. Where the
-    device has no memory for one, the ladder ends below it. Raises what ``open_one`` or ``warm_up`` raise else, and
-    what they raise for the lowest."""
+    """Buckets up to so many rows: from the smallest on, each one's session is opened, and run once on as many rows.
+
+    Where the device has no memory for one, the buckets end below it. Raises what ``open_one`` or ``warm_up`` raise
+    else, and what they raise for the smallest.
+    """
     sizes = [most_rows]
     while sizes[0] > 1:
         sizes.insert(0, -(-sizes[0] // _STEP))

@@ -9,8 +9,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,26 +20,22 @@ from numpy.typing import NDArray
 
 from facenet_server.errors import StartError
 from facenet_server.models.batch_buckets import open_buckets
+from facenet_server.models.contract import PORTS, ModelInfo, check_ports, read_metadata
 from facenet_server.models.fault_tolerance import is_no_memory
 from facenet_server.models.runtime import (
     Cuda,
     Engine,
+    Network,
     execution_providers,
     for_one_shape,
     open_session,
     silence_missing_plans,
 )
-from facenet_server.vision import calibration
-from facenet_server.vision.calibration import Calibration
 from facenet_server.vision.mtcnn import map_side
 from facenet_server.vision.tiling import SIDE_PX
 
-FORMAT = "4"
 MANIFEST = "manifest.json"
-PRECISIONS = ("fp32", "fp16", "int8")
 _ANEW = "make it anew with `facenet-convert all --force --out {}`"
-
-Shape = tuple[int | None, ...]
 
 _FREE_SIDE = 36  # of the golden answer's input, where an input's height and width are free
 _GOLDEN_ERROR = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 2e-2, "int8": 0.1}  # relative, over all outputs
@@ -49,89 +45,6 @@ _ELSEWHERE = re.compile(rb"j[\x80-\xff]*.\n\x08location\x12", re.DOTALL)  # an e
 _log = logging.getLogger(__name__)
 
 _DTYPES = {"tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(float)": np.float32}
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """A network's inputs and outputs by name: dtype (as ONNX Runtime spells it) and shape, None: dynamic."""
-
-    inputs: Mapping[str, tuple[str, Shape]]
-    outputs: Mapping[str, Shape]
-
-
-_LEVELS: tuple[str, Shape] = ("tensor(uint8)", (None, None, None, 3))
-_MAPS: Mapping[str, Shape] = {"probability": (None, None, None), "regression": (None, None, None, 4)}
-
-PORTS = {
-    "pnet": Ports({"image": _LEVELS}, _MAPS),
-    "pnet_canvas": Ports({"image": _LEVELS, "valid": ("tensor(int32)", (None, 2))}, _MAPS),
-    "rnet": Ports({"image": ("tensor(float)", (None, 24, 24, 3))}, {"probability": (None,), "regression": (None, 4)}),
-    "onet": Ports(
-        {"image": ("tensor(float)", (None, 48, 48, 3))},
-        {"probability": (None,), "regression": (None, 4), "landmarks": (None, 5, 2)},
-    ),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What a model file says of itself; ``dimension``, ``calibration`` and ``interchangeable_with`` count for
-    embedders only."""
-
-    name: str
-    kind: str
-    source: str
-    source_sha256: str
-    onnx_sha256: str
-    preprocessing: str
-    input_size_px: int
-    parity_max_abs_diff: float
-    dimension: int = 0
-    calibration: Calibration | None = None
-    precision: str = PRECISIONS[0]
-    interchangeable_with: tuple[str, ...] = ()
-
-    @property
-    def ports(self) -> Ports:
-        """The input and outputs that a model of this kind must have."""
-        if self.kind != "embedder":
-            return PORTS[self.kind]
-        return Ports({"image": ("tensor(uint8)", (None, 160, 160, 3))}, {"embedding": (None, self.dimension)})
-
-
-class Network:
-    """One model in ONNX Runtime: rows in, one array per output (in its kind's order) out.
-
-    Thread-safe. ``providers`` are the execution providers really in use. Where ``slice_rows`` is given, a batch is run
-    in slices of that many rows, the last of what is left.
-    """
-
-    def __init__(self, info: ModelInfo, session: Any, slice_rows: int | None = None) -> None:
-        self.info = info
-        self._slice_rows = slice_rows
-        self.providers: Sequence[str] = session.get_providers()
-        self._session = session
-        self._inputs = list(info.ports.inputs)
-        self._outputs = list(info.ports.outputs)
-
-    @property
-    def on_cuda(self) -> bool:
-        """Whether it runs on a GPU."""
-        return "CUDAExecutionProvider" in self.providers
-
-    def __call__(self, *inputs: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
-        """Run one batch: arrays with first dimension N, in the order of its kind's inputs → arrays with N."""
-        count = len(inputs[0])
-        size = self._slice_rows or count
-        slices = [slice(start, start + size) for start in range(0, count, size)]
-        runs = [self._run([rows[some] for rows in inputs]) for some in slices]
-        outputs = runs[0] if len(runs) == 1 else tuple(map(np.concatenate, zip(*runs, strict=True)))
-        if any(len(output) != len(inputs[0]) for output in outputs):
-            raise RuntimeError(f"{self.info.name} answered {len(outputs[0])} rows for {len(inputs[0])}")
-        return outputs
-
-    def _run(self, inputs: Sequence[NDArray[Any]]) -> tuple[NDArray[np.float32], ...]:
-        return tuple(self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True))))
 
 
 def open_models(folder: Path, engine: Engine, cuda: Cuda | None = None) -> dict[str, Network]:
@@ -229,10 +142,10 @@ def _open(path: Path, sha256: str, providers: list[Any], engine: Engine) -> Netw
 def _opened(data: bytes, sha256: str, providers: list[Any], engine: Engine) -> Network:
     session = open_session(data, providers, engine.threads)
     metadata = session.get_modelmeta().custom_metadata_map
-    info = _info(metadata, sha256)
+    info = read_metadata(metadata, sha256)
     if info.kind in PORTS and engine.threads > 1:  # small networks: a thread for each of several runs does more
         session = open_session(data, providers, 1)
-    _check_ports(info, session)
+    check_ports(info, session)
     prove = partial(_self_test, golden=metadata.get("golden", ""), tf32=engine.tf32)
     if "CUDAExecutionProvider" not in session.get_providers():
         network = Network(info, session, _WINDOWS_A_RUN if info.kind in ("rnet", "onet") else None)
@@ -286,51 +199,3 @@ def _one_row(info: ModelInfo, side_px: int) -> list[NDArray[Any]]:
         around = [(0, side_px - _FREE_SIDE if dim is None and len(shape) == 4 else 0) for dim in dims]
         rows.append(np.pad(values.reshape(shape), [(0, 0), *around]).astype(_DTYPES[kind]))
     return rows
-
-
-def _info(metadata: Mapping[str, str], onnx_sha256: str) -> ModelInfo:
-    if metadata.get("format") != FORMAT:
-        raise StartError(f"its metadata has format {metadata.get('format')!r}, this server reads {FORMAT!r}")
-    kind = metadata.get("kind", "")
-    if kind not in (*PORTS, "embedder"):
-        raise StartError(f"its metadata says kind {kind!r}")
-    try:
-        return ModelInfo(
-            name=metadata["name"],
-            kind=kind,
-            source=metadata["source"],
-            source_sha256=metadata["source_sha256"],
-            onnx_sha256=onnx_sha256,
-            preprocessing=metadata["preprocessing"],
-            input_size_px=int(metadata["input_size_px"]),
-            parity_max_abs_diff=float(metadata["parity_max_abs_diff"]),
-            dimension=int(metadata.get("dimension", 0)),
-            calibration=calibration.parse(metadata["calibration"]) if metadata.get("calibration") else None,
-            precision=_precision(metadata.get("precision", PRECISIONS[0])),
-            interchangeable_with=_names(metadata.get("interchangeable_with", "[]")),
-        )
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise StartError(f"its metadata is wrong: {error}") from error
-
-
-def _precision(text: str) -> str:
-    if text not in PRECISIONS:
-        raise ValueError(f"its precision is {text!r}, none of {', '.join(PRECISIONS)}")
-    return text
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = json.loads(text)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{text!r} is no list of names")
-    return tuple(names)
-
-
-def _check_ports(info: ModelInfo, session: Any) -> None:
-    def shape(port: Any) -> Shape:
-        return tuple(dim if isinstance(dim, int) else None for dim in port.shape)
-
-    inputs = {port.name: (port.type, shape(port)) for port in session.get_inputs()}
-    outputs = {port.name: shape(port) for port in session.get_outputs()}
-    if inputs != dict(info.ports.inputs) or outputs != dict(info.ports.outputs):
-        raise StartError(f"as {info.kind} it should have {info.ports}, it has {inputs} and {outputs}")

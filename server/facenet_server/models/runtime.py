@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from facenet_server.errors import StartError
+from facenet_server.models.contract import ModelInfo
 
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _INSTALL = 'pip install "facenet-serve[cuda]"'
@@ -201,3 +203,38 @@ def _driver() -> int | None:
     except OSError:
         return None
     return int(driver.cuInit(0))
+
+
+class Network:
+    """One model in ONNX Runtime: rows in, one array per output (in its kind's order) out.
+
+    Thread-safe. ``providers`` are the execution providers really in use. Where ``slice_rows`` is given, a batch is run
+    in slices of that many rows, the last of what is left.
+    """
+
+    def __init__(self, info: ModelInfo, session: Any, slice_rows: int | None = None) -> None:
+        self.info = info
+        self._slice_rows = slice_rows
+        self.providers: Sequence[str] = session.get_providers()
+        self._session = session
+        self._inputs = list(info.ports.inputs)
+        self._outputs = list(info.ports.outputs)
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether it runs on a GPU."""
+        return "CUDAExecutionProvider" in self.providers
+
+    def __call__(self, *inputs: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
+        """Run one batch: arrays with first dimension N, in the order of its kind's inputs → arrays with N."""
+        count = len(inputs[0])
+        size = self._slice_rows or count
+        slices = [slice(start, start + size) for start in range(0, count, size)]
+        runs = [self._run([rows[some] for rows in inputs]) for some in slices]
+        outputs = runs[0] if len(runs) == 1 else tuple(map(np.concatenate, zip(*runs, strict=True)))
+        if any(len(output) != len(inputs[0]) for output in outputs):
+            raise RuntimeError(f"{self.info.name} answered {len(outputs[0])} rows for {len(inputs[0])}")
+        return outputs
+
+    def _run(self, inputs: Sequence[NDArray[Any]]) -> tuple[NDArray[np.float32], ...]:
+        return tuple(self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True))))

@@ -22,7 +22,7 @@ from facenet_server.errors import (
     UnknownModel,
     UnknownOperatingPoint,
 )
-from facenet_server.models.loader import ModelInfo
+from facenet_server.models.contract import ModelInfo
 from facenet_server.serving.pipeline import Comparison, Detection, Embedded
 from facenet_server.telemetry.counters import Stage, Stats, resident_bytes
 from facenet_server.vision.calibration import BEST_ACCURACY, Calibration

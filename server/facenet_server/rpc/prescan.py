@@ -1,6 +1,7 @@
-"""A request's found, from its bytes: what must be known before it is worth parsing.
+"""A request's size and items, read from its bytes before it is parsed.
 
-Parsing makes some thirty times the memory of a message of empty items; walking over its fields makes none.
+Parsing makes some thirty times the memory of a message of empty items, and takes long where fields are set again and
+again. Walking over the fields makes no memory, and ends where there are more than a request has.
 https://protobuf.dev/programming-guides/encoding/
 """
 
@@ -10,22 +11,25 @@ from typing import NamedTuple, TypeAlias
 from google.protobuf.message import DecodeError
 
 _OTHER_FIELDS = 64  # more than any request has beside its items
-_LOOKED_AT = 4  # fields of an item, from its first, and of what is in them
+_FIELDS_WITHIN = 64  # more than any item has, or the options, with all that is in them
 
 _VARINT, _LENGTH = 0, 2
 _FIXED_BYTES = {1: 8, 5: 4}
 
 
 Paths: TypeAlias = Mapping[int, "Paths"]  # fields of a message, each with those of what it holds; none: any will do
+Messages: TypeAlias = Mapping[int, "Messages"]  # a message's fields that are messages themselves, each with its own
 
 
 class Fields(NamedTuple):
-    """The numbers of the fields that matter; and those that lead from an item to what makes it work for threads."""
+    """The numbers of the fields that matter; those that lead from an item to what makes it work for threads; and the
+    request's fields that are messages."""
 
     id: int
     items: int
     timeout_ms: int
     to_work: Paths
+    messages: Messages
 
 
 class Prescan(NamedTuple):
@@ -39,9 +43,9 @@ class Prescan(NamedTuple):
 
 
 def scan(data: bytes, fields: Fields, most: int) -> Prescan:
-    """Walk over the top-level fields, until there are more than ``most`` items.
+    """Walk over the fields, until there are more than ``most`` items.
 
-    Raises DecodeError where the bytes are no message, or one of far more fields than a request has.
+    Raises DecodeError where the bytes are no message, or one of far more fields than a request or an item has.
     """
     number = n_items = n_work = n_fields = at = 0
     timeout_ms: int | None = None
@@ -58,8 +62,10 @@ def scan(data: bytes, fields: Fields, most: int) -> Prescan:
         elif kind == _LENGTH:
             size, at = _varint(data, at)
             if field == fields.items:
-                n_work += _leads(data, at, at + size, fields.to_work)
+                n_work += _walk(data, at, at + size, fields.messages[field], fields.to_work, _FIELDS_WITHIN)[1]
                 n_items += 1
+            elif field in fields.messages:
+                _walk(data, at, at + size, fields.messages[field], {}, _FIELDS_WITHIN)
             at += size
         elif kind in _FIXED_BYTES:
             at += _FIXED_BYTES[kind]
@@ -70,23 +76,32 @@ def scan(data: bytes, fields: Fields, most: int) -> Prescan:
     return Prescan(number, n_items, n_work, timeout_ms)
 
 
-def _leads(data: bytes, at: int, end: int, paths: Paths) -> bool:
-    """Whether the message in ``data[at:end]`` has the fields of a path; also where it has more than a message of ours,
-    so that nothing can hide behind them."""
-    if not paths:
-        return True
-    end = min(end, len(data))
-    for _ in range(_LOOKED_AT):
-        if at >= end:
-            return False
+def _walk(data: bytes, at: int, end: int, messages: Messages, paths: Paths, left: int) -> tuple[int, bool]:
+    """How many of ``left`` fields are left after the message in ``data[at:end]``, and whether it has the fields of a
+    path. Raises DecodeError where there are more fields."""
+    end, leads = min(end, len(data)), not paths
+    while at < end:
+        if not left:
+            raise DecodeError("too many fields within a field")
+        left -= 1
         tag, at = _varint(data, at)
-        kind = tag & 7
-        value, at = _varint(data, at) if kind in (_VARINT, _LENGTH) else (0, at)
-        inner = paths.get(tag >> 3) if kind == _LENGTH else None
-        if inner is not None and _leads(data, at, at + value, inner):
-            return True
-        at += value if kind == _LENGTH else _FIXED_BYTES.get(kind, 0)
-    return at < end
+        field, kind = tag >> 3, tag & 7
+        if kind == _VARINT:
+            _, at = _varint(data, at)
+        elif kind == _LENGTH:
+            size, at = _varint(data, at)
+            inner = paths.get(field)
+            if field in messages:
+                left, found = _walk(data, at, min(at + size, end), messages[field], inner or {}, left)
+                leads |= inner is not None and found
+            else:
+                leads |= inner is not None
+            at += size
+        elif kind in _FIXED_BYTES:
+            at += _FIXED_BYTES[kind]
+        else:
+            raise DecodeError(f"wire type {kind}")
+    return left, leads
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from facenet_server.telemetry.counters import Stats
 from facenet_server.telemetry.error_id import log_error
 from facenet_server.vision.decode import Encoded, Raw
 
-_INQUIRIES_BESIDE = 128  # a connection that watches the health
+_UNARY_CALLS_BESIDE = 128  # a connection that watches the health
 SERVICE = pb.DESCRIPTOR.services_by_name["FaceService"].full_name
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class FaceService:
         self._micro_batches = MicroBatches(pipeline, config)
         self._draining = asyncio.Event()
         self.callers = callers
-        self.unary_calls = UnaryCalls(callers, limits.max_connections + _INQUIRIES_BESIDE)
+        self.unary_calls = UnaryCalls(callers, limits.max_connections + _UNARY_CALLS_BESIDE)
         self.admission = Admission(
             Capacity(
                 items_per_stream=limits.max_items_per_stream,

@@ -51,9 +51,8 @@ class Method(NamedTuple):
         fields."""
         names = self.request.DESCRIPTOR.fields_by_name
         items = names[self.batch_field]
-        return prescan.Fields(
-            names["id"].number, items.number, names["timeout_ms"].number, _numbers(items.message_type, self.to_work)
-        )
+        to_work, messages = _numbers(items.message_type, self.to_work), _messages(self.request.DESCRIPTOR)
+        return prescan.Fields(names["id"].number, items.number, names["timeout_ms"].number, to_work, messages)
 
     def kinds(self, scanned: prescan.Prescan) -> dict[str, int]:
         """How many of such a request's items are of which kind. The first is the request's."""
@@ -65,6 +64,11 @@ class Method(NamedTuple):
 def _numbers(message: Any, paths: Paths) -> prescan.Paths:
     fields = [(message.fields_by_name[name], inner) for name, inner in paths.items()]
     return {field.number: _numbers(field.message_type, inner) for field, inner in fields}
+
+
+def _messages(message: Any) -> prescan.Messages:
+    """The fields of a message that are messages."""
+    return {field.number: _messages(field.message_type) for field in message.fields if field.message_type}
 
 
 class StreamLimits(NamedTuple):
@@ -238,7 +242,7 @@ class Stream:
     ) -> _Pending | None:
         """A message, begun once there is room for its items; or its refusal, for which it is not even parsed. None
         where the server drains instead. Raises ProtocolError."""
-        scanned = self._outline(data)
+        scanned = self._prescan(data)
         left_s, refuse = self._left_s(scanned.timeout_ms), partial(self._refusal, scanned)
         if not visit.hold(scanned.n_items, len(data)):
             return _Pending(partial(refuse, Overloaded("the server has no room for this message now")))
@@ -290,7 +294,7 @@ class Stream:
         answer.add_done_callback(is_done)
         return _Pending(answer, scanned.n_items, len(data), crops)
 
-    def _outline(self, data: bytes) -> prescan.Prescan:
+    def _prescan(self, data: bytes) -> prescan.Prescan:
         """Raises ProtocolError where the bytes are no message, or one of too many items."""
         most = self._limits.max_items_per_message
         try:
