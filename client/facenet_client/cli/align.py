@@ -96,7 +96,7 @@ class _Crops:
 
     def _fail(self, image: Path, error: object) -> None:
         self.failed += 1
-        console.note(f"{console.shown(image)}: {console.shown(error)}")
+        console.note_of(image, error)
 
     def _write(self, detection: Detection, target: Path) -> list[str]:
         """Write an image's crops: a line of path and edges each. A face outside the image has no crop."""

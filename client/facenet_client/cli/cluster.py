@@ -94,8 +94,7 @@ def cluster(
     computed once.
     """
     _check_extra()
-    if as_json and as_csv:
-        raise click.UsageError("--json and --csv exclude each other")
+    options.check_form(as_json, as_csv)
     if source.suffix == ".npz" and out is not None:
         raise click.UsageError("--out takes a folder of photos: a file of vectors has no crops")
     walk = Walk()
@@ -184,10 +183,10 @@ def _collect(
             counted = [(number, face) for number, face in enumerate(detection.faces) if face.score > min_score]
             if detection.error is not None:
                 found.failed += 1
-                console.note(f"{console.shown(path)}: {console.shown(detection.error)}; left out")
+                console.note_of(path, f"{detection.error}; left out")
             elif not counted:
                 why = "no face" if not detection.faces else f"no face over the score {min_score:g}"
-                console.note(f"{console.shown(path)}: {why}")
+                console.note_of(path, why)
             for number, face in counted:
                 if store is not None and face.crop is not None:
                     save_png(store / f"{len(found.faces)}.png", face.crop)

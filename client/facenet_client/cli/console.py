@@ -67,6 +67,11 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+def note_of(path: Path, what: object) -> None:
+    """A line about one file."""
+    note(f"{shown(path)}: {shown(what)}")
+
+
 def tell_passed_over(*walks: Walk, verbose: bool = False) -> None:
     """What walks passed over, by reason, or by name; folders that they could not read by name always."""
     for folder, reason in (each for walk in walks for each in walk.unreadable):

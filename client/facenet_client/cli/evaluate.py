@@ -242,7 +242,7 @@ def _embed(
             progress.advance()
             if found.error is not None:
                 failed += 1
-                console.note(f"{console.shown(path)}: {console.shown(found.error)}; as without a face")
+                console.note_of(path, f"{found.error}; as without a face")
             for face in found.faces:
                 if face.crop is not None:
                     crops[path] = np.ascontiguousarray(face.crop[:, ::-1])

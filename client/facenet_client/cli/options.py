@@ -106,6 +106,12 @@ def results(*suffixes: str) -> Callable[[Command], Command]:
     return decorate
 
 
+def check_form(as_json: bool, as_csv: bool) -> None:
+    """Raises UsageError where two forms of results are asked for."""
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other")
+
+
 def looking(command: Command) -> Command:
     """The options of finding faces in images."""
     for option in (

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import click
 
-from facenet_client.cli import console, result_files
+from facenet_client.cli import console, options, result_files
 from facenet_client.cli.files import portable
 from facenet_client.cli.views import Answer, View, csv_rows, csv_text, json_line
 
@@ -86,8 +86,7 @@ def opened(
 
 
 def _on_stdout(view: View[T], files: Sequence[Path], as_json: bool, as_csv: bool) -> Callable[[Path, T], None]:
-    if as_json and as_csv:
-        raise click.UsageError("--json and --csv exclude each other")
+    options.check_form(as_json, as_csv)
     if as_json:
         return _telling_errors(lambda path, answer: click.echo(json_line(view, path, answer), nl=False))
     if as_csv:
@@ -113,6 +112,6 @@ def _telling_errors(write: Callable[[Path, T], None]) -> Callable[[Path, T], Non
     def writing(path: Path, answer: T) -> None:
         write(path, answer)
         if answer.error is not None:
-            console.note(f"{console.shown(path)}: {console.shown(answer.error)}")
+            console.note_of(path, answer.error)
 
     return writing

@@ -55,8 +55,7 @@ class MicroBatches:
         self._images_per_group = config.images_per_group
         most_pixels = config.max_megapixels_in_flight * 1_000_000
         self._most_pixels = most_pixels // 2  # of a group, so that another caller's can be at work
-        # Half of the pixels stay for others: beside a hundred images that claim 50 megapixels each, a caller's p99 is
-        # 1.8 times that without them, and 2.1 times where one caller may have all.
+        # Half of the pixels stay for others: an image of 50 megapixels gives its own back late.
         caps = config.max_images_in_flight, most_pixels // 2
         self._images = FairSemaphore(config.max_images_in_flight, most_pixels, caps=caps)
         self._others = {  # of crops a batch that runs, and the next: callers take turns
