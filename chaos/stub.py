@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from facenet_server import build, server
-from facenet_server.admission.wait_estimator import Backlog
+from facenet_server.admission.wait_estimator import WaitEstimator
 from facenet_server.build import Built, Parts
 from facenet_server.config import Config
 from facenet_server.errors import FatalError
@@ -190,10 +190,10 @@ def _keepalive(between_s: float, answer_s: float) -> list[tuple[str, int]]:
     ]
 
 
-class HopelessToo(Backlog):
+class HopelessToo(WaitEstimator):
     """It lets in what will wait for most of its time, too."""
 
-    def back_in_s(self, *_: Any) -> float:
+    def backoff_s(self, *_: Any) -> float:
         """Never."""
         return 0.0
 
@@ -218,7 +218,7 @@ def _parts(behaviour: Behaviour) -> Parts:
         "loop_lag": partial(LoopLag, 0.005),  # finer than the server looks at it
     }
     if behaviour.lets_hopeless_in:
-        replaced["backlog"] = HopelessToo
+        replaced["wait_estimator"] = HopelessToo
     if behaviour.stumbling_share:
         replaced["batcher"] = Stumbling
     if not behaviour.finds_faces:

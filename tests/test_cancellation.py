@@ -17,7 +17,6 @@ import pytest
 from calls import until
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
-from facenet_server.admission.controller import Visit
 from facenet_server.admission.limits import Counts
 from facenet_server.rpc.stream import Stream
 from nets import crop, embed, fake_service, square
@@ -88,9 +87,9 @@ async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
     """Answers are held back before they are written, until ``writes`` is set."""
     net, writes, write = StepNet(), asyncio.Event(), Stream._write
 
-    async def later(self: Stream, answer: Any, visit: Visit) -> bool:
+    async def later(self: Stream, answer: Any) -> bool:
         await writes.wait()
-        return await write(self, answer, visit)
+        return await write(self, answer)
 
     monkeypatch.setattr(Stream, "_write", later)
     async with fake_service({"steps": net}, max_batch_rows=8, max_items_per_stream=1) as (target, service):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from calls import ask, raw, stream, until
 from facenet_proto.v1 import face_pb2 as pb
-from facenet_server.admission import throughput as pace
+from facenet_server.admission import wait_estimator
 from facenet_server.serving.micro_batch import CROPS, WORK
 from nets import HeldNet, crop, embed, fake_server, fake_service, square
 
@@ -91,7 +91,7 @@ async def test_of_a_message_only_what_is_work_counts_as_work(monkeypatch: pytest
         async with stream(target, "Compare", pb.CompareResponse) as call:
             await call.write(pb.CompareRequest(pairs=[known_pair()] * 63 + [photos]))
             await until(lambda: service.admission.counts.items_in_flight == 64)
-            assert service.admission.backlogs[WORK]._of_caller.total() == 1
+            assert service.admission.estimators[WORK]._of_caller.total() == 1
             found.set()
             assert len((await call.read()).results) == 64
 
@@ -107,7 +107,7 @@ async def test_what_waits_for_nothing_but_its_own_stream_is_not_refused() -> Non
 
 
 async def test_pairs_without_faces_do_not_shut_out_pairs_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "_OVER_S", 0.2)
+    monkeypatch.setattr(wait_estimator, "_OVER_S", 0.2)
     empty = pb.Pair(**dict.fromkeys("ab", pb.Side(image=raw(crop(0)))))
     good = pb.Pair(**dict.fromkeys("ab", pb.Side(image=raw(square()))))
     async with fake_server() as target:
@@ -135,7 +135,7 @@ async def test_crops_that_lie_untaken_shut_out_nobody_s_photos(monkeypatch: pyte
     monkeypatch.setattr(nets, "pnet", pnet)
     options = pb.DetectOptions(return_crops=True, crop_size_px=512)
     async with fake_service(max_mib_in_flight=16) as (target, service):
-        backlog = service.admission.backlogs[WORK]
+        estimator = service.admission.estimators[WORK]
         async with AsyncExitStack() as lying, stream(target, "Detect", pb.DetectResponse) as modest:
             for _ in range(3):
                 await ask(modest, photos(8))
@@ -143,8 +143,8 @@ async def test_crops_that_lie_untaken_shut_out_nobody_s_photos(monkeypatch: pyte
                 call = await lying.enter_async_context(stream(target, "Detect", pb.DetectResponse))
                 for _ in range(2):  # of each the first answer goes out, the second waits for it to be taken
                     await call.write(photos(16, options=options))
-            await until(lambda: service.admission.counts.items_in_flight == 12 * 16)
-            await until(lambda: service.admission.crop_room.n_bytes > 16 << 20 and not backlog._n_seated)
+            await until(lambda: service.admission.counts.accepted_items == 3 * 8 + 12 * 16)
+            await until(lambda: not estimator._n_seated)
             answer = await ask(modest, photos(16, timeout_ms=3000))
     assert {result.error.reason for result in answer.results} == {""}
 
@@ -165,23 +165,23 @@ async def test_crops_beside_a_photo_tell_of_the_pace_of_crops() -> None:
         async with stream(target, "Embed", pb.EmbedResponse) as call:
             answer = await ask(call, pb.EmbedRequest(items=mixed))
     assert all(result.HasField("embedding") for result in answer.results[1:])
-    assert service.admission.backlogs[CROPS]._pace.known_seconds_for(15) == pytest.approx(0.8, rel=0.6)
-    assert service.admission.backlogs[WORK]._pace.known_seconds_for(1) is not None
+    assert service.admission.estimators[CROPS]._throughput.known_seconds_for(15) == pytest.approx(0.8, rel=0.6)
+    assert service.admission.estimators[WORK]._throughput.known_seconds_for(1) is not None
 
 
 async def test_pairs_of_embeddings_beside_one_of_photos_are_no_work_that_others_wait_for() -> None:
     photos = pb.Pair(**dict.fromkeys("ab", pb.Side(image=raw(square()))))
     async with fake_service() as (target, service):
-        backlog = service.admission.backlogs[WORK]
+        estimator = service.admission.estimators[WORK]
         async with stream(target, "Compare", pb.CompareResponse) as call:
             for _ in range(5):
                 await ask(call, pb.CompareRequest(pairs=[photos]))
-            alone_s = backlog._pace.known_seconds_for(100)
+            alone_s = estimator._throughput.known_seconds_for(100)
             for _ in range(5):
                 answer = await ask(call, pb.CompareRequest(pairs=[known_pair()] * 63 + [photos]))
                 assert all(result.HasField("comparison") for result in answer.results)
     assert alone_s is not None
-    beside_s = backlog._pace.known_seconds_for(100)
+    beside_s = estimator._throughput.known_seconds_for(100)
     assert beside_s is not None
     assert alone_s / 8 < beside_s < 8 * alone_s  # were they counted, it would be an image of 64
 

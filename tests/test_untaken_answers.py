@@ -32,35 +32,30 @@ async def test_a_caller_that_takes_no_answers_loses_its_stream_and_its_room() ->
             assert counts.streams == 1  # gRPC holds it, and what it has
             assert counts.abandoned_items == 32
             assert counts.items_in_flight == 0
-            assert service.admission.crop_room.n_bytes == 8 * 512 * 512 * 3  # of the answer that still lies there
+            assert service.admission.crop_bytes.used[0] == 8 * 512 * 512 * 3  # of the answer that still lies there
             gc.collect()
             assert not any(type(kept) is streams._Pending for kept in gc.get_objects())  # nor are the others kept
             assert len((await call.read()).results) == 8
             with pytest.raises(grpc.aio.AioRpcError) as ended:
                 await call.read()
             assert ended.value.code() is grpc.StatusCode.CANCELLED
-            assert service.admission.crop_room.n_bytes == 0
+            assert service.admission.crop_bytes.used[0] == 0
             assert (counts.streams, counts.stalled_streams) == (0, 0)
 
 
-@pytest.mark.parametrize("max_items_per_stream", [8, 12], ids=["to read", "with a message"])
-async def test_a_stream_that_waited_for_room_when_it_stalled_keeps_nothing_of_its_reader(
-    max_items_per_stream: int,
-) -> None:
-    """Neither what it was expected to bring, which others would wait for, nor what it had read."""
+async def test_a_stream_that_waited_for_room_when_it_stalled_keeps_nothing_of_its_reader() -> None:
+    """Nor of the message that it had read."""
     request = pb.DetectRequest(images=[raw(square())] * 8, options=LARGE_ANSWERS)
-    async with fake_service(max_write_stall_s=0.3, max_items_per_stream=max_items_per_stream) as (target, service):
+    async with fake_service(max_write_stall_s=0.3, max_items_per_stream=12) as (target, service):
         options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
         async with grpc.aio.insecure_channel(target, options=options) as channel:
             call: Any = FaceServiceStub(channel).Detect()  # type: ignore[no-untyped-call]  # generated
             await call.write(request)
             behind = asyncio.create_task(call.write(request))
-            counts, waiting = service.admission.counts, service.admission._waiting
-            await until(lambda: waiting)
-            assert (counts.bytes_in_flight > 600_000) is (max_items_per_stream == 12)
+            counts, admission = service.admission.counts, service.admission
+            await until(lambda: counts.accepted_items == 8 and counts.bytes_in_flight > 600_000)
             await until(lambda: counts.stalled_streams == 1)
-            assert not waiting
-            assert service.admission._expected.of_all == 0
+            assert (admission.bytes.used, admission.items.used) == ((0,), (0,))
             gc.collect()
             kept = [each for each in gc.get_objects() if isinstance(each, CoroutineType)]
             assert "Stream._answer" in [each.__qualname__ for each in kept]
@@ -75,7 +70,7 @@ async def test_a_caller_that_goes_while_its_answers_lie_is_no_failure(
 ) -> None:
     request = pb.DetectRequest(images=[raw(square())] * 8, options=LARGE_ANSWERS)
     async with fake_service(max_write_stall_s=max_write_stall_s) as (target, service):
-        counts, room = service.admission.counts, service.admission.crop_room
+        counts, crops = service.admission.counts, service.admission.crop_bytes
         for _ in range(20):
             options = [("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
             async with grpc.aio.insecure_channel(target, options=options) as channel:
@@ -84,11 +79,11 @@ async def test_a_caller_that_goes_while_its_answers_lie_is_no_failure(
                 if max_write_stall_s < 1:
                     await until(lambda: counts.stalled_streams == 1)
                 else:
-                    await until(lambda: room.n_bytes > 0)
+                    await until(lambda: crops.used[0] > 0)
                     await asyncio.sleep(0.01)
                 call.cancel()
             await until(lambda: counts.streams == 0)
-            assert (counts.items_in_flight, counts.bytes_in_flight, room.n_bytes) == (0, 0, 0)
+            assert (counts.items_in_flight, counts.bytes_in_flight, crops.used[0]) == (0, 0, 0)
     assert caplog.text == ""
 
 
@@ -120,7 +115,7 @@ async def test_callers_that_take_no_answers_never_shut_out_others_or_the_health_
 async def test_a_caller_that_lets_crops_lie_is_refused_further_ones_and_nothing_else_until_it_takes_them() -> None:
     with_crops = pb.DetectRequest(images=[raw(square())] * 8, options=LARGE_ANSWERS)
     without = pb.DetectRequest(images=[raw(square())])
-    async with fake_service(max_write_stall_s=0.3, max_mib_in_flight=8) as (target, service):
+    async with fake_service(max_write_stall_s=0.3, max_mib_in_flight=12) as (target, service):
         options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
         async with grpc.aio.insecure_channel(target, options=options) as channel:
             stub: Any = FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
@@ -134,13 +129,13 @@ async def test_a_caller_that_lets_crops_lie_is_refused_further_ones_and_nothing_
             assert refused.retry_after_ms > 0
             assert len(answered.results[0].detection.faces) == 1
             assert len((await lies.read()).results) == 8
-            await until(lambda: not service.admission.crop_room.n_bytes)
+            await until(lambda: not service.admission.crop_bytes.used[0])
             await other.write(with_crops)
             assert all(result.HasField("detection") for result in (await other.read()).results)
             await other.done_writing()
 
 
-async def test_crops_that_nobody_takes_hold_up_those_to_come_and_all_arrive_once_they_are_taken() -> None:
+async def test_items_whose_crops_do_not_fit_beside_untaken_ones_are_refused_and_the_others_answered() -> None:
     request = pb.DetectRequest(images=[raw(square())] * 2, options=LARGE_ANSWERS)
     async with fake_service(max_mib_in_flight=4, max_images_in_flight=2) as (target, service):
         options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
@@ -149,19 +144,17 @@ async def test_crops_that_nobody_takes_hold_up_those_to_come_and_all_arrive_once
             calls = [stub.Detect() for _ in range(6)]
             for call in calls:
                 await call.write(request)
-                await call.write(request)
                 await call.done_writing()
-            await until(lambda: service.admission.counts.accepted_items == 24)
-            most = 0
-            for _ in range(50):  # 24 crops of 0.75 MiB: a caller's share is 2 MiB
-                most = max(most, service.admission.crop_room.n_bytes)
-                await asyncio.sleep(0.01)
-            assert 2 << 20 < most < 6 << 20
-            answers = await asyncio.gather(*(_all(call) for call in calls))
-            assert [[len(answer.results) for answer in each] for each in answers] == [[2, 2]] * 6
-            assert all(result.detection.faces[0].crop.size_px == 512 for result in answers[0][0].results)
+            await until(lambda: service.admission.counts.accepted_items == 12)
+            answers = [answer for each in await asyncio.gather(*(_all(call) for call in calls)) for answer in each]
+            results = [result for answer in answers for result in answer.results]
+            assert len(results) == 12
+            reasons = [result.error.reason for result in results if result.HasField("error")]
+            assert 0 < len(reasons) < 12  # 12 crops of 0.75 MiB: a caller's share is 2 MiB
+            assert set(reasons) == {"OVERLOADED"}
+            assert all(answer.retry_after_ms for answer in answers if any(r.HasField("error") for r in answer.results))
         await until(lambda: not service.admission.counts.streams)
-        assert service.admission.crop_room.n_bytes == 0
+        assert service.admission.crop_bytes.used == (0,)
 
 
 async def _all(call: Any) -> list[Any]:
@@ -190,5 +183,5 @@ async def test_what_was_taken_while_the_server_itself_stood_still_was_taken_in_t
     nobody: Any = None
     with theirs, ours:
         method = Method(pb.DetectRequest, pb.DetectResponse, "images", nobody, {})
-        stream = streams.Stream(method, context, StreamLimits(1, 1, 1, max_write_stall_s=0.05), asyncio.Event())
-        assert await stream._write(pb.DetectResponse(), nobody)
+        stream = streams.Stream(method, context, StreamLimits(1, 1, 1, max_write_stall_s=0.05), nobody, asyncio.Event())
+        assert await stream._write(pb.DetectResponse())

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 import cv2
 
-from facenet_server.admission.wait_estimator import Backlog
+from facenet_server.admission.controller import AdmissionController
+from facenet_server.admission.limits import AdmissionLimits
+from facenet_server.admission.wait_estimator import WaitEstimator
 from facenet_server.config import MIB, Config
 from facenet_server.errors import StartError
 from facenet_server.models.fault_tolerance import FaultTolerantNetwork
@@ -41,6 +43,7 @@ from facenet_server.vision.decode import DecodeLimits
 from facenet_server.vision.tiling import ROWS_A_RUN
 
 _CROPS_AHEAD = 4  # a core: fewer make small batches, more let images begin before those that began have ended
+_EMBEDDINGS_AT_WORK = 128  # pairs: the event loop compares them itself
 _MAX_HELD_S = 0.03  # the end of an image's work, where threads are busy with others
 
 _log = logging.getLogger(__name__)
@@ -52,7 +55,7 @@ class Parts:
 
     open_networks: Callable[[Config], Mapping[str, Any]] | None = None  # None: those of the models folder
     batcher: Callable[..., Batcher] = Batcher
-    backlog: Callable[..., Backlog] = Backlog
+    wait_estimator: Callable[..., WaitEstimator] = WaitEstimator
     loop_lag: Callable[[], LoopLag] = LoopLag
     channel_options: Callable[[Config], ChannelOptions] = channel_options
     warm_up: Callable[[], object] = warm_up
@@ -82,8 +85,8 @@ async def built(
     stats = Stats(parts.loop_lag())
     async with open_pipeline(networks, config, stats, on_lost, parts) as pipeline, stats.loop_lag:
         about = _about(networks, pipeline.default_embedder)
-        backlogs = _backlogs(networks, config, parts)
-        service = FaceService(pipeline, about, config, stats, backlogs, callers, parts.clock)
+        admission = AdmissionController(admission_limits(config), _estimators(networks, config, parts), parts.clock)
+        service = FaceService(pipeline, about, config, stats, admission, callers)
         status = Health(("", SERVICE), stats, config.stall_s)
         server, port = bind(service, status, config, credentials, parts.channel_options)
         yield Built(server, port, service, status)
@@ -160,13 +163,29 @@ async def open_pipeline(
         yield Pipeline(detector, embedders, default, decode_limits(config), compute)
 
 
-def _backlogs(networks: Mapping[str, Network], config: Config, parts: Parts) -> dict[str, Backlog]:
+def _estimators(networks: Mapping[str, Network], config: Config, parts: Parts) -> dict[str, WaitEstimator]:
     """Of each kind of work, with how many items do not wait for each other: an accelerator's share its batches."""
     on_cuda, threads = any(network.on_cuda for network in networks.values()), _threads(config)
     images, crops = (config.max_images_in_flight, config.max_batch_rows) if on_cuda else (threads, threads)
-    backlog = partial(parts.backlog, clock=parts.clock)
-    of_images = backlog(images, most_of_stream=config.max_images_per_stream, one_takes_all=True)
-    return {WORK: of_images, CROPS: backlog(crops), VECTORS: backlog()}
+    estimator = partial(parts.wait_estimator, clock=parts.clock)
+    of_images = estimator(images, most_of_stream=config.max_images_per_stream, one_takes_all=True)
+    return {WORK: of_images, CROPS: estimator(crops), VECTORS: estimator()}
+
+
+def admission_limits(config: Config) -> AdmissionLimits:
+    """What the configuration lets be in flight."""
+    return AdmissionLimits(
+        items_per_stream=config.max_items_per_stream,
+        items_per_caller=config.max_items_per_caller,
+        items=config.max_items_in_flight,
+        n_bytes=config.max_mib_in_flight * MIB,
+        streams=config.max_streams,
+        connections=config.max_connections,
+        images=config.max_images_in_flight,
+        pixels=config.max_megapixels_in_flight * 1_000_000,
+        raw_crops=2 * config.max_batch_rows,  # a batch that runs, and the next
+        embeddings=_EMBEDDINGS_AT_WORK,
+    )
 
 
 def _shares_levels(by_kind: Mapping[str, Network], config: Config) -> bool:

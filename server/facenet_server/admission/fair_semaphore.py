@@ -32,15 +32,15 @@ class FairSemaphore:
 
     Where units come back by the server's own progress, the head of the line waits and is not passed. ``passes`` is for
     units that come back when callers read or write: a flow may then hold limit / (flows + 1) of each kind, and a head
-    that does not fit is passed. ``caps`` are what a flow may hold at most otherwise, of each kind. A flow at its cap
-    keeps its place and is passed; one that holds nothing is let in with more.
+    that does not fit is passed. ``caps`` are what a flow may hold at most, of each kind. A flow at its cap keeps its
+    place and is passed; one that holds nothing is let in with more.
     """
 
     def __init__(self, *limits: int, passes: bool = False, caps: Sequence[int] | None = None) -> None:
         self._limits = limits
         self._passes = passes
         self._caps = limits if caps is None else caps
-        self._used = [0] * len(limits)
+        self._used = [0] * len(limits)  # of each kind
         self._flows: dict[str, _Flow] = {}  # that hold or wait for something
         self._waiting: dict[str, _Flow] = {}  # those of them that wait
         self._clock = 0.0  # virtual: the start of the request that was granted last
@@ -49,15 +49,17 @@ class FairSemaphore:
     @asynccontextmanager
     async def acquired(self, flow: str, *cost: int) -> AsyncIterator[None]:
         """Hold so many units of each kind."""
-        await self._acquire(flow, cost)
+        await self.acquire(flow, *cost)
         try:
             yield
         finally:
-            self._release(flow, cost)
+            self.release(flow, *cost)
 
-    async def _acquire(self, name: str, cost: tuple[int, ...]) -> None:
-        flow = self._flows.setdefault(name, _Flow([0] * len(self._limits)))
-        request = _Request(cost, asyncio.get_running_loop().create_future())
+    async def acquire(self, name: str, *cost: int) -> None:
+        """Wait for so many units of each kind, in the flow's turn. Whoever holds them releases them."""
+        if not any(cost):
+            return
+        flow, request = self._flow(name), _Request(cost, asyncio.get_running_loop().create_future())
         flow.queue.append(request)
         self._waiting[name] = flow
         self._starts[name] = max(self._starts.get(name, 0.0), self._clock)
@@ -73,10 +75,44 @@ class FairSemaphore:
             self._forget(name)
             raise
 
-    def _release(self, name: str, cost: Sequence[int]) -> None:
-        self._hold(self._flows[name], cost, -1)
+    def would_wait(self, name: str, *cost: int) -> bool:
+        """Whether ``acquire`` would have to wait; true as well where that is not sure."""
+        is_behind = name in self._waiting or (self._waiting and not self._passes)
+        return bool(is_behind) or not self.has_room(name, *cost)
+
+    def has_room(self, name: str, *cost: int) -> bool:
+        """Whether so much more of the flow's fits beside what is held, whoever waits."""
+        flow = self._flow(name)
+        has_room = self._is_within_cap(flow, cost) and self._fits(cost)
+        self._forget(name)
+        return has_room
+
+    def exchange(self, name: str, held: Sequence[int], wanted: Sequence[int]) -> bool:
+        """Hold ``wanted`` instead of ``held``, at once, whoever waits. Where it does not fit, neither is held, and the
+        answer is False."""
+        flow = self._flow(name)
+        self._hold(flow, held, -1)
+        fits = self._is_within_cap(flow, wanted) and self._fits(wanted)
+        if fits:
+            self._hold(flow, wanted, 1)
         self._grant()
         self._forget(name)
+        return fits
+
+    def release(self, name: str, *cost: int) -> None:
+        """Give back so many units of each kind."""
+        if any(cost):
+            self._hold(self._flows[name], cost, -1)
+            self._grant()
+            self._forget(name)
+
+    @property
+    def used(self) -> Sequence[int]:
+        """The units held, of each kind."""
+        return tuple(self._used)
+
+    def _flow(self, name: str) -> _Flow:
+        return self._flows.setdefault(name, _Flow([0] * len(self._limits)))
 
     def _hold(self, flow: _Flow, cost: Sequence[int], sign: int) -> None:
         for kind, units in enumerate(cost):
@@ -97,7 +133,7 @@ class FairSemaphore:
         """The flow whose head is to be granted now."""
         for name in [name for name, flow in self._waiting.items() if not self._has_head(flow)]:
             del self._waiting[name]
-        able = [name for name, flow in self._waiting.items() if self._is_within_cap(flow)]
+        able = [name for name, flow in self._waiting.items() if self._is_within_cap(flow, flow.queue[0].cost)]
         if not self._passes:
             able = [min(able, key=self._starts.__getitem__)] if able else []
         for name in sorted(able, key=self._starts.__getitem__):
@@ -114,13 +150,15 @@ class FairSemaphore:
         kinds = zip(self._used, cost, self._limits, strict=True)
         return all(not used or not units or used + units <= limit for used, units, limit in kinds)
 
-    def _is_within_cap(self, flow: _Flow) -> bool:
-        """Whether the flow may hold what its head asks for beside what it has."""
+    def _is_within_cap(self, flow: _Flow, cost: Sequence[int]) -> bool:
+        """Whether the flow may hold so much beside what it has."""
         if not any(flow.held):
             return True
-        # What callers give back when they like leaves as much for a newcomer.
-        caps = [limit // (len(self._flows) + 1) for limit in self._limits] if self._passes else self._caps
-        kinds = zip(flow.held, flow.queue[0].cost, caps, strict=True)
+        caps = self._caps
+        if self._passes:  # what callers give back when they like leaves as much for a newcomer
+            n = len(self._flows) + 1
+            caps = [min(cap, limit // n) for cap, limit in zip(caps, self._limits, strict=True)]
+        kinds = zip(flow.held, cost, caps, strict=True)
         return all(held + min(units, cap) <= cap for held, units, cap in kinds)
 
     def _forget(self, name: str) -> None:

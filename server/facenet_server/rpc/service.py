@@ -3,8 +3,7 @@
 from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
 
 import asyncio
-import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,7 @@ import grpc
 from facenet_proto.v1 import face_pb2 as pb
 from google.protobuf.message import Message
 
-from facenet_server.admission.controller import Admission
-from facenet_server.admission.limits import Capacity
-from facenet_server.admission.wait_estimator import Backlog
+from facenet_server.admission.controller import AdmissionController
 from facenet_server.config import Config
 from facenet_server.errors import ItemError, Refused
 from facenet_server.rpc import converters
@@ -45,31 +42,19 @@ class FaceService:
         about: About,
         config: Config,
         stats: Stats,
-        backlogs: Mapping[str, Backlog],
+        admission: AdmissionController,
         callers: Callers,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pipeline = pipeline
         self._info = converters.server_info(about, config)
         self._stats = stats
-        self._limits = limits = self._info.limits
+        self._limits = self._info.limits
         self._max_write_stall_s = config.max_write_stall_s
-        self._micro_batches = MicroBatches(pipeline, config)
+        self._micro_batches = MicroBatches(pipeline, config.images_per_group, admission)
         self._draining = asyncio.Event()
         self.callers = callers
-        self.unary_calls = UnaryCalls(callers, limits.max_connections + _UNARY_CALLS_BESIDE)
-        self.admission = Admission(
-            Capacity(
-                items_per_stream=limits.max_items_per_stream,
-                items_per_caller=limits.max_items_per_caller,
-                items=limits.max_items_in_flight,
-                n_bytes=limits.max_bytes_in_flight,
-                streams=limits.max_streams,
-                connections=limits.max_connections,
-            ),
-            backlogs,
-            clock,
-        )
+        self.admission = admission
+        self.unary_calls = UnaryCalls(callers, self._limits.max_connections + _UNARY_CALLS_BESIDE)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What a grpc.aio server is given. Messages arrive as bytes, so that bad ones are ours to answer."""
@@ -94,7 +79,7 @@ class FaceService:
         async def handle(_: Any, context: Context) -> None:
             try:
                 caller = self.callers.name(context)
-                end = await Stream(method, context, limits, self._draining).serve(self.admission, caller)
+                end = await Stream(method, context, limits, self.admission, self._draining).serve(caller)
             except Refused as refused:
                 await refuse(context, refused)
             except Exception:
@@ -127,7 +112,7 @@ class FaceService:
         }
 
     async def _detect(self, request: pb.DetectRequest, context: RequestContext) -> pb.DetectResponse:
-        budget = ByteBudget(self._limits.max_crop_bytes, context.crops.add)
+        budget = ByteBudget(self._limits.max_crop_bytes, context.crops.take)
         options = cache(lambda: converters.read_detect_options(request.options))
 
         async def one(image: pb.Image, barrier: BatchBarrier) -> pb.DetectResult:
@@ -144,7 +129,7 @@ class FaceService:
         return pb.DetectResponse(id=request.id, results=results)
 
     async def _embed(self, request: pb.EmbedRequest, context: RequestContext) -> pb.EmbedResponse:
-        budget = ByteBudget(self._limits.max_crop_bytes, context.crops.add)
+        budget = ByteBudget(self._limits.max_crop_bytes, context.crops.take)
         options = cache(lambda: converters.read_embed_options(request.options))  # where they are wrong, wrong for each
 
         async def one(item: pb.EmbedItem, barrier: BatchBarrier) -> pb.EmbedResult:

@@ -1,7 +1,7 @@
-"""One stream's life: messages in, answers out in request order, from the door to whatever end it takes.
+"""One stream's life: messages in, answers out in request order, from its opening to whatever end it takes.
 
 A stream has one reader task and one writer, the handler itself. The reader takes a message only with a credit for it,
-and while the server has room; the credit returns when its answer is written. A caller that sends faster than it is
+which returns when its answer is written, and under a reservation of bytes. A caller that sends faster than it is
 served, or does not read, is held back by its own connection. A read is never cancelled while its stream lives, since
 grpc.aio would lose the message, and never free it.
 """
@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from facenet_server.admission.controller import Admission, Visit
-from facenet_server.admission.crop_room import Crops
+from facenet_server.admission.controller import AdmissionController, ResponseBytes, StreamSession
 from facenet_server.admission.fair_semaphore import FairSemaphore
-from facenet_server.admission.throughput import retry_s
+from facenet_server.admission.wait_estimator import backoff_s
 from facenet_server.errors import OVERLOADED, ItemError, Overloaded, ProtocolError, Refused, TimedOut
 from facenet_server.rpc import converters, prescan
 from facenet_server.serving.micro_batch import WORK, RequestContext
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, Message]
 
 _LINGER_S = 2.0  # how long a stream's end waits for its caller, who has been told, to close its side
+FIRST_MESSAGE_S = 10.0  # until a call's first message must be whole
 
 
 Paths: TypeAlias = Mapping[str, "Paths"]  # fields of a message by name, as in wire
@@ -89,16 +89,18 @@ class End(NamedTuple):
 
 
 class _Pending(NamedTuple):
-    """An answer to come, or what refuses its message when its turn is there, and what that counts for at the door."""
+    """An answer to come, or what makes the refusal of its message, and what the message counts for in admission."""
 
     answer: asyncio.Task[Message] | Callable[[], Message]
     n_items: int = 0
     n_bytes: int = 0
-    crops: Crops | None = None
-    free_at_s: float | None = None  # on the loop's clock: when to come back, where its refusal knows
+    crops: ResponseBytes | None = None
+    retry_at_s: float | None = None  # on the loop's clock: when to come back, where its refusal knows
 
 
 _DRAINING = End(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+_SILENT = End(grpc.StatusCode.DEADLINE_EXCEEDED, f"no message came within {FIRST_MESSAGE_S:g} s")
+_UNREAD = End(grpc.StatusCode.RESOURCE_EXHAUSTED, "there was no room to read a message")
 _STALLED = End(grpc.StatusCode.CANCELLED, "the answers were not taken in time")
 _Accepted = asyncio.Queue[_Pending | End | None]  # None: the caller has no more
 
@@ -106,65 +108,79 @@ _Accepted = asyncio.Queue[_Pending | End | None]  # None: the caller has no more
 class Stream:
     """One open stream; ``serve`` runs it. ``draining`` set lets it finish what it accepted, then end."""
 
-    def __init__(self, method: Method, context: Context, limits: StreamLimits, draining: asyncio.Event) -> None:
+    _session: StreamSession
+    _tasks: asyncio.TaskGroup
+    _drain: asyncio.Task[Any]  # ends once the server drains
+    _late: asyncio.Handle  # of the write
+
+    def __init__(
+        self,
+        method: Method,
+        context: Context,
+        limits: StreamLimits,
+        admission: AdmissionController,
+        draining: asyncio.Event,
+    ) -> None:
         self._method = method
         self._context = context
         self._limits = limits
+        self._admission = admission
         self._draining = draining
         self._fields = method.fields()
-        self._seats = FairSemaphore(limits.max_images)
+        self._images = FairSemaphore(limits.max_images)
         self._credits = asyncio.Semaphore(limits.max_messages)
         self._accepted: _Accepted = asyncio.Queue()  # bounded by the credits
         self._reader: asyncio.Task[None] | None = None  # None: there is none any more
-        self._leaving: Crops | None = None  # of the answer that is being written
-        self._late: asyncio.Handle  # of the write
+        self._leaving: ResponseBytes | None = None  # of the answer that is being written
+        self._is_reading = False  # at least a first message is to come
         self._is_stalled = False  # the caller takes no answers
 
-    async def serve(self, admission: Admission, caller: str) -> End | None:
+    async def serve(self, caller: str) -> End | None:
         """Write the caller's answers, in request order, until it ends. Raises Refused where there is no room for
         it."""
         try:
-            visit = admission.enter(caller, self._context.peer())
+            self._session = self._admission.open_stream(caller, self._context.peer())
         except Refused:
             if self._draining.is_set():  # there is nothing to come back to
                 return _DRAINING
             raise
-        with visit:
+        with self._session:
             try:
-                return await self._answer(visit, admission)
+                return await self._answer()
             finally:
                 if self._is_stalled and self._leaving is not None:
-                    self._leaving.gone()
+                    self._leaving.release()
 
-    async def _answer(self, visit: Visit, admission: Admission) -> End | None:
-        async with asyncio.TaskGroup() as tasks:
-            self._reader = tasks.create_task(self._read(visit, admission, tasks))
+    async def _answer(self) -> End | None:
+        async with asyncio.TaskGroup() as self._tasks:
+            self._reader = self._tasks.create_task(self._read())
             while isinstance(pending := await self._accepted.get(), _Pending):
-                answer, n_items, n_bytes, crops, free_at_s = pending
+                answer, n_items, n_bytes, crops, retry_at_s = pending
                 del pending
                 message: Any = await answer if isinstance(answer, asyncio.Task) else answer()
                 del answer
                 if any(result.error.reason == OVERLOADED for result in message.results):
-                    message.retry_after_ms = round(1000 * _retry_after_s(free_at_s, admission))
+                    message.retry_after_ms = round(1000 * self._backoff_s(retry_at_s))
                 self._leaving = crops
-                if not await self._write(message, visit):
+                if not await self._write(message):
                     return _STALLED
                 self._leaving = None
-                visit.answered(n_items, n_bytes, crops)
+                self._session.complete(n_items, n_bytes, crops)
                 self._credits.release()
                 del message
             if pending is _DRAINING:
-                if not await self._write(self._method.response(draining=True), visit):
+                if not await self._write(self._method.response(draining=True)):
                     return _STALLED
-                assert self._reader is not None
                 # A caller that still writes when its call ends may lose answers that it has not read.
                 await asyncio.wait({self._reader}, timeout=_LINGER_S)
-                self._reader.cancel()
+            self._reader.cancel()  # it waits for a message that nobody wants, if for anything
+        if pending is _UNREAD:
+            raise Refused(self._admission.backoff_s())
         return pending
 
-    async def _write(self, message: Message, visit: Visit) -> bool:
+    async def _write(self, message: Message) -> bool:
         """Write, however long it takes. False where the caller took nothing for too long, and the stream is stalled."""
-        self._late = asyncio.get_running_loop().call_later(self._limits.max_write_stall_s, self._is_late, visit)
+        self._late = asyncio.get_running_loop().call_later(self._limits.max_write_stall_s, self._is_late)
         try:
             await self._context.write(message)
         except grpc.aio.BaseError:  # the caller has gone: gRPC is about to cancel this
@@ -175,11 +191,11 @@ class Stream:
             self._late.cancel()
         return not self._is_stalled
 
-    def _is_late(self, visit: Visit) -> None:
+    def _is_late(self) -> None:
         """What was taken while the loop itself stood still is told in the same turn, behind this."""
-        self._late = asyncio.get_running_loop().call_soon(self._stall, visit)
+        self._late = asyncio.get_running_loop().call_soon(self._stall)
 
-    def _stall(self, visit: Visit) -> None:
+    def _stall(self) -> None:
         """Accept no more, and give up the answers behind the one that lies: the stream ends once that is taken, since
         its end cannot be told before."""
         self._is_stalled = True
@@ -189,110 +205,117 @@ class Stream:
                 pending.answer.cancel()
         reader, self._reader = self._reader, None  # as long as it is there, so is the message that it had
         assert reader is not None
+        session = self._session
         if reader.done():
-            visit.stall(self._leaving)
+            session.stall(self._leaving)
         else:
-            reader.add_done_callback(lambda _: visit.stall(self._leaving))  # once it waits for no room
+            reader.add_done_callback(lambda _: session.stall(self._leaving))  # once it waits for no room
             reader.cancel()
 
-    async def _read(self, visit: Visit, admission: Admission, tasks: asyncio.TaskGroup) -> None:
-        """Accept messages, each for a credit and while there is room, until there are no more to accept; what comes
+    async def _read(self) -> None:
+        """Accept messages, each for a credit and under a reservation, until there are no more to accept; what comes
         while the server drains is discarded."""
-        draining = asyncio.create_task(self._draining.wait())
-        draining.add_done_callback(self._drain)
+        self._drain = asyncio.create_task(self._draining.wait())
+        self._drain.add_done_callback(self._begin_drain)
+        silent = asyncio.get_running_loop().call_later(FIRST_MESSAGE_S, self._end_silence)
         try:
-            while (data := await self._next(visit, draining)) is not grpc.aio.EOF:
-                if not draining.done():
-                    pending = await self._accept(data, visit, admission, tasks, draining)
+            while (data := await self._next()) is not grpc.aio.EOF:
+                silent.cancel()
+                if not self._drain.done():
+                    pending = await self._accept(data)
                     if pending is not None:
                         self._accepted.put_nowait(pending)
                     del pending
                 del data  # an idle stream keeps nothing of its last message
-            if not draining.done():
-                visit.expect_no_more()
+            if not self._drain.done():
+                self._session.cancel_reservation()
                 self._accepted.put_nowait(None)
         except ProtocolError as error:
             self._accepted.put_nowait(End(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
         finally:
-            draining.cancel()
+            silent.cancel()
+            self._drain.cancel()
 
-    def _drain(self, draining: asyncio.Task[Any]) -> None:
+    def _end_silence(self) -> None:
+        """No first message came, or there was no room for one."""
+        self._accepted.put_nowait(_SILENT if self._is_reading else _UNREAD)
+
+    def _begin_drain(self, drain: asyncio.Task[Any]) -> None:
         """The server drains: nothing more is accepted."""
-        if not draining.cancelled():
+        if not drain.cancelled():
             self._accepted.put_nowait(_DRAINING)
 
-    async def _next(self, visit: Visit, draining: asyncio.Task[Any]) -> Any:
+    async def _next(self) -> Any:
         """The caller's next message, or its end: once there is a credit for it and room, or the server drains."""
-        if not draining.done():
+        session = self._session
+        if not self._drain.done():
             await self._credits.acquire()
-            await _turn(visit, 1, draining)
-        if not draining.done():
-            visit.expect()
+        if not self._drain.done():
+            if session.reserves_at_once:
+                await session.reserve_read()
+            else:
+                await self._unless_drained(session.reserve_read())
+        if not self._drain.done():
+            session.read_begins()
         read = start_read(self._context)
+        self._is_reading = True
         await asyncio.wait({read})
         return read.result()
 
-    async def _accept(
-        self,
-        data: bytes,
-        visit: Visit,
-        admission: Admission,
-        tasks: asyncio.TaskGroup,
-        draining: asyncio.Task[Any],
-    ) -> _Pending | None:
+    async def _unless_drained(self, wait: Coroutine[Any, Any, None], deadline: float | None = None) -> bool:
+        """Whether a wait has ended before the server drained and the time was up; else it is cancelled."""
+        remaining_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
+        waiting = asyncio.ensure_future(wait)
+        try:
+            await asyncio.wait({waiting, self._drain}, timeout=remaining_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        await asyncio.wait({waiting})
+        return not waiting.cancelled()
+
+    async def _accept(self, data: bytes) -> _Pending | None:
         """A message, begun once there is room for its items; or its refusal, for which it is not even parsed. None
         where the server drains instead. Raises ProtocolError."""
-        scanned = self._prescan(data)
-        left_s, refuse = self._left_s(scanned.timeout_ms), partial(self._refusal, scanned)
-        if not visit.hold(scanned.n_items, len(data)):
-            return _Pending(partial(refuse, Overloaded("the server has no room for this message now")))
+        scanned, session = self._prescan(data), self._session
+        if not session.reserve_bytes(scanned.n_items, len(data)):
+            return self._refused(scanned, Overloaded("the server has no room for this message now"))
         kinds = self._method.kinds(scanned)
         kind = next(iter(kinds))
-        back_in_s = admission.backlogs[kind].back_in_s(visit.caller, visit, kinds[kind], left_s)
-        if back_in_s > 0:
-            visit.refuse(scanned.n_items)
+        remaining_s = self._remaining_s(scanned.timeout_ms)
+        wait_s = self._admission.estimators[kind].backoff_s(session.caller, session, kinds[kind], remaining_s)
+        if wait_s > 0:
+            session.refuse(scanned.n_items)
             no_time = Overloaded("this message would wait for too much of the time that it has")
-            free_at_s = asyncio.get_running_loop().time() + back_in_s
-            return _Pending(partial(refuse, no_time), n_bytes=len(data), free_at_s=free_at_s)
-        return await self._begin(data, scanned, kinds, visit, admission, tasks, draining)
+            retry_at_s = asyncio.get_running_loop().time() + wait_s
+            return self._refused(scanned, no_time, len(data), retry_at_s)
+        return await self._begin(data, scanned, kinds)
 
-    async def _begin(
-        self,
-        data: bytes,
-        scanned: prescan.Prescan,
-        kinds: Mapping[str, int],
-        visit: Visit,
-        admission: Admission,
-        tasks: asyncio.TaskGroup,
-        draining: asyncio.Task[Any],
-    ) -> _Pending | None:
-        """The message that is held, once there is room for its items; its refusal where its time is up before. Others
+    async def _begin(self, data: bytes, scanned: prescan.Prescan, kinds: Mapping[str, int]) -> _Pending | None:
+        """The message that was read, once there is room for its items; its refusal where its time is up before. Others
         wait for it from now on."""
+        session, n_items = self._session, scanned.n_items
         loop = asyncio.get_running_loop()
         deadline = None if scanned.timeout_ms is None else loop.time() + scanned.timeout_ms / 1000
-        works = {kind: admission.backlogs[kind].begin(visit.caller, visit, n) for kind, n in kinds.items()}
+        estimators = self._admission.estimators
+        tickets = {kind: estimators[kind].begin(session.caller, session, n) for kind, n in kinds.items()}
         with ExitStack() as unless_begun:
-            for each in works.values():
-                unless_begun.callback(each.over)
-            await _turn(visit, scanned.n_items, draining, deadline)
-            if draining.done():
+            for each in tickets.values():
+                unless_begun.callback(each.finished)
+            if session.acquires_at_once(n_items):
+                await session.acquire_items(n_items)
+            elif not await self._unless_drained(session.acquire_items(n_items), deadline) and not self._drain.done():
+                session.refuse(n_items)
+                return self._refused(scanned, TimedOut(), len(data))
+            if self._drain.done():
                 return None
-            if not visit.has_room(scanned.n_items):
-                visit.refuse(scanned.n_items)
-                return _Pending(partial(self._refusal, scanned, TimedOut()), n_bytes=len(data))
             request = self._parsed(data)
             unless_begun.pop_all()
-        crops = visit.accept(scanned.n_items)
-        context = RequestContext(visit.caller, self._method.else_kind, self._seats, deadline, crops, works)
-
-        def is_done(_: object) -> None:
-            for each in works.values():
-                each.over()
-            crops.done()
-
-        answer = tasks.create_task(self._method.answer(request, context))
-        answer.add_done_callback(is_done)
-        return _Pending(answer, scanned.n_items, len(data), crops)
+        crops = session.admit()
+        context = RequestContext(session.caller, self._method.else_kind, self._images, deadline, crops, tickets)
+        answer = self._tasks.create_task(self._method.answer(request, context))
+        for ticket in tickets.values():
+            answer.add_done_callback(ticket.finished)
+        return _Pending(answer, n_items, len(data), crops)
 
     def _prescan(self, data: bytes) -> prescan.Prescan:
         """Raises ProtocolError where the bytes are no message, or one of too many items."""
@@ -316,35 +339,23 @@ class Stream:
     def _no_message(self) -> ProtocolError:
         return ProtocolError(f"the bytes are no {self._method.request.DESCRIPTOR.name}")
 
-    def _refusal(self, scanned: prescan.Prescan, error: ItemError) -> Message:
-        answer: Message = converters.refusal(self._method.response, scanned.id, scanned.n_items, error)
-        return answer
+    def _refused(
+        self, scanned: prescan.Prescan, error: ItemError, n_bytes: int = 0, retry_at_s: float | None = None
+    ) -> _Pending:
+        """The answer that refuses a message, made when its turn comes."""
+        answer = partial(converters.refusal, self._method.response, scanned.id, scanned.n_items, error)
+        return _Pending(answer, n_bytes=n_bytes, retry_at_s=retry_at_s)
 
-    def _left_s(self, timeout_ms: int | None) -> float:
+    def _remaining_s(self, timeout_ms: int | None) -> float:
         """How long the answer to a message that has just come is of use: by its own time, and its stream's."""
         of_message, of_stream = None if timeout_ms is None else timeout_ms / 1000, self._context.time_remaining()
-        return min(math.inf if left_s is None else left_s for left_s in (of_message, of_stream))
+        return min(math.inf if each is None else each for each in (of_message, of_stream))
 
-
-def _retry_after_s(free_at_s: float | None, admission: Admission) -> float:
-    """When to come back, as of now: a refusal is told after its stream's earlier answers."""
-    if free_at_s is None:
-        return admission.retry_after_s()
-    return retry_s(free_at_s - asyncio.get_running_loop().time())
-
-
-async def _turn(visit: Visit, n_items: int, draining: asyncio.Task[Any], deadline: float | None = None) -> None:
-    """Wait until there is room, the server drains, or the time is up. Where there was room there still is when it
-    returns: others may have come between the turn and its end."""
-    loop, left_s = asyncio.get_running_loop(), None
-    while not visit.has_room(n_items) and not draining.done():
-        if deadline is not None and (left_s := deadline - loop.time()) <= 0:
-            return
-        turn = asyncio.ensure_future(visit.turn(n_items))
-        try:
-            await asyncio.wait({turn, draining}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            turn.cancel()
+    def _backoff_s(self, retry_at_s: float | None) -> float:
+        """When to come back, as of now: a refusal is told after its stream's earlier answers."""
+        if retry_at_s is None:
+            return self._admission.backoff_s()
+        return backoff_s(retry_at_s - asyncio.get_running_loop().time())
 
 
 def start_read(context: grpc.aio.ServicerContext[bytes, Message]) -> asyncio.Future[Any]:

@@ -7,7 +7,6 @@ all calls at once, before anybody could refuse one.
 from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from facenet_server.admission.fair_semaphore import FairSemaphore
-from facenet_server.admission.limits import add, leaves_as_much
+from facenet_server.admission.limits import Headroom
 from facenet_server.errors import Refused
 from facenet_server.rpc.auth import Callers
 from facenet_server.rpc.stream import start_read
@@ -27,20 +26,19 @@ if TYPE_CHECKING:
 
 _PUSHBACK = "grpc-retry-pushback-ms"  # gRFC A6's name for when to come back
 _RETRY_S = 1.0
-_READ_AT_ONCE = 8  # questions, any of which may be as long as a message may
+_READ_AT_ONCE = 8  # messages, any of which may be as long as a message may
 _TURN_S, _READ_S = 5.0, 1.0  # for one to be read, and to come
 _MOST_BYTES = 4096  # of one, since it lies here while its answers are given
 
 
 class UnaryCalls:
-    """``most`` of them at once, of which no caller has so many that a newcomer could not have as many; eight of their
-    questions are read at a time, of one caller as many as leave a newcomer as much."""
+    """The unary calls of one port: at most ``limit`` at once, with fair-share headroom; eight of their messages are
+    read at a time."""
 
-    def __init__(self, callers: Callers, most: int) -> None:
+    def __init__(self, callers: Callers, limit: int) -> None:
         self._callers = callers
-        self._most = most
-        self._of_caller = Counter[str]()
-        self._reading = FairSemaphore(_READ_AT_ONCE, passes=True)
+        self._calls = Headroom(limit)
+        self._reads = FairSemaphore(_READ_AT_ONCE, passes=True)
 
     def handler(
         self, question: type[Message], answer: Callable[[Any, Context], Awaitable[Message | None]]
@@ -50,9 +48,9 @@ class UnaryCalls:
 
         async def handle(_: Any, context: Context) -> None:
             caller = self._callers.name(context)
-            if not leaves_as_much(self._most, self._of_caller.total(), self._of_caller[caller]):
+            if not self._calls.has_room(caller):
                 await refuse(context, Refused(_RETRY_S))
-            add(self._of_caller, caller, 1)
+            self._calls.add(caller, 1)
             try:
                 asked = await self._read(question, context, caller)
                 if (told := await answer(asked, context)) is not None:
@@ -64,7 +62,7 @@ class UnaryCalls:
                     grpc.StatusCode.INTERNAL, f"internal error {log_error('a question was not answered')}"
                 )
             finally:
-                add(self._of_caller, caller, -1)
+                self._calls.add(caller, -1)
 
         return grpc.stream_stream_rpc_method_handler(handle, response_serializer=serialized)
 
@@ -72,7 +70,7 @@ class UnaryCalls:
         async with AsyncExitStack() as seats:
             try:
                 async with asyncio.timeout(_TURN_S):
-                    await seats.enter_async_context(self._reading.acquired(caller, 1))
+                    await seats.enter_async_context(self._reads.acquired(caller, 1))
             except TimeoutError:
                 await refuse(context, Refused(_RETRY_S))
             reading = start_read(context)

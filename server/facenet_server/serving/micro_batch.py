@@ -1,15 +1,14 @@
-"""How a message's items are answered: in batches whose images go side by side, each group in seats for its work."""
+"""How a message's items are answered: in micro-batches whose images go side by side, each in seats for its work."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from facenet_server.admission.crop_room import Crops
+from facenet_server.admission.controller import AdmissionController, ResponseBytes
 from facenet_server.admission.fair_semaphore import FairSemaphore
-from facenet_server.admission.wait_estimator import Work
-from facenet_server.config import Config
+from facenet_server.admission.wait_estimator import Ticket
 from facenet_server.errors import InternalError, ItemError, Overloaded, TimedOut
 from facenet_server.serving.barrier import BatchBarrier, micro_batches
 from facenet_server.serving.pipeline import Pipeline
@@ -17,23 +16,22 @@ from facenet_server.telemetry.error_id import log_error
 from facenet_server.vision.decode import Encoded, Raw
 
 WORK, CROPS, VECTORS = "images and files", "raw crops", "embeddings"  # what the items of a message wait for seats as
-_VECTORS_AT_ONCE = 128  # pairs of embeddings: the event loop compares them itself
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class RequestContext(NamedTuple):
-    """Where a message's items are worked on: as whose; of what kind are items that are no work for threads; in which
-    seats of its stream; until when (on the loop's clock; None: for ever); with what room for their crops; and what is
-    told of the seats of each kind."""
+    """Where a message's items are worked on: as whose; of what kind are items that are no work for threads; the images
+    that its stream may have at work; until when (on the loop's clock; None: for ever); what their crops are charged to;
+    and the tickets of each kind."""
 
     caller: str
     else_kind: str
-    seats: FairSemaphore
+    stream_images: FairSemaphore
     deadline: float | None
-    crops: Crops
-    works: Mapping[str, Work]
+    crops: ResponseBytes
+    tickets: Mapping[str, Ticket]
 
 
 class ItemHandler(NamedTuple, Generic[Item, Result]):
@@ -50,18 +48,12 @@ class ItemHandler(NamedTuple, Generic[Item, Result]):
 class MicroBatches:
     """Where the items of all callers are answered."""
 
-    def __init__(self, pipeline: Pipeline, config: Config) -> None:
+    def __init__(self, pipeline: Pipeline, images_per_group: int, admission: AdmissionController) -> None:
         self._pipeline = pipeline
-        self._images_per_group = config.images_per_group
-        most_pixels = config.max_megapixels_in_flight * 1_000_000
-        self._most_pixels = most_pixels // 2  # of a group, so that another caller's can be at work
-        # Half of the pixels stay for others: an image of 50 megapixels gives its own back late.
-        caps = config.max_images_in_flight, most_pixels // 2
-        self._images = FairSemaphore(config.max_images_in_flight, most_pixels, caps=caps)
-        self._others = {  # of crops a batch that runs, and the next: callers take turns
-            CROPS: FairSemaphore(2 * config.max_batch_rows),
-            VECTORS: FairSemaphore(_VECTORS_AT_ONCE),
-        }
+        self._images_per_group = images_per_group
+        self._most_pixels = admission.limits.pixels // 2  # of a group, so that another caller's can be at work
+        self._images = admission.images
+        self._others = {CROPS: admission.raw_crops, VECTORS: admission.embeddings}
 
     async def answer(
         self, items: Sequence[Item], handler: ItemHandler[Item, Result], context: RequestContext
@@ -93,14 +85,16 @@ class MicroBatches:
         n_images = [len(some) for some in images]
         barrier = BatchBarrier(sum(n_images), context.deadline, max(pixels))
         seats_each = [n or handler.is_work(item) for n, item in zip(n_images, items, strict=True)]
-        seated = self._seated(seats_each, sum(pixels), context, has_crops=handler.has_crops)
+        seated = self._seated(seats_each, sum(pixels), context)
         try:
+            if handler.has_crops:
+                context.crops.check()
             async with asyncio.timeout_at(context.deadline) as wait, seated:
                 wait.reschedule(None)
-                works = [context.works.get(WORK if n else context.else_kind) for n in seats_each]
-                for work in context.works.values():
-                    work.seated(works.count(work))
-                dones = [work.done if work else _nothing for work in works]
+                tickets = [context.tickets.get(WORK if n else context.else_kind) for n in seats_each]
+                for ticket in context.tickets.values():
+                    ticket.seated(tickets.count(ticket))
+                dones = [ticket.done if ticket else _nothing for ticket in tickets]
                 each = zip(items, n_images, dones, strict=True)
                 return await _gathered([_answer(*one, handler, barrier) for one in each])
         except TimeoutError:
@@ -108,36 +102,18 @@ class MicroBatches:
         except Overloaded as error:
             return [handler.failed(error) for _ in items]
 
-    def _seated(
-        self, seats_each: Sequence[int], pixels: int, context: RequestContext, *, has_crops: bool
-    ) -> AbstractAsyncContextManager[None]:
-        """Room for a group, where it is work and where it is not."""
-        if any(seats_each):
-            return self._at_work(seats_each, pixels, context, has_crops=has_crops)
-        return self._others[context.else_kind].acquired(context.caller, len(seats_each))
-
     @asynccontextmanager
-    async def _at_work(
-        self, seats_each: Sequence[int], pixels: int, context: RequestContext, *, has_crops: bool
-    ) -> AsyncIterator[None]:
-        """Its stream's share of the seats, then the server's seats with memory for its pixels, while there is room for
-        the crops that were asked for."""
-        n_seats = sum(seats_each)
-        while True:
-            if has_crops:  # without a seat, in nobody's way
-                with (
-                    context.works[WORK].aside(sum(n > 0 for n in seats_each))
-                    if WORK in context.works
-                    else nullcontext()
-                ):
-                    await context.crops.turn()
+    async def _seated(self, seats_each: Sequence[int], pixels: int, context: RequestContext) -> AsyncIterator[None]:
+        """Room for a group: where it is work, the images of its stream, then the server's with their pixels."""
+        if n_seats := sum(seats_each):
             async with (
-                context.seats.acquired(context.caller, n_seats),
+                context.stream_images.acquired(context.caller, n_seats),
                 self._images.acquired(context.caller, n_seats, pixels),
             ):
-                if not has_crops or context.crops.has_room():
-                    yield
-                    return
+                yield
+        else:
+            async with self._others[context.else_kind].acquired(context.caller, len(seats_each)):
+                yield
 
 
 async def _gathered(answers: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
