@@ -28,7 +28,7 @@ from facenet_server.build import Built, Parts
 from facenet_server.config import Config
 from facenet_server.errors import FatalError
 from facenet_server.models.contract import ModelInfo
-from facenet_server.rpc import listener
+from facenet_server.rpc import listener, prescan
 from facenet_server.server import StopPolicy
 from facenet_server.serving.batcher import Batcher
 from facenet_server.telemetry.counters import LoopLag
@@ -66,6 +66,8 @@ class Behaviour:
     leak_bytes: int = 0  # of every item, for ever
     swap_after: int = 0  # batches of several rows; then two answers of one change places, once
     default_flow_control: bool = False
+    idle_s: float = 0  # that a connection may be; 0: the server's own
+    counts_within: bool = True  # fields within items, before they are parsed
     lets_hopeless_in: bool = False  # what will wait for most of its time, too
     hard_stop: bool = False  # SIGTERM ends all calls at once
 
@@ -176,6 +178,7 @@ def _no_faces(rows: np.ndarray) -> tuple[np.ndarray, ...]:
 def _channel_options(behaviour: Behaviour, config: Config) -> listener.ChannelOptions:
     """gRPC's options as the server gives them, but for some."""
     more = _keepalive(*behaviour.keepalive_s) if behaviour.keepalive_s else []
+    more += [("grpc.max_connection_idle_ms", round(behaviour.idle_s * 1e3))] if behaviour.idle_s else []
     without = {name for name, _ in more}
     if behaviour.default_flow_control:
         without |= {"grpc.http2.bdp_probe", "grpc.http2.lookahead_bytes"}
@@ -209,6 +212,11 @@ class Stumbling(Batcher):
         super()._take(batch)
 
 
+def _no_scan(_: bytes, __: prescan.Fields, ___: int) -> prescan.Prescan:
+    """Each message is taken for one of one item."""
+    return prescan.Prescan(0, 1, 0, None)
+
+
 def _parts(behaviour: Behaviour) -> Parts:
     """What the server is built of: the real parts, but for those that are to be worse."""
     Stumbling.share = behaviour.stumbling_share
@@ -219,6 +227,8 @@ def _parts(behaviour: Behaviour) -> Parts:
     }
     if behaviour.lets_hopeless_in:
         replaced["wait_estimator"] = HopelessToo
+    if not behaviour.counts_within:
+        replaced["scan"] = _no_scan
     if behaviour.stumbling_share:
         replaced["batcher"] = Stumbling
     if not behaviour.finds_faces:

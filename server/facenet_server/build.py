@@ -29,7 +29,8 @@ from facenet_server.models.runtime import Engine, Network
 from facenet_server.rpc.auth import Callers, read_tokens
 from facenet_server.rpc.converters import About
 from facenet_server.rpc.health import Health
-from facenet_server.rpc.listener import ChannelOptions, GrpcServer, bind, channel_options, tls
+from facenet_server.rpc.listener import ChannelOptions, GrpcServer, bind, bind_health, channel_options, tls
+from facenet_server.rpc.prescan import Fields, Prescan, scan
 from facenet_server.rpc.service import SERVICE, FaceService
 from facenet_server.serving.batched_detector import BatchedDetector, Nets
 from facenet_server.serving.batcher import Batcher
@@ -59,16 +60,20 @@ class Parts:
     loop_lag: Callable[[], LoopLag] = LoopLag
     channel_options: Callable[[Config], ChannelOptions] = channel_options
     warm_up: Callable[[], object] = warm_up
+    scan: Callable[[bytes, Fields, int], Prescan] = scan
     clock: Callable[[], float] = time.monotonic
 
 
 class Built(NamedTuple):
-    """A server that is not started: gRPC's, its port, the service behind it, and its health."""
+    """A server that is not started: gRPC's, its port, the service behind it, its health; and gRPC's of the health port,
+    with that, where there is one."""
 
     grpc_server: GrpcServer
     port: int
     service: FaceService
     health: Health
+    health_server: GrpcServer | None = None
+    health_port: int = 0
 
 
 @asynccontextmanager
@@ -86,10 +91,11 @@ async def built(
     async with open_pipeline(networks, config, stats, on_lost, parts) as pipeline, stats.loop_lag:
         about = _about(networks, pipeline.default_embedder)
         admission = AdmissionController(admission_limits(config), _estimators(networks, config, parts), parts.clock)
-        service = FaceService(pipeline, about, config, stats, admission, callers)
-        status = Health(("", SERVICE), stats, config.stall_s)
+        service = FaceService(pipeline, about, config, stats, admission, callers, parts.scan)
+        status = Health(("", SERVICE), stats, config.stall_s, callers)
         server, port = bind(service, status, config, credentials, parts.channel_options)
-        yield Built(server, port, service, status)
+        probed = bind_health(status, config.health_listen) if config.health_listen else (None, 0)
+        yield Built(server, port, service, status, *probed)
 
 
 def open_networks(config: Config) -> dict[str, Network]:

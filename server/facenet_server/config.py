@@ -37,6 +37,11 @@ class Config:
         "HOST:PORT, [IPV6]:PORT or unix:PATH. Port 0 takes a free one, which is logged; 0.0.0.0 and [::] are all "
         "addresses of IPv4 and IPv6.",
     )
+    health_listen: str = _option(
+        "",
+        "A second address, in the forms of --listen, for health alone, in plain text: for probes that speak no TLS. "
+        "Empty: none.",
+    )
     tls_certificate: str = _option("", "PEM file with the server's certificate chain. With tls_key it speaks TLS.")
     tls_key: str = _option("", "PEM file with the key of tls_certificate: RSA, P-256 or P-384.")
     tls_client_ca: str = _option(
@@ -119,7 +124,9 @@ class Config:
         "half of the memory that there is.",
     )
     max_connections: int = _option(
-        512, "Connections with streams open at once. gRPC itself closes those beyond 128 more, for health and refusals."
+        512,
+        "Connections with streams open at once. gRPC itself closes those beyond 2048 more, which are idle, of "
+        "health's callers, or refused.",
     )
     max_write_stall_s: float = _option(30.0, "How long an answer may lie unread until its stream's work is given up.")
     max_streams_per_connection: int = _option(100, "Streams that one connection may hold open.")
@@ -165,6 +172,8 @@ class Config:
                 if not 1 <= value <= most:
                     raise StartError(f"{each.name} must be at least 1 and at most {most}")
         addresses.parse(self.listen)
+        if self.health_listen:
+            addresses.parse(self.health_listen)
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise StartError("--tls-certificate and --tls-key go together")
         if self.tls_client_ca and not self.tls_certificate:

@@ -76,7 +76,10 @@ async def serve(config: Config, parts: Parts | None = None, stop: StopPolicy | N
     config = config.with_streams_for(process_memory.usable_bytes())
     config.check()
     await asyncio.to_thread(addresses.check, config.listen)  # before models are loaded, which takes seconds
+    if config.health_listen:
+        await asyncio.to_thread(addresses.check, config.health_listen)
     process_memory.limit_heaps(usable_cores())
+    process_memory.allow_open_files()
     lost, loop = asyncio.Event(), asyncio.get_running_loop()
     with ExitStack() as last_words:  # above all that waits for threads
         on_lost = partial(loop.call_soon_threadsafe, lost.set)
@@ -88,6 +91,9 @@ async def _listen(server: Built, config: Config, lost: asyncio.Event, stop: Stop
     signals = _signals()
     process_memory.freeze_gc()
     async with server.health:
+        if server.health_server is not None:
+            await server.health_server.start()
+            _log.info("health on %s", addresses.target(config.health_listen, server.health_port))
         await server.grpc_server.start()
         _log.info("listening on %s", addresses.target(config.listen, server.port))
         signalled, failed = asyncio.ensure_future(signals.get()), asyncio.ensure_future(lost.wait())
@@ -104,6 +110,8 @@ async def _listen(server: Built, config: Config, lost: asyncio.Event, stop: Stop
         last_words.callback(_end_within(grace_s + stop.last_s).cancel)
         server.health.end()
         await stop.end_calls(server, grace_s, signals)
+        if server.health_server is not None:
+            await server.health_server.stop(0)
     for number in _SIGNALS:  # what follows may wait for a thread that hangs: another signal ends it
         signal.signal(number, signal.SIG_DFL)
     if lost.is_set():

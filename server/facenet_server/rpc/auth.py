@@ -33,6 +33,12 @@ class Callers:
         of_token = self._subject(context.invocation_metadata() or ())
         return of_token or _subject_of_certificate(context) or host(context.peer())
 
+    def knows(self, context: Context) -> bool:
+        """Whether the caller of a call has shown who it is, where this server asks for that."""
+        return self._tokens is None or bool(
+            self._subject(context.invocation_metadata() or ()) or _subject_of_certificate(context)
+        )
+
     def interceptors(self) -> list[grpc.aio.ServerInterceptor]:
         """What keeps out those whose token is not known, if any is needed."""
         return [] if self._tokens is None else [_KnownOnly(self._subject)]

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,12 +11,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 from facenet_server.errors import shown
+from facenet_server.rpc.auth import Callers
 from facenet_server.rpc.unary import UnaryCalls
 from facenet_server.telemetry.counters import Stats
 
 LIVENESS = "liveness"
 
 _SAMPLES = 10  # of a stall's length
+_STRANGER_S = 3.0  # how long a watch lasts whose caller has not shown who it is: its connection is soon idle again
 _Status = health_pb2.HealthCheckResponse
 
 
@@ -27,7 +30,8 @@ class Health:
     Not gRPC's own servicer: there a watcher who leaves cuts the others off, and one who stays holds up a drain.
     """
 
-    def __init__(self, services: Iterable[str], stats: Stats, stall_s: float) -> None:
+    def __init__(self, services: Iterable[str], stats: Stats, stall_s: float, callers: Callers | None = None) -> None:
+        self._callers = callers or Callers()
         self._services = tuple(services)
         self._stats = stats
         self._stall_s = stall_s
@@ -68,17 +72,20 @@ class Health:
         return _Status(status=self._told[request.service])
 
     async def watch(self, request: Any, context: Any) -> None:
-        """The status of a service now and whenever it changes, SERVICE_UNKNOWN where there is none of that name."""
-        last = None
-        while True:
-            changed, is_last = self._changed, self._has_ended
-            status = self._told.get(request.service, _Status.SERVICE_UNKNOWN)
-            if status != last:
-                await context.write(_Status(status=status))
-                last = status
-            if is_last:
-                return
-            await changed.wait()
+        """The status of a service now and whenever it changes, SERVICE_UNKNOWN where there is none of that name. A
+        stranger's watch ends after some seconds."""
+        last, lasts_s = None, None if self._callers.knows(context) else _STRANGER_S
+        with suppress(TimeoutError):
+            async with asyncio.timeout(lasts_s):
+                while True:
+                    changed, is_last = self._changed, self._has_ended
+                    status = self._told.get(request.service, _Status.SERVICE_UNKNOWN)
+                    if status != last:
+                        await context.write(_Status(status=status))
+                        last = status
+                    if is_last:
+                        return
+                    await changed.wait()
 
     async def _follow_progress(self) -> None:
         ready, ended, still = True, dict[str, int](), Counter[str]()  # samples in which a stage stood still

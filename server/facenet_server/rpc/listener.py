@@ -12,11 +12,17 @@ from grpc_reflection.v1alpha import reflection
 from facenet_server import addresses
 from facenet_server.config import MIB, Config
 from facenet_server.errors import StartError
+from facenet_server.rpc.auth import Callers
 from facenet_server.rpc.health import Health
 from facenet_server.rpc.service import SERVICE, FaceService
+from facenet_server.rpc.unary import UnaryCalls
+from facenet_server.telemetry.process_memory import open_files
 
 _CALLS_BESIDE = 256  # streams of work: what is asked (128 beside one a connection), refusals on their way
-_CONNECTIONS_BESIDE = 128  # those of health's callers, and those that are told that they are too many
+_CONNECTIONS_BESIDE = 2048  # idle ones (18 kB each, 49 with TLS), of health's callers, and those that are refused
+_FILES_BESIDE = 256  # that a process may have open beside its connections
+_IDLE_MS = 10_000  # a connection without a call is closed: a flood of them is gone soon, and callers connect anew
+_PROBES = 128  # calls of the health port at once
 _UNREAD_BYTES = 128 * 1024  # of a stream that is not read
 
 ChannelOptions = list[tuple[str, int]]
@@ -58,6 +64,18 @@ def bind(
     if credentials is None and not config.is_near:
         _log.warning("%s is open to others in plain text: --tls-certificate, --tls-key", config.listen)
     return server, port
+
+
+def bind_health(status: Health, listen: str) -> tuple[grpc.aio.Server, int]:
+    """A gRPC server of the health alone, in plain text, not started yet, and its port. Raises StartError where it
+    cannot listen there."""
+    server = grpc.aio.server(options=_options(2 * _PROBES), maximum_concurrent_rpcs=2 * _PROBES)
+    server.add_generic_rpc_handlers((status.handlers(UnaryCalls(Callers(), _PROBES)),))
+    addresses.check(listen)
+    try:
+        return server, server.add_insecure_port(addresses.target(listen))
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {listen}, as gRPC's own line says (--health-listen)") from error
 
 
 def _add_port(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> int:
@@ -116,9 +134,16 @@ def channel_options(config: Config) -> ChannelOptions:
         ("grpc.max_receive_message_length", config.max_message_mib * MIB),
         ("grpc.max_send_message_length", -1),  # answers are bounded by their requests and max_crop_mib
         ("grpc.max_concurrent_streams", config.max_streams_per_connection),
-        ("grpc.max_allowed_incoming_connections", config.max_connections + _CONNECTIONS_BESIDE),
+        *_options(min(config.max_connections + _CONNECTIONS_BESIDE, max(1, open_files() - _FILES_BESIDE))),
+    ]
+
+
+def _options(max_connections: int) -> ChannelOptions:
+    """gRPC's options for any port."""
+    return [
+        ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.server_handshake_timeout_ms", 5_000),  # who connects and says nothing is sent away
-        ("grpc.max_connection_idle_ms", 300_000),
+        ("grpc.max_connection_idle_ms", _IDLE_MS),
         ("grpc.enable_channelz", 0),
         ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent sharer
         # Bounded flow control: with bandwidth probing on, one unread stream can hold tens of megabytes. So it holds

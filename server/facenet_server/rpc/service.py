@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from facenet_server.admission.controller import AdmissionController
 from facenet_server.config import Config
 from facenet_server.errors import ItemError, Refused
-from facenet_server.rpc import converters
+from facenet_server.rpc import converters, prescan
 from facenet_server.rpc.auth import Callers
 from facenet_server.rpc.converters import About
 from facenet_server.rpc.stream import End, Method, Stream, StreamLimits
@@ -44,6 +44,7 @@ class FaceService:
         stats: Stats,
         admission: AdmissionController,
         callers: Callers,
+        scan: Callable[[bytes, prescan.Fields, int], prescan.Prescan] = prescan.scan,
     ) -> None:
         self._pipeline = pipeline
         self._info = converters.server_info(about, config)
@@ -52,6 +53,7 @@ class FaceService:
         self._max_write_stall_s = config.max_write_stall_s
         self._micro_batches = MicroBatches(pipeline, config.images_per_group, admission)
         self._draining = asyncio.Event()
+        self._scan = scan
         self.callers = callers
         self.admission = admission
         self.unary_calls = UnaryCalls(callers, self._limits.max_connections + _UNARY_CALLS_BESIDE)
@@ -79,7 +81,8 @@ class FaceService:
         async def handle(_: Any, context: Context) -> None:
             try:
                 caller = self.callers.name(context)
-                end = await Stream(method, context, limits, self.admission, self._draining).serve(caller)
+                stream = Stream(method, context, limits, self.admission, self._draining, self._scan)
+                end = await stream.serve(caller)
             except Refused as refused:
                 await refuse(context, refused)
             except Exception:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, Message]
 
 _LINGER_S = 2.0  # how long a stream's end waits for its caller, who has been told, to close its side
-FIRST_MESSAGE_S = 10.0  # until a call's first message must be whole
 
 
 Paths: TypeAlias = Mapping[str, "Paths"]  # fields of a message by name, as in wire
@@ -73,12 +72,13 @@ def _messages(message: Any) -> prescan.Messages:
 
 class StreamLimits(NamedTuple):
     """What bounds one stream: messages read and not answered, items of a message, images worked on at once, seconds
-    that its caller may let an answer lie."""
+    that its caller may let an answer lie, and within which its first message is whole once there is room for it."""
 
     max_messages: int
     max_items_per_message: int
     max_images: int
     max_write_stall_s: float
+    first_message_s: float = 10.0
 
 
 class End(NamedTuple):
@@ -99,8 +99,7 @@ class _Pending(NamedTuple):
 
 
 _DRAINING = End(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
-_SILENT = End(grpc.StatusCode.DEADLINE_EXCEEDED, f"no message came within {FIRST_MESSAGE_S:g} s")
-_UNREAD = End(grpc.StatusCode.RESOURCE_EXHAUSTED, "there was no room to read a message")
+_SILENT = End(grpc.StatusCode.DEADLINE_EXCEEDED, "no first message came in time")
 _STALLED = End(grpc.StatusCode.CANCELLED, "the answers were not taken in time")
 _Accepted = asyncio.Queue[_Pending | End | None]  # None: the caller has no more
 
@@ -120,19 +119,20 @@ class Stream:
         limits: StreamLimits,
         admission: AdmissionController,
         draining: asyncio.Event,
+        scan: Callable[[bytes, prescan.Fields, int], prescan.Prescan] = prescan.scan,
     ) -> None:
         self._method = method
         self._context = context
         self._limits = limits
         self._admission = admission
         self._draining = draining
-        self._fields = method.fields()
+        self._scan, self._fields = scan, method.fields()
         self._images = FairSemaphore(limits.max_images)
         self._credits = asyncio.Semaphore(limits.max_messages)
         self._accepted: _Accepted = asyncio.Queue()  # bounded by the credits
         self._reader: asyncio.Task[None] | None = None  # None: there is none any more
         self._leaving: ResponseBytes | None = None  # of the answer that is being written
-        self._is_reading = False  # at least a first message is to come
+        self._is_new = True  # no message was read yet
         self._is_stalled = False  # the caller takes no answers
 
     async def serve(self, caller: str) -> End | None:
@@ -174,8 +174,6 @@ class Stream:
                 # A caller that still writes when its call ends may lose answers that it has not read.
                 await asyncio.wait({self._reader}, timeout=_LINGER_S)
             self._reader.cancel()  # it waits for a message that nobody wants, if for anything
-        if pending is _UNREAD:
-            raise Refused(self._admission.backoff_s())
         return pending
 
     async def _write(self, message: Message) -> bool:
@@ -217,10 +215,8 @@ class Stream:
         while the server drains is discarded."""
         self._drain = asyncio.create_task(self._draining.wait())
         self._drain.add_done_callback(self._begin_drain)
-        silent = asyncio.get_running_loop().call_later(FIRST_MESSAGE_S, self._end_silence)
         try:
             while (data := await self._next()) is not grpc.aio.EOF:
-                silent.cancel()
                 if not self._drain.done():
                     pending = await self._accept(data)
                     if pending is not None:
@@ -233,12 +229,7 @@ class Stream:
         except ProtocolError as error:
             self._accepted.put_nowait(End(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
         finally:
-            silent.cancel()
             self._drain.cancel()
-
-    def _end_silence(self) -> None:
-        """No first message came, or there was no room for one."""
-        self._accepted.put_nowait(_SILENT if self._is_reading else _UNREAD)
 
     def _begin_drain(self, drain: asyncio.Task[Any]) -> None:
         """The server drains: nothing more is accepted."""
@@ -258,8 +249,11 @@ class Stream:
         if not self._drain.done():
             session.read_begins()
         read = start_read(self._context)
-        self._is_reading = True
-        await asyncio.wait({read})
+        is_first, self._is_new = self._is_new, False
+        await asyncio.wait({read}, timeout=self._limits.first_message_s if is_first else None)
+        if not read.done():
+            self._accepted.put_nowait(_SILENT)
+            await asyncio.wait({read})
         return read.result()
 
     async def _unless_drained(self, wait: Coroutine[Any, Any, None], deadline: float | None = None) -> bool:
@@ -321,7 +315,7 @@ class Stream:
         """Raises ProtocolError where the bytes are no message, or one of too many items."""
         most = self._limits.max_items_per_message
         try:
-            scanned = prescan.scan(data, self._fields, most)
+            scanned = self._scan(data, self._fields, most)
         except DecodeError:
             raise self._no_message() from None
         if scanned.n_items > most:

@@ -1,4 +1,4 @@
-"""The process's own memory: that it stays flat, and that looking through it stops nobody."""
+"""The process's own memory and open files: that memory stays flat, that looking through it stops nobody."""
 
 import asyncio
 import ctypes
@@ -12,6 +12,12 @@ from typing import Any
 
 from facenet_server.telemetry import cgroups
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+_MOST_FILES = 1 << 20  # where the system has no limit
 _M_ARENA_MAX = -8  # glibc, malloc.h
 
 
@@ -51,6 +57,23 @@ def usable_bytes(limits: Iterable[Path] | None = None) -> int | None:
         with suppress(OSError, ValueError):  # no such file; "max"
             found.append(int(limit.read_text()))
     return min(found)
+
+
+def open_files() -> int:
+    """How many files and connections this process may have open."""
+    if resource is None:
+        return _MOST_FILES
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+def allow_open_files() -> None:
+    """Let this process have as many files open as it may: systems' own first limit, often 1,024, is for programs that
+    use ``select``."""
+    if resource is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(most, open_files()), hard))
 
 
 def freeze_gc() -> None:
