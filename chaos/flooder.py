@@ -13,7 +13,7 @@ import grpc
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)  # with empty SETTINGS; RFC 9113, 3.4
 _SETTINGS, _PING, _ACK = 4, 6, 1
-_FLIPS_BYTES = 16 << 20
+_FLIPS_BYTES, _PAUSE_S = 16 << 20, 0.4
 
 
 def flips() -> bytes:
@@ -41,6 +41,7 @@ async def flip(address: str, count: int, seconds: float) -> None:
         async with grpc.aio.insecure_channel(address, options=options) as channel:
             compare: Any = channel.unary_stream("/facenet.v1.FaceService/Compare")
             while time.monotonic() < end:
+                await asyncio.sleep(_PAUSE_S)  # or the copying of so many bytes alone would fill a core
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     async for _ in compare(data, timeout=20):
                         pass
