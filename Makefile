@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INT8 := models/facenet-20170512-110547-int8.onnx models/facenet-20180408-102900-int8.onnx
+BESIDE := -n 2 --dist loadfile  # tests side by side, those of a file one after the other
 
-.PHONY: help install install-light models demo test test-light bench chaos lint proto clean
+.PHONY: help install install-light models demo test test-slow test-light bench chaos lint proto clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -25,11 +26,17 @@ models: install  ## the pretrained networks as verified ONNX files, in models/
 demo: models  ## the main job: a server and its SDK on two portraits
 	$(BIN)/python examples/demo.py --models models --out out
 
-test: models lint  ## what must hold
-	$(BIN)/python -m pytest
+test: models lint  ## what must hold, in minutes
+	$(BIN)/python -m pytest $(BESIDE) -m "not slow and not alone"
+	$(BIN)/python -m pytest -m "alone and not slow"
+
+test-slow: models  ## all the rest: full-size conversions, faults and load with their controls, bare wheels
+	$(BIN)/python -m pytest $(BESIDE) -m "slow and not alone"
+	$(BIN)/python -m pytest -m "alone and slow"
 
 test-light: install-light lint  ## what holds without TensorFlow, and without models if there are none
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BESIDE) -m "not slow and not alone"
+	$(BIN)/python -m pytest -m "alone and not slow"
 
 bench: $(INT8)  ## the server beside its peers: a table, and benchmarks/results (BENCH='--quick --only a,b')
 	$(BIN)/python -m benchmarks --models models $(BENCH)

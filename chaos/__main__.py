@@ -79,7 +79,7 @@ def _run(check: Check, how: dict[str, Any]) -> Report:
 
     try:
         report = asyncio.run(run())
-    except Exception as error:  # the other checks are to be run, too
+    except Exception as error:  # noqa: BLE001 (the other checks are to be run, too)
         traceback.print_exc()
         report = Report(error=f"{type(error).__name__}: {error}")
     report.note += f" [{time.monotonic() - start:.0f} s]"

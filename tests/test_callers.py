@@ -233,6 +233,6 @@ def test_a_server_of_known_callers_tells_anybody_its_health_and_the_command_line
             ("--tls", "--token", "s3cret"): "CERTIFICATE_VERIFY_FAILED",
             ("--certificate", authority.file()): "--certificate and --key go together",
         }.items():
-            kept_out = facenet(target, *arguments, "info")
+            kept_out = facenet(target, *arguments, "--timeout-s", 1, "info")
             assert (kept_out.returncode != 0, told in kept_out.stderr) == (True, True), kept_out.stderr
         assert "s3cret" not in server.log()

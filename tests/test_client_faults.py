@@ -213,6 +213,7 @@ async def test_a_message_without_answer_fails_in_its_own_time() -> None:
             await client.embed_crops(images(2))
 
 
+@pytest.mark.slow
 async def test_a_message_that_is_sent_again_fails_in_its_own_time_behind_one_that_has_longer() -> None:
     async def die_with_the_first(context: Any) -> None:
         if pb.EmbedRequest.FromString(await context.read()).id == 0:

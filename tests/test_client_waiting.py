@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -59,10 +58,9 @@ async def test_calls_that_wait_for_a_server_have_each_their_own_time() -> None:
 
 async def test_without_retries_a_server_that_is_not_there_is_told_at_once() -> None:
     async with AsyncClient(free_address(), timeout_s=LONG_S, retry=False) as client:
-        began_s = time.monotonic()
-        with pytest.raises(ServerUnavailable):
+        with pytest.raises(ServerUnavailable) as told:
             await client.embed_crops(images(1))
-        assert time.monotonic() - began_s < LONG_S / 2
+    assert "no server within" not in str(told.value)
 
 
 async def silent(context: Any) -> None:

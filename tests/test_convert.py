@@ -89,6 +89,7 @@ def test_one_weight_off_by_one_per_cent_fails_verification(name: str, mtcnn_weig
                 recipes.verify_mtcnn(name, recipes.export_mtcnn(name, sabotaged), mtcnn_weights[name])
 
 
+@pytest.mark.slow
 def test_the_embedder_equals_its_original_and_a_scaled_kernel_does_not(graph_def: Any) -> None:
     model = recipes.export_facenet(RELEASE, graphs.inference_graph(graph_def))
     original = reference.FaceNet(reference.frozen(graph_def), RELEASE.preprocessing)
@@ -253,6 +254,7 @@ def convert(*arguments: str, **environment: str) -> "subprocess.CompletedProcess
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_converts_once_and_prints_the_parity(tmp_path: Path) -> None:
     first = convert("mtcnn", "--out", str(tmp_path))
     assert first.returncode == 0, first.stderr

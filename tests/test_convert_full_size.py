@@ -17,6 +17,8 @@ from facenet_convert.export import Dims, to_onnx
 FULL_SIZE = {"20180408-102900": "fused", "20170512-110547": "plain"}
 """The releases whose form the tests build, with how their time wrote batch norm."""
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def wheel_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:

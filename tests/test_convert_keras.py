@@ -58,12 +58,14 @@ def exported(real: KerasFile) -> onnx.ModelProto:
     return recipes.export_keras_facenet(RELEASE, real.weights)
 
 
+@pytest.mark.slow
 def test_the_export_equals_the_original_at_every_batch_size(real: KerasFile, exported: onnx.ModelProto) -> None:
     found = parity(RELEASE, exported, real)
     assert list(found) == [1, 2, 7, 32]
     assert max(found.values()) <= 1e-5
 
 
+@pytest.mark.slow
 def test_no_batch_norm_and_no_scale_is_left_behind_a_convolution(exported: onnx.ModelProto) -> None:
     readers: dict[str, list[str]] = {}
     for node in exported.graph.node:
@@ -73,6 +75,7 @@ def test_no_batch_norm_and_no_scale_is_left_behind_a_convolution(exported: onnx.
     assert behind == {"Relu": 111, "Add": 21}  # the additions are those of the residual blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layer", ["Conv2d_1a_3x3", "Block17_5_Branch_1_Conv2d_0b_1x7", "Block8_6_Conv2d_1x1", "Bottleneck"]
 )

@@ -1,5 +1,6 @@
 """The port: how many connections it takes, and what its TLS is made of."""
 
+import resource
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -67,12 +68,42 @@ def test_streams_of_a_connection_beyond_the_most_are_refused_until_another_one_h
 
 
 def test_connections_far_beyond_the_most_are_closed(tiny: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 3000:
+        pytest.skip(f"this system lets a process open {hard} files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 3000), hard))
     with server_process("--models", str(tiny), "--max-connections", "2") as (target, _), ExitStack() as connections:
         host, _, port = target.rpartition(":")
-        ends = [connections.enter_context(socket.create_connection((host, int(port)), 5)) for _ in range(2 + 128 + 8)]
-        time.sleep(0.5)
+        ends = [connections.enter_context(socket.create_connection((host, int(port)), 5)) for _ in range(2 + 2048 + 8)]
         greeted = [end for end in ends if _is_greeted(end)]
-    assert len(greeted) == 2 + 128
+    assert len(greeted) == 2 + 2048
+
+
+def test_health_on_its_own_port_needs_neither_tls_nor_a_token_and_serves_nothing_else(
+    tiny: Path, tls_files: dict[str, str], tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"somebody {'0' * 64}\n")
+    settings = flags({**tls_files, "tokens": str(tokens), "health_listen": "127.0.0.1:0"})
+    with server_process("--models", str(tiny), *settings) as (_, server):
+        with grpc.insecure_channel(server.wait_for(r"health on (\S+)")[1]) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+            watch = health.Watch(health_pb2.HealthCheckRequest(service="liveness"))
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            service: Any = FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+            with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
+                service.GetServerInfo(pb.GetServerInfoRequest())
+        server.process.terminate()
+        assert server.process.wait(20) == 0
+
+
+def test_a_health_port_that_is_taken_ends_the_start(tiny: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        line = error_line("--models", str(tiny), "--health-listen", f"127.0.0.1:{taken.getsockname()[1]}")
+    assert "another program listens there" in line
 
 
 def _is_greeted(end: socket.socket) -> bool:

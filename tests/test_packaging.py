@@ -39,6 +39,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protobuf", ["protobuf==6.31.1", "protobuf>=7,<8"])
 def test_the_bare_wheel_talks_to_a_server(
     wheel: Path, server: str, tmp_path: Path, protobuf: str, astronaut: np.ndarray

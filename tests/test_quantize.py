@@ -87,6 +87,7 @@ def test_the_base_is_left_as_it_was() -> None:
     assert base.SerializeToString() == before
 
 
+@pytest.mark.slow
 def test_the_real_embedder_passes_the_gate_in_int8(models: Path) -> None:
     base = onnx.load(models / "facenet-20180408-102900.onnx")
     few = crops.Material(material().calibration[:32], material().held_out[:16], "32 variations of two portraits")

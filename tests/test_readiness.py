@@ -119,3 +119,10 @@ async def watched(told: Health) -> AsyncIterator[tuple[Health, Any]]:
             yield told, health_pb2_grpc.HealthStub(channel)
         finally:
             await endpoint.stop(0)
+
+
+async def test_a_watch_of_a_stranger_ends_after_seconds_where_callers_are_known_by_tokens() -> None:
+    told = Health(("face",), Stats(), 1.0, Callers({}))
+    async with watched(told) as (_, stub):
+        answers = [answer.status async for answer in stub.Watch(health_pb2.HealthCheckRequest(service="face"))]
+    assert answers == [health_pb2.HealthCheckResponse.SERVING]

@@ -127,6 +127,7 @@ def check(results: list[Any], good: list[Any], identity: Any) -> None:
             assert identity(result) == expected[i % len(good)]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_fifty_bad_images_in_a_thousand_cost_detect_nothing_else(client: Client, astronaut: np.ndarray) -> None:
     photos = small_jpegs(astronaut)
@@ -135,6 +136,7 @@ def test_fifty_bad_images_in_a_thousand_cost_detect_nothing_else(client: Client,
     check(list(stream), client.detect(photos), lambda result: (result.width, len(result.faces)))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_fifty_bad_images_in_a_thousand_cost_embed_nothing_else(client: Client, astronaut: np.ndarray) -> None:
     photos = small_jpegs(astronaut)
@@ -143,6 +145,7 @@ def test_fifty_bad_images_in_a_thousand_cost_embed_nothing_else(client: Client, 
     check(list(stream), client.embed(photos), lambda result: (result.width, len(result.faces)))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_fifty_bad_pairs_in_a_thousand_cost_compare_nothing_else(client: Client, astronaut: np.ndarray) -> None:
     photos = small_jpegs(astronaut)
@@ -175,6 +178,7 @@ def test_the_faces_of_the_photos_are_the_references(client: Client, photos: Path
         np.testing.assert_allclose(boxes, expected[:, :4], atol=0.05, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_lfw_pairs_are_told_apart(client: Client, photos: Path) -> None:
     """The first 600 official pairs: plain L2, one crop, the best threshold."""

@@ -37,9 +37,8 @@ async def test_a_message_that_would_wait_for_most_of_its_time_is_refused_and_ano
             await first.write(slow_crops(48))  # more than two seconds of work
             late = asyncio.ensure_future(first.read())
             await asyncio.sleep(0.9)  # the first batch is done
-            began_s = time.monotonic()
             refused = await ask(second, slow_crops(1, timeout_ms=2000))
-            assert time.monotonic() - began_s < 0.5
+            assert not late.done()  # it did not wait
             photo = pb.EmbedRequest(items=[pb.EmbedItem(image=raw(square()))], timeout_ms=2000)
             found, patient = await ask(second, photo), await ask(second, slow_crops(1, timeout_ms=20_000))
             assert len((await late).results) == 48
@@ -159,6 +158,7 @@ def known_pair() -> pb.Pair:
     return pb.Pair(a=known, b=known)
 
 
+@pytest.mark.slow
 async def test_crops_beside_a_photo_tell_of_the_pace_of_crops() -> None:
     mixed = [pb.EmbedItem(image=raw(square())), *[pb.EmbedItem(crop=raw(crop(9, 9, 9)))] * 15]
     async with fake_service({"slow": slow}, max_batch_rows=16) as (target, service):
@@ -169,6 +169,7 @@ async def test_crops_beside_a_photo_tell_of_the_pace_of_crops() -> None:
     assert service.admission.estimators[WORK]._throughput.known_seconds_for(1) is not None
 
 
+@pytest.mark.slow
 async def test_pairs_of_embeddings_beside_one_of_photos_are_no_work_that_others_wait_for() -> None:
     photos = pb.Pair(**dict.fromkeys("ab", pb.Side(image=raw(square()))))
     async with fake_service() as (target, service):

@@ -91,7 +91,7 @@ def _of_file(file: Any) -> bytes:
         data = file.read()
     except UnicodeDecodeError:
         raise unusable("the file is open as text: open it as open(path, 'rb')") from None
-    except Exception as error:  # any, as of a file within an archive
+    except Exception as error:  # noqa: BLE001 (any, as of a file within an archive)
         raise unusable(f"cannot read the file: {shown(error)}") from None
     if inspect.iscoroutine(data):
         data.close()
@@ -106,7 +106,7 @@ def _of_file(file: Any) -> bytes:
 def _position(file: Any) -> int:
     try:
         return int(file.tell())
-    except Exception:  # it cannot tell
+    except Exception:  # noqa: BLE001 (it cannot tell)
         return 0
 
 
@@ -118,7 +118,7 @@ def _of_pillow(image: Any, upright: bool) -> NDArray[np.uint8]:
     try:
         turned = ImageOps.exif_transpose(image) if upright else image
         return np.asarray(turned.convert("RGB"))
-    except Exception as error:  # it reads its file now, which may be damaged or closed
+    except Exception as error:  # noqa: BLE001 (it reads its file now, which may be damaged or closed)
         raise unusable(f"the PIL image cannot be read: {shown(error)}") from None
 
 

@@ -130,7 +130,7 @@ class Lane:
             await self._call.done_writing()
         except CallError as error:
             end = error
-        except Exception as error:  # nobody may wait for ever, whatever went wrong
+        except Exception as error:  # noqa: BLE001 (nobody may wait for ever, whatever went wrong)
             end = CallError(f"{self.link.address}: a message could not be sent: {error!r}")
         self._sent.put_nowait(_End(end))  # behind what can still be read
 
@@ -158,7 +158,7 @@ class Lane:
             return None
         except CallError as error:
             return error
-        except Exception as error:  # as above
+        except Exception as error:  # noqa: BLE001 (nobody may wait for ever)
             return ServerFault(f"{self.link.address}: an answer could not be read: {error!r}")
 
     def _keep_time(self) -> None:

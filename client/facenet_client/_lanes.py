@@ -74,7 +74,7 @@ class Lanes:
             self._again([message], error)
         except TimeoutError:
             message.fail(ServerUnavailable(f"no server within the message's time: {self._connections.trouble}"))
-        except Exception as error:  # nobody may wait for ever, whatever went wrong
+        except Exception as error:  # noqa: BLE001 (nobody may wait for ever, whatever went wrong)
             message.fail(CallError(f"a message could not be sent: {error!r}"))
         else:
             lane.send(message)

@@ -149,7 +149,7 @@ class Stream(Generic[InputT, ResultT]):
                 if self._closed:
                     return
                 self._hand_over(prepared, loop)
-        except BaseException as error:  # not passed on: the caller's own, handed back as above
+        except BaseException as error:  # noqa: BLE001 (not passed on: the caller's own, handed back)
             end = error
         if not loop.is_closed():
             self._hand_over(_End(end), loop)
@@ -184,7 +184,7 @@ class Stream(Generic[InputT, ResultT]):
                     await self._lanes.send(message)
                 number += 1
             self._lanes.finish()
-        except Exception as error:  # nobody may wait for ever, whatever went wrong
+        except Exception as error:  # noqa: BLE001 (nobody may wait for ever, whatever went wrong)
             end = _End(CallError(f"a message could not be sent: {error!r}"))
         self._sent.put_nowait(end)
 

@@ -8,11 +8,11 @@ here, so that the exported graphs take plain (batch, height, width, RGB).
 """
 
 import io
-import pickle
+import pickle  # noqa: TID251 (to refuse all but plain arrays)
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import joblib.numpy_pickle
+import joblib.numpy_pickle  # noqa: TID251 (its reader is narrowed to plain arrays)
 import lz4.frame
 import numpy as np
 import tensorflow as tf

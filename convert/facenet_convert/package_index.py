@@ -58,7 +58,7 @@ def fetch(requirement: str, read: Callable[[Path], T], folder: Path) -> T:
                 except SourceError as error:
                     not_pinned = error
                     break
-                except Exception as error:  # unearth, its HTTP client and its files have no common base
+                except Exception as error:  # noqa: BLE001 (unearth, its HTTP client and its files have no common base)
                     if attempt == _ATTEMPTS:
                         reasons.append(f"{place}: {str(error) or type(error).__name__}")
     if not_pinned is not None:

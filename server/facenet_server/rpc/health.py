@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -74,18 +73,21 @@ class Health:
     async def watch(self, request: Any, context: Any) -> None:
         """The status of a service now and whenever it changes, SERVICE_UNKNOWN where there is none of that name. A
         stranger's watch ends after some seconds."""
-        last, lasts_s = None, None if self._callers.knows(context) else _STRANGER_S
-        with suppress(TimeoutError):
-            async with asyncio.timeout(lasts_s):
-                while True:
-                    changed, is_last = self._changed, self._has_ended
-                    status = self._told.get(request.service, _Status.SERVICE_UNKNOWN)
-                    if status != last:
-                        await context.write(_Status(status=status))
-                        last = status
-                    if is_last:
-                        return
+        end_s = None if self._callers.knows(context) else asyncio.get_running_loop().time() + _STRANGER_S
+        last = None
+        while True:
+            changed, is_last = self._changed, self._has_ended
+            status = self._told.get(request.service, _Status.SERVICE_UNKNOWN)
+            if status != last:
+                await context.write(_Status(status=status))
+                last = status
+            if is_last:
+                return
+            try:
+                async with asyncio.timeout_at(end_s):
                     await changed.wait()
+            except TimeoutError:
+                return
 
     async def _follow_progress(self) -> None:
         ready, ended, still = True, dict[str, int](), Counter[str]()  # samples in which a stage stood still

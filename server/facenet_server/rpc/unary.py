@@ -1,4 +1,4 @@
-"""Calls that ask one short question: of the server's health, of what it is and does. No work, but not free either.
+"""Unary calls: of the server's health, of what it is and does. No work, but not free either.
 
 They are unary to their callers, and streams here: grpc.aio would read a unary call's message whole, however large, for
 all calls at once, before anybody could refuse one.
@@ -41,9 +41,9 @@ class UnaryCalls:
         self._reads = FairSemaphore(_READ_AT_ONCE, passes=True)
 
     def handler(
-        self, question: type[Message], answer: Callable[[Any, Context], Awaitable[Message | None]]
+        self, request: type[Message], answer: Callable[[Any, Context], Awaitable[Message | None]]
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """A method of one ``question``, as grpc.aio calls it. ``answer`` gives its answer, or None where it wrote its
+        """A method of such requests, as grpc.aio calls it. ``answer`` gives the answer, or None where it wrote its
         answers itself."""
 
         async def handle(_: Any, context: Context) -> None:
@@ -52,21 +52,19 @@ class UnaryCalls:
                 await refuse(context, Refused(_RETRY_S))
             self._calls.add(caller, 1)
             try:
-                asked = await self._read(question, context, caller)
+                asked = await self._read(request, context, caller)
                 if (told := await answer(asked, context)) is not None:
                     await context.write(told)
             except grpc.aio.BaseError:  # the call has ended
                 raise
-            except Exception:
-                await context.abort(
-                    grpc.StatusCode.INTERNAL, f"internal error {log_error('a question was not answered')}"
-                )
+            except Exception:  # noqa: BLE001 (a call's failure is its own)
+                await context.abort(grpc.StatusCode.INTERNAL, f"internal error {log_error('a unary call failed')}")
             finally:
                 self._calls.add(caller, -1)
 
         return grpc.stream_stream_rpc_method_handler(handle, response_serializer=serialized)
 
-    async def _read(self, question: type[Message], context: Context, caller: str) -> Message:
+    async def _read(self, request: type[Message], context: Context, caller: str) -> Message:
         async with AsyncExitStack() as seats:
             try:
                 async with asyncio.timeout(_TURN_S):
@@ -76,21 +74,21 @@ class UnaryCalls:
             reading = start_read(context)
             await asyncio.wait({reading}, timeout=_READ_S)
             if not reading.done():
-                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no question came within {_READ_S:g} s")
-            asked = _parsed(question, reading.result())
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no message came within {_READ_S:g} s")
+            asked = _parsed(request, reading.result())
             del reading  # the error that ends a call keeps what is here, and that may be as large as any message
         if asked is None:
-            told = f"a message {question.DESCRIPTOR.name} of at most {_MOST_BYTES} bytes is asked for"
+            told = f"a message {request.DESCRIPTOR.name} of at most {_MOST_BYTES} bytes is asked for"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, told)
         assert asked is not None
         return asked
 
 
-def _parsed(question: type[Message], data: Any) -> Message | None:
+def _parsed(request: type[Message], data: Any) -> Message | None:
     if data is grpc.aio.EOF or len(data) > _MOST_BYTES:
         return None
     try:
-        return question.FromString(bytes(data))
+        return request.FromString(bytes(data))
     except DecodeError:
         return None
 

@@ -141,7 +141,7 @@ class Batcher:
                 if self._max_wait_s:
                     await self._fill()
                 self._take(batch)
-            except Exception as error:  # whatever it is: the worker lives on, and nobody is left waiting
+            except Exception as error:  # noqa: BLE001 (whatever it is: the worker lives on, and nobody is left waiting)
                 self._fail([*batch, *self._parts.values()], error)
                 self._arrived.clear()
                 continue
@@ -154,7 +154,7 @@ class Batcher:
                 for part in batch:
                     part.outputs.cancel()
                 raise
-            except Exception as error:  # no thread to be had, say: the worker lives on
+            except Exception as error:  # noqa: BLE001 (no thread to be had, say: the worker lives on)
                 outcomes = [error] * len(batch)
             finally:
                 self._idle += 1
@@ -255,7 +255,7 @@ def _outcomes(net: Net, calls: list[tuple[Rows, ...]]) -> list[Outputs | Excepti
     """Run several calls' rows together; where that fails, each call by itself."""
     try:
         outputs = net(*(calls[0] if len(calls) == 1 else map(np.concatenate, zip(*calls, strict=True))))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (each call's failure is its own)
         return [error] if len(calls) == 1 else [outcome for call in calls for outcome in _outcomes(net, [call])]
     stops = list(itertools.accumulate(len(inputs[0]) for inputs in calls))
     starts = [0, *stops[:-1]]

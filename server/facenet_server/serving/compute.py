@@ -63,7 +63,7 @@ class Steps:
             try:
                 for number, item in items:
                     done.append((number, function(item)))
-            except BaseException as error:  # not passed on: the job itself raises it
+            except BaseException as error:  # noqa: BLE001 (not passed on: the job itself raises it)
                 errors.append(error)
                 deque(left, maxlen=0)  # the others need not go on
 

@@ -150,7 +150,7 @@ def _run(future: Future[Any], function: Callable[[], Any]) -> None:
         return
     try:
         result = function()
-    except BaseException as error:  # not passed on: whoever waits for the future raises it
+    except BaseException as error:  # noqa: BLE001 (not passed on: whoever waits for the future raises it)
         future.set_exception(error)
         del future, function  # or the error would hold itself, by this frame
     else:

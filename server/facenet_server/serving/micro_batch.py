@@ -131,7 +131,7 @@ async def _answer(
         return handler.failed(TimedOut())
     except ItemError as error:
         return handler.failed(error)
-    except Exception:
+    except Exception:  # noqa: BLE001 (an item's failure is its own)
         return handler.failed(InternalError(log_error("an item failed")))
     finally:
         done()

@@ -109,7 +109,7 @@ def decode(source: Encoded | Raw, limits: DecodeLimits, max_reduction: int = 1) 
         raise
     except MemoryError:
         raise Overloaded("the server has no memory for this image now") from None
-    except Exception as error:  # decoders fail in any way on damaged files
+    except Exception as error:  # noqa: BLE001 (decoders fail in any way on damaged files)
         _check_memory(header)
         reason = "TRUNCATED" if "truncated" in str(error).lower() else "CORRUPT"
         raise InvalidInput(reason, f"the image cannot be decoded: its data is {reason.lower()}") from None
@@ -291,7 +291,7 @@ def _check_size(height: int, width: int, limits: DecodeLimits) -> None:
 def _orientation(file: Image.Image) -> int:
     try:
         orientation = file.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # damaged EXIF data says nothing about the pixels: the image counts as stored
+    except Exception:  # noqa: BLE001 (damaged EXIF data says nothing about the pixels: the image counts as stored)
         return 1
     return orientation if orientation in _UPRIGHT else 1
 
