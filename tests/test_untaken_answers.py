@@ -137,22 +137,20 @@ async def test_a_caller_that_lets_crops_lie_is_refused_further_ones_and_nothing_
 
 async def test_items_whose_crops_do_not_fit_beside_untaken_ones_are_refused_and_the_others_answered() -> None:
     request = pb.DetectRequest(images=[raw(square())] * 2, options=LARGE_ANSWERS)
-    async with fake_service(max_mib_in_flight=4, max_images_in_flight=2) as (target, service):
+    async with fake_service(max_mib_in_flight=5) as (target, service):  # a caller's share is 2.5 MiB
         options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
         async with grpc.aio.insecure_channel(target, options=options) as channel:
             stub: Any = FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
-            calls = [stub.Detect() for _ in range(6)]
-            for call in calls:
-                await call.write(request)
+            untaken, other = stub.Detect(), stub.Detect()
+            await untaken.write(request)
+            await until(lambda: service.admission.crop_bytes.used == (3 << 19,))  # two crops of 0.75 MiB
+            await other.write(request)
+            answer = await other.read()
+            assert sorted(result.error.reason for result in answer.results) == ["", "OVERLOADED"]
+            assert answer.retry_after_ms > 0
+            for call in (untaken, other):
                 await call.done_writing()
-            await until(lambda: service.admission.counts.accepted_items == 12)
-            answers = [answer for each in await asyncio.gather(*(_all(call) for call in calls)) for answer in each]
-            results = [result for answer in answers for result in answer.results]
-            assert len(results) == 12
-            reasons = [result.error.reason for result in results if result.HasField("error")]
-            assert 0 < len(reasons) < 12  # 12 crops of 0.75 MiB: a caller's share is 2 MiB
-            assert set(reasons) == {"OVERLOADED"}
-            assert all(answer.retry_after_ms for answer in answers if any(r.HasField("error") for r in answer.results))
+            assert [len(each.results) for each in await _all(untaken)] == [2]
         await until(lambda: not service.admission.counts.streams)
         assert service.admission.crop_bytes.used == (0,)
 
