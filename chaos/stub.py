@@ -196,7 +196,7 @@ def _keepalive(between_s: float, answer_s: float) -> list[tuple[str, int]]:
 class HopelessToo(WaitEstimator):
     """It lets in what will wait for most of its time, too."""
 
-    def backoff_s(self, *_: Any) -> float:
+    def refused_for_s(self, *_: Any) -> float:
         """Never."""
         return 0.0
 

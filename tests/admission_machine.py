@@ -4,12 +4,13 @@ answers or leave, in any order, on a loop whose clock the machine turns. The mod
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from clocks import TurnedLoop
 from facenet_server.admission.controller import AdmissionController, ResponseBytes, StreamSession
+from facenet_server.admission.fair_semaphore import FairSemaphore
 from facenet_server.admission.limits import AdmissionLimits
 from facenet_server.admission.wait_estimator import Throughput, Ticket, WaitEstimator
 from facenet_server.errors import Overloaded, Refused
@@ -142,7 +143,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             return
         reserved = stream.session._reserved
         stream.is_reading = False
-        fits = self._do(lambda: stream.session.reserve_bytes(n_items, n_bytes))
+        fits = self._do(lambda: stream.session.charge_bytes(n_items, n_bytes))
         if not fits:
             assert n_bytes > reserved
             self.totals["refused"] += n_items
@@ -158,7 +159,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             self._cancel(stream)
             message, stream.message = stream.message, None
             assert message is not None
-            self._do(lambda: stream.session.refuse(message.n_items))
+            self._do(lambda: stream.session.count_refused(message.n_items))
             self.totals["refused"] += message.n_items
             self._finish(message)
             stream.messages.append(Message(0, message.n_bytes))
@@ -251,7 +252,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         certain = mine + seated.total() - seated[caller]
         guessed = sum(max(0, min(n, mine + n_items) - seated[each]) for each, n in queued.items() if each != caller)
         needs_s = EACH_S * (certain / 0.75 + guessed / 0.4)
-        backoff_s = self.estimator.backoff_s(caller, object(), n_items, remaining_s)
+        backoff_s = self.estimator.refused_for_s(caller, object(), n_items, remaining_s)
         if abs(needs_s - remaining_s) > 1e-6:
             assert (backoff_s > 0) == (needs_s > remaining_s)
 
@@ -312,8 +313,10 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert 0.02 <= self.admission.backoff_s() <= 5
 
     @invariant()
-    def nobody_waits_beside_nothing(self) -> None:
+    def nobody_waits_who_need_not(self) -> None:
         """No wake-up is lost."""
+        for semaphore in self._semaphores:
+            assert semaphore._next()[0] is None
         if not self.admission.bytes.used[0]:
             assert not any(stream.waits and not stream.message for stream in self.streams)
         if not self.admission.items.used[0]:
@@ -335,15 +338,18 @@ class AdmissionMachine(RuleBasedStateMachine):
                 self._end(jobs, semaphore, 0)
         while self.streams:
             self.a_stream_ends(0)
-        admission = self.admission
-        semaphores = [admission.bytes, admission.items, admission.crop_bytes, admission.images, admission.raw_crops]
-        assert not any(any(semaphore.used) or semaphore._flows for semaphore in semaphores)
-        assert not admission.streams._total
-        assert not admission.connections._streams_on
+        assert not any(any(semaphore.used) or semaphore._flows for semaphore in self._semaphores)
+        assert not self.admission.streams._total
+        assert not self.admission.connections._streams_on
         assert not self.estimator._of_caller
         self.loop.close()
 
     # ---- helpers ----
+
+    @property
+    def _semaphores(self) -> Sequence[FairSemaphore]:
+        of = self.admission
+        return of.bytes, of.items, of.crop_bytes, of.images, of.raw_crops
 
     def _do(self, call: Callable[[], Any]) -> Any:
         """What a call returns or raises, made on the loop."""
@@ -368,7 +374,7 @@ class AdmissionMachine(RuleBasedStateMachine):
                 stream.waits = None
                 if stream.message is None:
                     stream.is_reading = True
-                    self._do(stream.session.read_begins)
+                    self._do(stream.session.start_read_timer)
                 else:
                     message, stream.message = stream.message, None
                     message.crops, message.is_admitted = self._do(stream.session.admit), True

@@ -52,7 +52,7 @@ class OneKindOnly(FairSemaphore):
 class FirstFlowFirst(FairSemaphore):
     """Whoever waits longest as a flow is served until it has nothing left."""
 
-    def _next(self) -> str | None:
+    def _next(self) -> Any:
         self._starts.update(dict.fromkeys(self._waiting, 0.0))
         return super()._next()
 

@@ -208,3 +208,47 @@ def test_whatever_comes_the_limits_hold_and_all_are_served(
 
     for passes in (False, True):
         asyncio.run(run(passes))
+
+
+async def test_a_large_request_is_passed_by_one_limit_s_worth_of_others_and_no_more() -> None:
+    semaphore = FairSemaphore(12, passes=True)
+    small = [Holder(semaphore, str(number), 1) for number in range(10)]
+    large = Holder(semaphore, "large", 8)
+    await turn()
+    assert not large.is_granted
+    for number in range(40):  # as one ends, another caller's comes
+        await small.pop(0).release()
+        small.append(Holder(semaphore, f"later {number}", 1))
+        await turn()
+        if large.is_granted:
+            break
+    assert 12 <= number < 30
+    await large.release()
+    for each in small:
+        await each.release()
+    assert semaphore.used == (0,)
+
+
+async def test_who_waits_at_its_cap_goes_on_when_another_flow_leaves() -> None:
+    semaphore = FairSemaphore(12, passes=True)
+    a, b, more = Holder(semaphore, "a", 4), Holder(semaphore, "b", 1), Holder(semaphore, "a", 2)
+    await turn()
+    assert not more.is_granted  # each of two may hold four
+    await b.release()
+    await turn()
+    assert more.is_granted
+    await a.release()
+    await more.release()
+
+
+async def test_what_is_held_already_fits_however_small_its_flow_s_share_has_become() -> None:
+    semaphore = FairSemaphore(120, passes=True)
+    await semaphore.acquire("a", 40)
+    await semaphore.acquire("a", 8)
+    for number in range(9):
+        await semaphore.acquire(str(number), 1)
+    assert semaphore.share("a") == 10
+    assert semaphore.exchange("a", [8], [3])
+    assert semaphore.exchange("a", [0], [0])
+    assert not semaphore.exchange("a", [3], [4])
+    assert semaphore.used == (49,)

@@ -1,8 +1,12 @@
 import math
+from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
+from facenet_client import _requests, types
+from facenet_proto.v1 import face_pb2 as pb
 from facenet_server.errors import InvalidInput
+from facenet_server.rpc import converters
 from facenet_server.vision.options import CompareOptions, DetectOptions, FaceSelection
 
 
@@ -56,3 +60,21 @@ def test_an_image_is_reduced_as_far_as_its_smallest_face_stays_twenty_pixels(
     options = DetectOptions(min_face_px=min_face_px, allow_scaled_decoding=allowed)
     assert options.max_reduction == reduction
     assert options.reduced(reduction).min_face_px == min_face_px / reduction
+
+
+def test_every_detect_option_of_the_contract_is_read_by_the_server_and_sent_by_the_sdk() -> None:
+    given: dict[str, Any] = {
+        "min_face_px": 41,
+        "thresholds": (0.5, 0.55, 0.45),
+        "scale_factor": 0.6,
+        "max_faces": 3,
+        "return_crops": True,
+        "margin_px": 17,
+        "crop_size_px": 99,
+        "allow_scaled_decoding": True,
+    }
+    contract = {field.name for field in pb.DetectOptions.DESCRIPTOR.fields}
+    assert set(given) == contract == {field.name for field in fields(DetectOptions)}
+    assert contract <= set(types.DetectOptions.__optional_keys__)
+    read = asdict(converters.read_detect_options(_requests.detect_options(given)))
+    assert {name: pytest.approx(value) for name, value in given.items()} == read

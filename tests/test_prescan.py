@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 IMAGES: prescan.Messages = {2: {2: {}}, 3: {2: {}}}  # Image.raw, DetectOptions.thresholds
 ITEMS: prescan.Messages = {2: {1: {2: {}}, 2: {2: {}}}, 3: {1: {2: {}}}}
 PAIRS: prescan.Messages = {2: {1: {1: {2: {}}, 2: {}}, 2: {1: {2: {}}, 2: {}}}}
-FIELDS = prescan.Fields(id=1, items=2, timeout_ms=4, to_work={}, messages=IMAGES)
+FIELDS = prescan.Fields(id=1, items=2, timeout_ms=4, to_images={}, messages=IMAGES)
 SIDES: prescan.Paths = {1: {1: {}}, 2: {1: {}}}
 
 
@@ -30,9 +30,9 @@ def test_the_outline_is_the_message_s(
     assert prescan.scan(request.SerializeToString(), FIELDS, 64) == (number, len(images), len(images), timeout_ms)
 
 
-def n_work(to_work: prescan.Paths, messages: prescan.Messages, request: Message) -> int:
-    fields = FIELDS._replace(to_work=to_work, messages=messages)
-    return prescan.scan(request.SerializeToString(), fields, 64).n_work
+def n_images(to_images: prescan.Paths, messages: prescan.Messages, request: Message) -> int:
+    fields = FIELDS._replace(to_images=to_images, messages=messages)
+    return prescan.scan(request.SerializeToString(), fields, 64).n_images
 
 
 def test_images_and_files_among_crops_are_counted_wherever_they_stand() -> None:
@@ -47,29 +47,29 @@ def test_images_and_files_among_crops_are_counted_wherever_they_stand() -> None:
         ([pb.EmbedItem()], 0),
         ([], 0),
     ):
-        assert n_work({1: {}, 2: {1: {}}}, ITEMS, pb.EmbedRequest(items=items)) == expected
+        assert n_images({1: {}, 2: {1: {}}}, ITEMS, pb.EmbedRequest(items=items)) == expected
 
 
 def test_an_image_on_either_side_of_a_pair_is_seen() -> None:
     photo = pb.Side(image=pb.Image(encoded=b"a"))
     known = pb.Side(embedding=pb.Embedding(vector=b"\x0a" * 2048, model="m"))
     for a, b, expected in ((photo, known, 1), (known, photo, 1), (known, known, 0), (None, photo, 1)):
-        assert n_work(SIDES, PAIRS, pb.CompareRequest(pairs=[pb.Pair(a=a, b=b)])) == expected
+        assert n_images(SIDES, PAIRS, pb.CompareRequest(pairs=[pb.Pair(a=a, b=b)])) == expected
 
 
 @pytest.mark.parametrize("before", [b"\x78\x01", b"\x7d0000", b"\x7900000000", b"\x7a\x01a", 9 * b"\x78\x01"])
 def test_a_photo_behind_fields_that_nobody_knows_is_a_photo_all_the_same(before: bytes) -> None:
     item = before + pb.EmbedItem(image=pb.Image(encoded=b"a")).SerializeToString()
-    fields = FIELDS._replace(to_work={1: {}, 2: {1: {}}}, messages=ITEMS)
+    fields = FIELDS._replace(to_images={1: {}, 2: {1: {}}}, messages=ITEMS)
     scanned = prescan.scan(b"\x12" + bytes([len(item)]) + item, fields, 64)
-    assert (scanned.n_items, scanned.n_work) == (1, 1)
+    assert (scanned.n_items, scanned.n_images) == (1, 1)
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=5))
 def test_items_of_any_bytes_are_looked_at_or_no_message(items: list[bytes]) -> None:
     data = b"".join(b"\x12" + bytes([len(item)]) + item for item in items)
     try:
-        assert prescan.scan(data, FIELDS._replace(to_work=SIDES, messages=PAIRS), 64).n_items == len(items)
+        assert prescan.scan(data, FIELDS._replace(to_images=SIDES, messages=PAIRS), 64).n_items == len(items)
     except DecodeError:
         with pytest.raises(DecodeError):
             pb.CompareRequest.FromString(data)
@@ -99,7 +99,7 @@ def varint(number: int) -> bytes:
 def test_fields_that_are_set_again_and_again_are_not_walked_over(path: tuple[int, ...], again: bytes) -> None:
     seen = Seen(nested(*path, content=again * 1_000_000))
     with pytest.raises(DecodeError, match="too many fields"):
-        prescan.scan(cast(bytes, seen), FIELDS._replace(to_work={1: {}}, messages=ITEMS), 64)
+        prescan.scan(cast(bytes, seen), FIELDS._replace(to_images={1: {}}, messages=ITEMS), 64)
     assert seen.n_reads < 500
 
 

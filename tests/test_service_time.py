@@ -12,7 +12,7 @@ import pytest
 from calls import ask, raw, stream, until
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_server.admission import wait_estimator
-from facenet_server.serving.micro_batch import CROPS, WORK
+from facenet_server.serving.micro_batch import IMAGES, RAW_CROPS
 from nets import HeldNet, crop, embed, fake_server, fake_service, square
 
 
@@ -90,7 +90,7 @@ async def test_of_a_message_only_what_is_work_counts_as_work(monkeypatch: pytest
         async with stream(target, "Compare", pb.CompareResponse) as call:
             await call.write(pb.CompareRequest(pairs=[known_pair()] * 63 + [photos]))
             await until(lambda: service.admission.counts.items_in_flight == 64)
-            assert service.admission.estimators[WORK]._of_caller.total() == 1
+            assert service.admission.estimators[IMAGES]._of_caller.total() == 1
             found.set()
             assert len((await call.read()).results) == 64
 
@@ -134,7 +134,7 @@ async def test_crops_that_lie_untaken_shut_out_nobody_s_photos(monkeypatch: pyte
     monkeypatch.setattr(nets, "pnet", pnet)
     options = pb.DetectOptions(return_crops=True, crop_size_px=512)
     async with fake_service(max_mib_in_flight=16) as (target, service):
-        estimator = service.admission.estimators[WORK]
+        estimator = service.admission.estimators[IMAGES]
         async with AsyncExitStack() as lying, stream(target, "Detect", pb.DetectResponse) as modest:
             for _ in range(3):
                 await ask(modest, photos(8))
@@ -165,15 +165,15 @@ async def test_crops_beside_a_photo_tell_of_the_pace_of_crops() -> None:
         async with stream(target, "Embed", pb.EmbedResponse) as call:
             answer = await ask(call, pb.EmbedRequest(items=mixed))
     assert all(result.HasField("embedding") for result in answer.results[1:])
-    assert service.admission.estimators[CROPS]._throughput.known_seconds_for(15) == pytest.approx(0.8, rel=0.6)
-    assert service.admission.estimators[WORK]._throughput.known_seconds_for(1) is not None
+    assert service.admission.estimators[RAW_CROPS]._throughput.known_seconds_for(15) == pytest.approx(0.8, rel=0.6)
+    assert service.admission.estimators[IMAGES]._throughput.known_seconds_for(1) is not None
 
 
 @pytest.mark.slow
 async def test_pairs_of_embeddings_beside_one_of_photos_are_no_work_that_others_wait_for() -> None:
     photos = pb.Pair(**dict.fromkeys("ab", pb.Side(image=raw(square()))))
     async with fake_service() as (target, service):
-        estimator = service.admission.estimators[WORK]
+        estimator = service.admission.estimators[IMAGES]
         async with stream(target, "Compare", pb.CompareResponse) as call:
             for _ in range(5):
                 await ask(call, pb.CompareRequest(pairs=[photos]))

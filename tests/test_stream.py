@@ -15,7 +15,7 @@ from facenet_server.admission.controller import AdmissionController
 from facenet_server.admission.limits import AdmissionLimits
 from facenet_server.admission.wait_estimator import WaitEstimator
 from facenet_server.rpc.stream import End, Method, Stream, StreamLimits
-from facenet_server.serving.micro_batch import CROPS, WORK, RequestContext
+from facenet_server.serving.micro_batch import IMAGES, RAW_CROPS, RequestContext
 
 LIMITS = AdmissionLimits(
     items_per_stream=8,
@@ -91,11 +91,11 @@ class Scene:
     def __init__(self, stream: type[Stream] = Stream, **limits: Any) -> None:
         self.caller, self.works, self.draining = Caller(), asyncio.Event(), asyncio.Event()
         self.given_up = 0
-        self.admission = AdmissionController(LIMITS, {kind: WaitEstimator() for kind in (CROPS, WORK)})
+        self.admission = AdmissionController(LIMITS, {kind: WaitEstimator() for kind in (RAW_CROPS, IMAGES)})
         self.requests = Counted(self.admission)
         bounds = StreamLimits(**{"max_messages": 4, "max_items_per_message": 8, "max_images": 4, **limits})
-        to_work: Any = {"image": {}, "crop": {"encoded": {}}}
-        method = Method(self.requests, pb.EmbedResponse, "items", self._answer, to_work, CROPS)  # type: ignore[arg-type]
+        to_images: Any = {"image": {}, "crop": {"encoded": {}}}
+        method = Method(self.requests, pb.EmbedResponse, "items", self._answer, to_images, RAW_CROPS)  # type: ignore[arg-type]
         context: Any = self.caller
         self.served = asyncio.ensure_future(
             stream(method, context, bounds, self.admission, self.draining).serve("somebody")
@@ -264,3 +264,18 @@ async def test_a_message_whose_time_is_up_while_it_waits_for_room_is_told_so() -
     assert await of.served is None
     assert [answer.id for answer in of.caller.answers] == [3, 4, 5]
     assert math.isfinite(of.admission.backoff_s())
+
+
+async def test_a_stream_whose_last_message_did_not_fit_is_read_again_within_its_callers_share() -> None:
+    of = scene()
+    await until(lambda: of.caller.reads)
+    for number in range(8):
+        await of.admission.bytes.acquire(str(number), 100_000)
+    large = pb.EmbedItem(crop=pb.Image(encoded=b"x" * 600_000))
+    of.caller.sent.put_nowait(pb.EmbedRequest(id=1, items=[large]).SerializeToString())
+    of.works.set()
+    of.sends(2)
+    await until(lambda: len(of.caller.answers) == 2)
+    assert [answer.results[0].error.reason for answer in of.caller.answers] == ["OVERLOADED", ""]
+    of.has_sent_all()
+    assert await of.served is None

@@ -14,7 +14,7 @@ from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
 from facenet_server.admission.limits import Counts
 from facenet_server.errors import Overloaded
 from facenet_server.rpc.service import FaceService
-from facenet_server.serving.micro_batch import CROPS
+from facenet_server.serving.micro_batch import RAW_CROPS
 from nets import HeldNet, crop, embed, fake_server, fake_service
 
 
@@ -191,7 +191,7 @@ async def test_what_waits_for_room_is_waited_for() -> None:
     async with held_server(max_items_in_flight=6) as (net, service, stub, _):
         call = await occupied(net, stub, crops(1))
         await call.write(crops(2, 3, 4, timeout_ms=300))
-        estimator = service.admission.estimators[CROPS]
+        estimator = service.admission.estimators[RAW_CROPS]
         await until(lambda: estimator._of_caller.total() == 4)
         await until(lambda: estimator._of_caller.total() == 1)  # its time is up
         net.open()

@@ -178,8 +178,8 @@ def test_who_is_seated_already_may_take_more_of_a_newcomer_s_time_than_who_may_c
         waiting.begin(str(number), number, 1)
     for estimator, least_s in ((seated, 1.33), (waiting, 2.5)):
         assert wait_s(estimator, "new", 1) == pytest.approx(1, rel=ABOUT)
-        assert estimator.backoff_s("new", "its own", 1, remaining_s=(1 + ABOUT) * least_s) <= 0
-        assert estimator.backoff_s("new", "its own", 1, remaining_s=(1 - ABOUT) * least_s) > 0
+        assert estimator.refused_for_s("new", "its own", 1, remaining_s=(1 + ABOUT) * least_s) <= 0
+        assert estimator.refused_for_s("new", "its own", 1, remaining_s=(1 - ABOUT) * least_s) > 0
 
 
 @pytest.mark.parametrize(("n_seated", "remaining_s"), [(0, 3.0), (20, 2.4), (10, 3.0), (10, 2.7)])
@@ -190,12 +190,12 @@ def test_who_comes_back_when_told_to_finds_room_though_its_own_time_went_by(
     before = [estimator.begin(str(number), number, 1) for number in range(20)]  # two seconds of work
     for ticket in before[:n_seated]:
         ticket.seated(1)
-    backoff_s = estimator.backoff_s("new", "1", 1, remaining_s)
+    backoff_s = estimator.refused_for_s("new", "1", 1, remaining_s)
     assert 0 < backoff_s < remaining_s
     estimator._throughput = Steady()
     for ticket in before[: round(backoff_s * 10) + 1]:
         ticket.finished()
-    assert estimator.backoff_s("new", "1", 1, remaining_s - backoff_s) <= 0
+    assert estimator.refused_for_s("new", "1", 1, remaining_s - backoff_s) <= 0
 
 
 def test_answers_that_lie_unread_are_no_wait(
@@ -283,7 +283,7 @@ def test_tight_times_do_not_keep_a_server_of_many_cores_from_learning_what_it_ca
         clock.now_s = number * 2 * service_s / n_at_once
         while seated and seated[0][0] <= clock.now_s:
             seated.pop(0)[1].done()
-        if estimator.backoff_s(str(number), number, 1, 2 * service_s) > 0:
+        if estimator.refused_for_s(str(number), number, 1, 2 * service_s) > 0:
             refused += 1
             continue
         ticket = estimator.begin(str(number), number, 1)

@@ -35,7 +35,7 @@ from facenet_server.rpc.service import SERVICE, FaceService
 from facenet_server.serving.batched_detector import BatchedDetector, Nets
 from facenet_server.serving.batcher import Batcher
 from facenet_server.serving.compute import Compute
-from facenet_server.serving.micro_batch import CROPS, VECTORS, WORK
+from facenet_server.serving.micro_batch import EMBEDDINGS, IMAGES, RAW_CROPS
 from facenet_server.serving.per_image_detector import PerImageDetector, WorkLimits, warm_up
 from facenet_server.serving.pipeline import Embedder, FaceDetector, Pipeline
 from facenet_server.telemetry import cgroups
@@ -175,7 +175,7 @@ def _estimators(networks: Mapping[str, Network], config: Config, parts: Parts) -
     images, crops = (config.max_images_in_flight, config.max_batch_rows) if on_cuda else (threads, threads)
     estimator = partial(parts.wait_estimator, clock=parts.clock)
     of_images = estimator(images, most_of_stream=config.max_images_per_stream, one_takes_all=True)
-    return {WORK: of_images, CROPS: estimator(crops), VECTORS: estimator()}
+    return {IMAGES: of_images, RAW_CROPS: estimator(crops), EMBEDDINGS: estimator()}
 
 
 def admission_limits(config: Config) -> AdmissionLimits:

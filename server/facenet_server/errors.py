@@ -6,8 +6,9 @@
            InvalidInput                         InvalidInput       InvalidInput    UnknownModel, NoFace,
                                                                                    UnknownOperatingPoint
 
-    before the first item: Refused
-    anywhere on that way: TimedOut; where it waits for a network: Overloaded; in one: DeviceLost
+    where a stream or a unary call opens: Refused
+    anywhere on that way: TimedOut; where there is no room, in admission, for crops, memory or a network: Overloaded;
+    in a network: DeviceLost
 
     models folder ──loader──▶ networks ──build──▶ a server ──server──▶ its end
                    StartError           StartError          FatalError
@@ -59,7 +60,7 @@ class NoFace(ItemError):
 
 
 class Refused(Exception):
-    """There is no room for a stream; there may be after ``retry_after_s``."""
+    """There is no room for a stream or a unary call; there may be after ``retry_after_s``."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__("the server has no room now")
@@ -67,7 +68,7 @@ class Refused(Exception):
 
 
 class Overloaded(ItemError):
-    """There is no room for the item now; nothing was done for it, and it may be sent again, later."""
+    """There is no room for the item now, for whatever reason; it is safe to send it again, later."""
 
     def __init__(self, message: str) -> None:
         super().__init__(OVERLOADED, message)

@@ -85,6 +85,7 @@ async def serve(config: Config, parts: Parts | None = None, stop: StopPolicy | N
         on_lost = partial(loop.call_soon_threadsafe, lost.set)
         async with built(config, parts, on_lost) as server, process_memory.given_back(_GIVE_BACK_S):
             await _listen(server, config, lost, stop or StopPolicy(), last_words)
+    _log.info("stopped")
 
 
 async def _listen(server: Built, config: Config, lost: asyncio.Event, stop: StopPolicy, last_words: ExitStack) -> None:
@@ -116,7 +117,6 @@ async def _listen(server: Built, config: Config, lost: asyncio.Event, stop: Stop
         signal.signal(number, signal.SIG_DFL)
     if lost.is_set():
         raise FatalError("the device that the networks run on is lost; start the server anew")
-    _log.info("stopped")
 
 
 def _end_within(seconds: float) -> threading.Timer:

@@ -13,7 +13,7 @@ from typing import Self
 
 from facenet_server.admission.fair_semaphore import FairSemaphore
 from facenet_server.admission.limits import AdmissionLimits, Connections, Counts, Headroom
-from facenet_server.admission.wait_estimator import Throughput, WaitEstimator, backoff_s
+from facenet_server.admission.wait_estimator import Throughput, WaitEstimator, clamped_backoff_s
 from facenet_server.errors import Overloaded, Refused
 
 _STREAM_BACKOFF_S = 1.0  # at least, where streams or connections are too many: they end whenever their callers like
@@ -59,7 +59,7 @@ class AdmissionController:
 
     def backoff_s(self) -> float:
         """When to come back: about when what is in flight now will have been answered."""
-        return backoff_s(self._throughput.seconds_for(self.counts.items_in_flight))
+        return clamped_backoff_s(self._throughput.seconds_for(self.counts.items_in_flight))
 
     def changed(self, n_gone: int = 0) -> None:
         """The items in flight have changed; so many are gone, with an answer or without."""
@@ -134,14 +134,19 @@ class StreamSession:
     @property
     def reserves_at_once(self) -> bool:
         """Whether ``reserve_read`` need not wait."""
-        return not self._admission.bytes.would_wait(self.caller, self._last_bytes)
+        return not self._admission.bytes.would_wait(self.caller, self._next_bytes)
 
     async def reserve_read(self) -> None:
-        """Wait for room for a message like the last one."""
-        await self._admission.bytes.acquire(self.caller, self._last_bytes)
-        self._reserved = self._last_bytes
+        """Wait for room for a message like the last one, or for its caller's share of the room where that is less."""
+        n_bytes = self._next_bytes
+        await self._admission.bytes.acquire(self.caller, n_bytes)
+        self._reserved = n_bytes
 
-    def read_begins(self) -> None:
+    @property
+    def _next_bytes(self) -> int:
+        return min(self._last_bytes, self._admission.bytes.share(self.caller))
+
+    def start_read_timer(self) -> None:
         """From now on the reservation lapses once the stream proves idle, lest idle streams hold all bytes."""
         idle_s = _IDLE_S + self._reserved / _BYTES_PER_S
         self._lapse = asyncio.get_running_loop().call_later(idle_s, self.cancel_reservation)
@@ -158,7 +163,7 @@ class StreamSession:
             self._lapse.cancel()
             self._lapse = None
 
-    def reserve_bytes(self, n_items: int, n_bytes: int) -> bool:
+    def charge_bytes(self, n_items: int, n_bytes: int) -> bool:
         """Count the bytes of a message that was read, instead of its reservation; False where they do not fit, and the
         message is refused."""
         self._end_lapse()
@@ -170,7 +175,7 @@ class StreamSession:
         self._admission.counts.bytes_in_flight += n_bytes
         return True
 
-    def refuse(self, n_items: int) -> None:
+    def count_refused(self, n_items: int) -> None:
         """Count the items of the message that was read as refused; its bytes go with its answer."""
         self._admission.counts.refused_items += n_items
 

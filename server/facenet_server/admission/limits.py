@@ -41,9 +41,8 @@ class Counts:
 
 
 class Headroom:
-    """A count of what callers hold for as long as they like, with fair-share headroom: a caller has one more only where
-    it then has no more than it leaves free for a newcomer, whatever the others have. The first one is always let in
-    below the limit."""
+    """A count of what callers hold for as long as they like, with headroom for newcomers: a caller may hold at most
+    half of what the others leave. Its first one needs only a free place."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -99,9 +99,9 @@ class WaitEstimator:
         self._seated = Counter[str]()  # of each caller, and not answered
         self._n_seated = 0
 
-    def backoff_s(self, caller: str, stream: Hashable, n_items: int, remaining_s: float) -> float:
-        """When to send so many items again, whose answer is of use for ``remaining_s`` seconds; 0 or less where their
-        wait is short enough now. By then both what they wait for and their time are less."""
+    def refused_for_s(self, caller: str, stream: Hashable, n_items: int, remaining_s: float) -> float:
+        """For how long so many items are refused, whose answer is of use for ``remaining_s`` seconds: 0 or less where
+        their wait is short enough now. By then both what they wait for and their time are less."""
         certain_s, guessed_s = self.waits_s(caller, stream, n_items)
         too_late_s = certain_s / _CERTAIN + guessed_s / _GUESSED - remaining_s
         back_s = too_late_s * _CERTAIN / (1 - _CERTAIN)
@@ -178,6 +178,6 @@ class Ticket:
         self._left = self._seated = 0
 
 
-def backoff_s(seconds: float) -> float:
+def clamped_backoff_s(seconds: float) -> float:
     """A time as callers are told it."""
     return min(max(seconds, _MIN_BACKOFF_S), _MAX_BACKOFF_S)

@@ -20,7 +20,7 @@ from facenet_server.telemetry.process_memory import open_files
 
 _CALLS_BESIDE = 256  # streams of work: what is asked (128 beside one a connection), refusals on their way
 _CONNECTIONS_BESIDE = 2048  # idle ones (18 kB each, 49 with TLS), of health's callers, and those that are refused
-_FILES_BESIDE = 256  # that a process may have open beside its connections
+_FILES_BESIDE = 512  # that a process may have open beside its connections: models, the health port
 _IDLE_MS = 10_000  # a connection without a call is closed: a flood of them is gone soon, and callers connect anew
 _PROBES = 128  # calls of the health port at once
 _UNREAD_BYTES = 128 * 1024  # of a stream that is not read
@@ -61,6 +61,8 @@ def bind(
             f"cannot listen on {config.listen}: gRPC cannot bind it, as its own line says; where that is a host name, "
             "give an IP address instead (--listen)"
         ) from error
+    if open_files() < config.max_connections + _FILES_BESIDE:
+        _log.warning("this process may open %d files: fewer connections than --max-connections", open_files())
     if credentials is None and not config.is_near:
         _log.warning("%s is open to others in plain text: --tls-certificate, --tls-key", config.listen)
     return server, port

@@ -28,7 +28,7 @@ class Fields(NamedTuple):
     id: int
     items: int
     timeout_ms: int
-    to_work: Paths
+    to_images: Paths
     messages: Messages
 
 
@@ -38,7 +38,7 @@ class Prescan(NamedTuple):
 
     id: int
     n_items: int
-    n_work: int
+    n_images: int
     timeout_ms: int | None
 
 
@@ -47,7 +47,7 @@ def scan(data: bytes, fields: Fields, most: int) -> Prescan:
 
     Raises DecodeError where the bytes are no message, or one of far more fields than a request or an item has.
     """
-    number = n_items = n_work = n_fields = at = 0
+    number = n_items = n_images = n_fields = at = 0
     timeout_ms: int | None = None
     while at < len(data) and n_items <= most:
         n_fields += 1
@@ -62,7 +62,7 @@ def scan(data: bytes, fields: Fields, most: int) -> Prescan:
         elif kind == _LENGTH:
             size, at = _varint(data, at)
             if field == fields.items:
-                n_work += _walk(data, at, at + size, fields.messages[field], fields.to_work, _FIELDS_WITHIN)[1]
+                n_images += _walk(data, at, at + size, fields.messages[field], fields.to_images, _FIELDS_WITHIN)[1]
                 n_items += 1
             elif field in fields.messages:
                 _walk(data, at, at + size, fields.messages[field], {}, _FIELDS_WITHIN)
@@ -73,7 +73,7 @@ def scan(data: bytes, fields: Fields, most: int) -> Prescan:
             raise DecodeError(f"wire type {kind}")
         if at > len(data):
             raise DecodeError("the last field is cut off")
-    return Prescan(number, n_items, n_work, timeout_ms)
+    return Prescan(number, n_items, n_images, timeout_ms)
 
 
 def _walk(data: bytes, at: int, end: int, messages: Messages, paths: Paths, left: int) -> tuple[int, bool]:

@@ -20,7 +20,7 @@ from facenet_server.rpc.converters import About
 from facenet_server.rpc.stream import End, Method, Stream, StreamLimits
 from facenet_server.rpc.unary import UnaryCalls, refuse, serialized
 from facenet_server.serving.barrier import BatchBarrier
-from facenet_server.serving.micro_batch import CROPS, VECTORS, ItemHandler, MicroBatches, RequestContext
+from facenet_server.serving.micro_batch import EMBEDDINGS, RAW_CROPS, ItemHandler, MicroBatches, RequestContext
 from facenet_server.serving.pipeline import ByteBudget, Pipeline
 from facenet_server.telemetry.counters import Stats
 from facenet_server.telemetry.error_id import log_error
@@ -102,7 +102,12 @@ class FaceService:
         return {
             "Detect": Method(pb.DetectRequest, pb.DetectResponse, "images", self._detect, {}),
             "Embed": Method(
-                pb.EmbedRequest, pb.EmbedResponse, "items", self._embed, {"image": {}, "crop": {"encoded": {}}}, CROPS
+                pb.EmbedRequest,
+                pb.EmbedResponse,
+                "items",
+                self._embed,
+                {"image": {}, "crop": {"encoded": {}}},
+                RAW_CROPS,
             ),
             "Compare": Method(
                 pb.CompareRequest,
@@ -110,7 +115,7 @@ class FaceService:
                 "pairs",
                 self._compare,
                 {"a": {"image": {}}, "b": {"image": {}}},
-                VECTORS,
+                EMBEDDINGS,
             ),
         }
 
@@ -144,7 +149,7 @@ class FaceService:
             found = await self._pipeline.embed(converters.read_image(item.image), options(), budget, barrier)
             return pb.EmbedResult(detection=converters.detection(found))
 
-        def is_work(item: pb.EmbedItem) -> bool:
+        def needs_threads(item: pb.EmbedItem) -> bool:
             return item.HasField("image") or item.crop.HasField("encoded")
 
         def images(item: pb.EmbedItem) -> list[Encoded | Raw | None]:
@@ -153,7 +158,7 @@ class FaceService:
         def failed(error: ItemError) -> pb.EmbedResult:
             return pb.EmbedResult(error=converters.item_error(error))
 
-        handler = ItemHandler(one, images, is_work, failed, request.options.detect.return_crops)
+        handler = ItemHandler(one, images, needs_threads, failed, request.options.detect.return_crops)
         results = await self._micro_batches.answer(request.items, handler, context)
         return pb.EmbedResponse(id=request.id, results=results)
 

@@ -20,10 +20,10 @@ from google.protobuf.message import DecodeError, Message
 
 from facenet_server.admission.controller import AdmissionController, ResponseBytes, StreamSession
 from facenet_server.admission.fair_semaphore import FairSemaphore
-from facenet_server.admission.wait_estimator import backoff_s
+from facenet_server.admission.wait_estimator import clamped_backoff_s
 from facenet_server.errors import OVERLOADED, ItemError, Overloaded, ProtocolError, Refused, TimedOut
 from facenet_server.rpc import converters, prescan
-from facenet_server.serving.micro_batch import WORK, RequestContext
+from facenet_server.serving.micro_batch import IMAGES, RequestContext
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, Message]
@@ -31,33 +31,33 @@ if TYPE_CHECKING:
 _LINGER_S = 2.0  # how long a stream's end waits for its caller, who has been told, to close its side
 
 
-Paths: TypeAlias = Mapping[str, "Paths"]  # fields of a message by name, as in wire
+Paths: TypeAlias = Mapping[str, "Paths"]  # fields of a message by name, as prescan has them by number
 
 
 class Method(NamedTuple):
     """A streaming method: its request and response messages, the field that holds the batch, who answers; and what kind
-    a message is: WORK where an item has the fields of a path (none: any item), else another."""
+    a message is: IMAGES where an item has the fields of a path (none: any item), else another."""
 
     request: type[Any]
     response: type[Any]
     batch_field: str
     answer: Callable[[Any, RequestContext], Coroutine[Any, Any, Message]]
-    to_work: Paths
-    else_kind: str = WORK
+    to_images: Paths
+    other_kind: str = IMAGES
 
     def fields(self) -> prescan.Fields:
         """Where in a request's bytes is what must be known of it. Raises KeyError where a name is none of its
         fields."""
         names = self.request.DESCRIPTOR.fields_by_name
         items = names[self.batch_field]
-        to_work, messages = _numbers(items.message_type, self.to_work), _messages(self.request.DESCRIPTOR)
-        return prescan.Fields(names["id"].number, items.number, names["timeout_ms"].number, to_work, messages)
+        to_images, messages = _numbers(items.message_type, self.to_images), _messages(self.request.DESCRIPTOR)
+        return prescan.Fields(names["id"].number, items.number, names["timeout_ms"].number, to_images, messages)
 
     def kinds(self, scanned: prescan.Prescan) -> dict[str, int]:
         """How many of such a request's items are of which kind. The first is the request's."""
-        rest = scanned.n_items - scanned.n_work
-        of_rest = {self.else_kind: rest} if rest or not scanned.n_work else {}
-        return {WORK: scanned.n_work, **of_rest} if scanned.n_work else of_rest
+        rest = scanned.n_items - scanned.n_images
+        of_rest = {self.other_kind: rest} if rest or not scanned.n_images else {}
+        return {IMAGES: scanned.n_images, **of_rest} if scanned.n_images else of_rest
 
 
 def _numbers(message: Any, paths: Paths) -> prescan.Paths:
@@ -98,9 +98,9 @@ class _Pending(NamedTuple):
     retry_at_s: float | None = None  # on the loop's clock: when to come back, where its refusal knows
 
 
-_DRAINING = End(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
-_SILENT = End(grpc.StatusCode.DEADLINE_EXCEEDED, "no first message came in time")
-_STALLED = End(grpc.StatusCode.CANCELLED, "the answers were not taken in time")
+_END_DRAINING = End(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+_END_SILENT = End(grpc.StatusCode.DEADLINE_EXCEEDED, "no first message came in time")
+_END_STALLED = End(grpc.StatusCode.CANCELLED, "the answers were not taken in time")
 _Accepted = asyncio.Queue[_Pending | End | None]  # None: the caller has no more
 
 
@@ -109,7 +109,7 @@ class Stream:
 
     _session: StreamSession
     _tasks: asyncio.TaskGroup
-    _drain: asyncio.Task[Any]  # ends once the server drains
+    _drain_watch: asyncio.Task[Any]  # ends once the server drains
     _late: asyncio.Handle  # of the write
 
     def __init__(
@@ -142,7 +142,7 @@ class Stream:
             self._session = self._admission.open_stream(caller, self._context.peer())
         except Refused:
             if self._draining.is_set():  # there is nothing to come back to
-                return _DRAINING
+                return _END_DRAINING
             raise
         with self._session:
             try:
@@ -163,14 +163,14 @@ class Stream:
                     message.retry_after_ms = round(1000 * self._backoff_s(retry_at_s))
                 self._leaving = crops
                 if not await self._write(message):
-                    return _STALLED
+                    return _END_STALLED
                 self._leaving = None
                 self._session.complete(n_items, n_bytes, crops)
                 self._credits.release()
                 del message
-            if pending is _DRAINING:
+            if pending is _END_DRAINING:
                 if not await self._write(self._method.response(draining=True)):
-                    return _STALLED
+                    return _END_STALLED
                 # A caller that still writes when its call ends may lose answers that it has not read.
                 await asyncio.wait({self._reader}, timeout=_LINGER_S)
             self._reader.cancel()  # it waits for a message that nobody wants, if for anything
@@ -178,7 +178,7 @@ class Stream:
 
     async def _write(self, message: Message) -> bool:
         """Write, however long it takes. False where the caller took nothing for too long, and the stream is stalled."""
-        self._late = asyncio.get_running_loop().call_later(self._limits.max_write_stall_s, self._is_late)
+        self._late = asyncio.get_running_loop().call_later(self._limits.max_write_stall_s, self._on_write_timeout)
         try:
             await self._context.write(message)
         except grpc.aio.BaseError:  # the caller has gone: gRPC is about to cancel this
@@ -189,8 +189,8 @@ class Stream:
             self._late.cancel()
         return not self._is_stalled
 
-    def _is_late(self) -> None:
-        """What was taken while the loop itself stood still is told in the same turn, behind this."""
+    def _on_write_timeout(self) -> None:
+        """Stall, unless the answer was taken while the loop itself stood still, which the loop tells behind this."""
         self._late = asyncio.get_running_loop().call_soon(self._stall)
 
     def _stall(self) -> None:
@@ -213,46 +213,46 @@ class Stream:
     async def _read(self) -> None:
         """Accept messages, each for a credit and under a reservation, until there are no more to accept; what comes
         while the server drains is discarded."""
-        self._drain = asyncio.create_task(self._draining.wait())
-        self._drain.add_done_callback(self._begin_drain)
+        self._drain_watch = asyncio.create_task(self._draining.wait())
+        self._drain_watch.add_done_callback(self._begin_drain)
         try:
             while (data := await self._next()) is not grpc.aio.EOF:
-                if not self._drain.done():
+                if not self._drain_watch.done():
                     pending = await self._accept(data)
                     if pending is not None:
                         self._accepted.put_nowait(pending)
                     del pending
                 del data  # an idle stream keeps nothing of its last message
-            if not self._drain.done():
+            if not self._drain_watch.done():
                 self._session.cancel_reservation()
                 self._accepted.put_nowait(None)
         except ProtocolError as error:
             self._accepted.put_nowait(End(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
         finally:
-            self._drain.cancel()
+            self._drain_watch.cancel()
 
     def _begin_drain(self, drain: asyncio.Task[Any]) -> None:
         """The server drains: nothing more is accepted."""
         if not drain.cancelled():
-            self._accepted.put_nowait(_DRAINING)
+            self._accepted.put_nowait(_END_DRAINING)
 
     async def _next(self) -> Any:
         """The caller's next message, or its end: once there is a credit for it and room, or the server drains."""
         session = self._session
-        if not self._drain.done():
+        if not self._drain_watch.done():
             await self._credits.acquire()
-        if not self._drain.done():
+        if not self._drain_watch.done():
             if session.reserves_at_once:
                 await session.reserve_read()
             else:
                 await self._unless_drained(session.reserve_read())
-        if not self._drain.done():
-            session.read_begins()
+        if not self._drain_watch.done():
+            session.start_read_timer()
         read = start_read(self._context)
         is_first, self._is_new = self._is_new, False
         await asyncio.wait({read}, timeout=self._limits.first_message_s if is_first else None)
         if not read.done():
-            self._accepted.put_nowait(_SILENT)
+            self._accepted.put_nowait(_END_SILENT)
             await asyncio.wait({read})
         return read.result()
 
@@ -261,7 +261,7 @@ class Stream:
         remaining_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
         waiting = asyncio.ensure_future(wait)
         try:
-            await asyncio.wait({waiting, self._drain}, timeout=remaining_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({waiting, self._drain_watch}, timeout=remaining_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()
         await asyncio.wait({waiting})
@@ -271,14 +271,14 @@ class Stream:
         """A message, begun once there is room for its items; or its refusal, for which it is not even parsed. None
         where the server drains instead. Raises ProtocolError."""
         scanned, session = self._prescan(data), self._session
-        if not session.reserve_bytes(scanned.n_items, len(data)):
+        if not session.charge_bytes(scanned.n_items, len(data)):
             return self._refused(scanned, Overloaded("the server has no room for this message now"))
         kinds = self._method.kinds(scanned)
         kind = next(iter(kinds))
         remaining_s = self._remaining_s(scanned.timeout_ms)
-        wait_s = self._admission.estimators[kind].backoff_s(session.caller, session, kinds[kind], remaining_s)
+        wait_s = self._admission.estimators[kind].refused_for_s(session.caller, session, kinds[kind], remaining_s)
         if wait_s > 0:
-            session.refuse(scanned.n_items)
+            session.count_refused(scanned.n_items)
             no_time = Overloaded("this message would wait for too much of the time that it has")
             retry_at_s = asyncio.get_running_loop().time() + wait_s
             return self._refused(scanned, no_time, len(data), retry_at_s)
@@ -297,15 +297,18 @@ class Stream:
                 unless_begun.callback(each.finished)
             if session.acquires_at_once(n_items):
                 await session.acquire_items(n_items)
-            elif not await self._unless_drained(session.acquire_items(n_items), deadline) and not self._drain.done():
-                session.refuse(n_items)
+            elif (
+                not await self._unless_drained(session.acquire_items(n_items), deadline)
+                and not self._drain_watch.done()
+            ):
+                session.count_refused(n_items)
                 return self._refused(scanned, TimedOut(), len(data))
-            if self._drain.done():
+            if self._drain_watch.done():
                 return None
             request = self._parsed(data)
             unless_begun.pop_all()
         crops = session.admit()
-        context = RequestContext(session.caller, self._method.else_kind, self._images, deadline, crops, tickets)
+        context = RequestContext(session.caller, self._method.other_kind, self._images, deadline, crops, tickets)
         answer = self._tasks.create_task(self._method.answer(request, context))
         for ticket in tickets.values():
             answer.add_done_callback(ticket.finished)
@@ -349,7 +352,7 @@ class Stream:
         """When to come back, as of now: a refusal is told after its stream's earlier answers."""
         if retry_at_s is None:
             return self._admission.backoff_s()
-        return backoff_s(retry_at_s - asyncio.get_running_loop().time())
+        return clamped_backoff_s(retry_at_s - asyncio.get_running_loop().time())
 
 
 def start_read(context: grpc.aio.ServicerContext[bytes, Message]) -> asyncio.Future[Any]:

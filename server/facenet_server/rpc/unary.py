@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _PUSHBACK = "grpc-retry-pushback-ms"  # gRFC A6's name for when to come back
 _RETRY_S = 1.0
 _READ_AT_ONCE = 8  # messages, any of which may be as long as a message may
-_TURN_S, _READ_S = 5.0, 1.0  # for one to be read, and to come
+_ACQUIRE_S, _READ_S = 5.0, 1.0  # until one may be read, and until it has come
 _MOST_BYTES = 4096  # of one, since it lies here while its answers are given
 
 
@@ -67,7 +67,7 @@ class UnaryCalls:
     async def _read(self, request: type[Message], context: Context, caller: str) -> Message:
         async with AsyncExitStack() as seats:
             try:
-                async with asyncio.timeout(_TURN_S):
+                async with asyncio.timeout(_ACQUIRE_S):
                     await seats.enter_async_context(self._reads.acquired(caller, 1))
             except TimeoutError:
                 await refuse(context, Refused(_RETRY_S))

@@ -5,15 +5,16 @@ from collections.abc import Sequence
 
 
 def micro_batches(weights: Sequence[int], most: int, most_weight: int) -> list[slice]:
-    """Consecutive items cut into groups of at most ``most``, none heavier than ``most_weight`` but one item alone."""
-    groups: list[slice] = []
+    """Consecutive items, cut into micro-batches of at most ``most``, none heavier than ``most_weight`` but one item
+    alone."""
+    batches: list[slice] = []
     start = weight = 0
     for number, each in enumerate(weights):
         if number > start and (number - start == most or weight + each > most_weight):
-            groups.append(slice(start, number))
+            batches.append(slice(start, number))
             start, weight = number, 0
         weight += each
-    return [*groups, slice(start, len(weights))]
+    return [*batches, slice(start, len(weights))]
 
 
 class BatchBarrier:

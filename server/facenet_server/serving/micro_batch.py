@@ -15,7 +15,11 @@ from facenet_server.serving.pipeline import Pipeline
 from facenet_server.telemetry.error_id import log_error
 from facenet_server.vision.decode import Encoded, Raw
 
-WORK, CROPS, VECTORS = "images and files", "raw crops", "embeddings"  # what the items of a message wait for seats as
+IMAGES, RAW_CROPS, EMBEDDINGS = (
+    "images and files",
+    "raw crops",
+    "embeddings",
+)  # what the items of a message wait for seats as
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,7 +31,7 @@ class RequestContext(NamedTuple):
     and the tickets of each kind."""
 
     caller: str
-    else_kind: str
+    other_kind: str
     stream_images: FairSemaphore
     deadline: float | None
     crops: ResponseBytes
@@ -40,7 +44,7 @@ class ItemHandler(NamedTuple, Generic[Item, Result]):
 
     one: Callable[[Item, BatchBarrier], Awaitable[Result]]
     images: Callable[[Item], Sequence[Encoded | Raw | None]]
-    is_work: Callable[[Item], bool]
+    needs_threads: Callable[[Item], bool]
     failed: Callable[[ItemError], Result]
     has_crops: bool = False
 
@@ -51,9 +55,9 @@ class MicroBatches:
     def __init__(self, pipeline: Pipeline, images_per_group: int, admission: AdmissionController) -> None:
         self._pipeline = pipeline
         self._images_per_group = images_per_group
-        self._most_pixels = admission.limits.pixels // 2  # of a group, so that another caller's can be at work
+        self._most_pixels = admission.limits.pixels // 2  # of a micro-batch, so that another caller's can be at work
         self._images = admission.images
-        self._others = {CROPS: admission.raw_crops, VECTORS: admission.embeddings}
+        self._others = {RAW_CROPS: admission.raw_crops, EMBEDDINGS: admission.embeddings}
 
     async def answer(
         self, items: Sequence[Item], handler: ItemHandler[Item, Result], context: RequestContext
@@ -84,14 +88,14 @@ class MicroBatches:
     ) -> list[Result]:
         n_images = [len(some) for some in images]
         barrier = BatchBarrier(sum(n_images), context.deadline, max(pixels))
-        seats_each = [n or handler.is_work(item) for n, item in zip(n_images, items, strict=True)]
+        seats_each = [n or handler.needs_threads(item) for n, item in zip(n_images, items, strict=True)]
         seated = self._seated(seats_each, sum(pixels), context)
         try:
             if handler.has_crops:
                 context.crops.check()
             async with asyncio.timeout_at(context.deadline) as wait, seated:
                 wait.reschedule(None)
-                tickets = [context.tickets.get(WORK if n else context.else_kind) for n in seats_each]
+                tickets = [context.tickets.get(IMAGES if n else context.other_kind) for n in seats_each]
                 for ticket in context.tickets.values():
                     ticket.seated(tickets.count(ticket))
                 dones = [ticket.done if ticket else _nothing for ticket in tickets]
@@ -104,7 +108,7 @@ class MicroBatches:
 
     @asynccontextmanager
     async def _seated(self, seats_each: Sequence[int], pixels: int, context: RequestContext) -> AsyncIterator[None]:
-        """Room for a group: where it is work, the images of its stream, then the server's with their pixels."""
+        """Seats for a micro-batch: of images, those of its stream, then the server's with their pixels."""
         if n_seats := sum(seats_each):
             async with (
                 context.stream_images.acquired(context.caller, n_seats),
@@ -112,7 +116,7 @@ class MicroBatches:
             ):
                 yield
         else:
-            async with self._others[context.else_kind].acquired(context.caller, len(seats_each)):
+            async with self._others[context.other_kind].acquired(context.caller, len(seats_each)):
                 yield
 
 

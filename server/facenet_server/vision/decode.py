@@ -1,7 +1,7 @@
 """From bytes to upright RGB pixels, by the contract of docs/images.md. Pure: no waiting, no networks.
 
-One decoder decides for each format: libjpeg-turbo for JPEG, Pillow for the others. Nothing is decoded before its header
-has passed the limits, and metadata never is.
+libjpeg-turbo decodes JPEGs of usual colours and subsampling, Pillow all else. Nothing is decoded before its header has
+passed the limits, and metadata never is.
 """
 
 import io
