@@ -355,7 +355,9 @@ class Ended(NamedTuple):
 
 def run_until(lines: int, server: str, *arguments: object, then: Callable[["subprocess.Popen[str]"], None]) -> Ended:
     """Run a command; once its stdout has so many lines, do something to it, and read it to its end."""
-    command, environment = command_of(server, *arguments)
+    # A shell's background jobs, and what they start, would take no Ctrl-C.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command, environment = command_of(server, *arguments, before=heard)
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert process.stdout is not None

@@ -109,7 +109,7 @@ async def test_no_caller_has_so_many_questions_that_a_newcomer_could_not_have_as
 async def test_questions_that_never_come_hold_up_no_other_caller_and_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(unary, "_TURN_S", 1.5)
+    monkeypatch.setattr(unary, "_ACQUIRE_S", 1.5)
     async with asked(most=100) as (target, question), AsyncExitStack() as stack:
         question.open.set()
         hog, other = [await stack.enter_async_context(caller(target)) for _ in range(2)]
