@@ -51,8 +51,7 @@ class Headroom:
 
     def has_room(self, caller: str) -> bool:
         """Whether the caller may hold one more."""
-        mine = self._of_caller[caller]
-        return self._total < self._limit and (not mine or mine + 1 <= (self._limit - (self._total - mine)) // 2)
+        return _leaves_headroom(self._limit, self._total, self._of_caller[caller])
 
     def add(self, caller: str, change: int) -> None:
         """Count so many more of the caller's; fewer where they are negative."""
@@ -72,9 +71,8 @@ class Connections:
 
     def has_room(self, caller: str, connection: str) -> bool:
         """Whether the caller may open a stream there: the connection has streams, or there is room for another one."""
-        mine, used = self._of_caller[caller], len(self._streams_on)
-        has_room = used < self._limit and (not mine or mine + 1 <= (self._limit - (used - mine)) // 2)
-        return has_room or connection in self._streams_on
+        is_open = connection in self._streams_on
+        return is_open or _leaves_headroom(self._limit, len(self._streams_on), self._of_caller[caller])
 
     def add(self, caller: str, connection: str, n_streams: int) -> None:
         """Count so many streams more; fewer where they are negative."""
@@ -83,6 +81,11 @@ class Connections:
         add(self._streams_on, connection, n_streams)
         add(self._streams_of, there, n_streams)
         add(self._of_caller, caller, (there in self._streams_of) - was_there)
+
+
+def _leaves_headroom(limit: int, used: int, mine: int) -> bool:
+    """Whether a caller who has ``mine`` of the ``used`` may have one more."""
+    return used < limit and (not mine or mine + 1 <= (limit - (used - mine)) // 2)
 
 
 def add(counts: Counter[Key], key: Key, change: int) -> None:
