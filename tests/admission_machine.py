@@ -53,7 +53,6 @@ class Message:
     ticket: Ticket | None = None
     crops: ResponseBytes | None = None
     crop_bytes: int = 0
-    is_admitted: bool = False
 
 
 @dataclass(eq=False)
@@ -377,7 +376,7 @@ class AdmissionMachine(RuleBasedStateMachine):
                     self._do(stream.session.start_read_timer)
                 else:
                     message, stream.message = stream.message, None
-                    message.crops, message.is_admitted = self._do(stream.session.admit), True
+                    message.crops = self._do(stream.session.admit)
                     stream.messages.append(message)
                     if message.ticket:
                         message.ticket.seated(message.n_items)

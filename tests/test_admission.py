@@ -75,8 +75,6 @@ class Forgetful(StreamSession):
 class Mutated(AdmissionController):
     """One with a worse part."""
 
-    part: Any = None
-
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.worsen()

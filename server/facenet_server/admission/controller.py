@@ -169,7 +169,7 @@ class StreamSession:
         self._end_lapse()
         reserved, self._reserved, self._last_bytes = self._reserved, 0, n_bytes
         if not self._admission.bytes.exchange(self.caller, [reserved], [n_bytes]):
-            self._admission.counts.refused_items += n_items
+            self.count_refused(n_items)
             return False
         self._bytes += n_bytes
         self._admission.counts.bytes_in_flight += n_bytes
