@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from clocks import TurnedLoop
@@ -105,8 +106,8 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @initialize()
     def some_streams_are_open(self) -> None:
-        """One of each caller."""
-        for caller in "abcd":
+        """Two of the first callers, one of the others."""
+        for caller in "aabbcd":
             self.a_stream_opens(caller, "1")
 
     @rule(caller=callers, connection=st.sampled_from("12"))
@@ -214,20 +215,22 @@ class AdmissionMachine(RuleBasedStateMachine):
         """They wait for seats with memory for their pixels."""
         self._begin(self.images, self.admission.images, caller, n_images, pixels)
 
-    @rule(caller=callers, n_crops=st.integers(1, MOST_CROPS))
-    def crops_are_to_be_embedded(self, caller: str, n_crops: int) -> None:
+    @rule(caller=callers, messages=st.lists(st.integers(1, MOST_CROPS), min_size=1, max_size=6))
+    def crops_are_to_be_embedded(self, caller: str, messages: list[int]) -> None:
         """They wait for seats, in equal shares (invariant 5)."""
-        self._with_fairness(lambda: self._begin(self.crops, self.admission.raw_crops, caller, n_crops))
+        for n_crops in messages:
+            self._with_fairness(partial(self._begin, self.crops, self.admission.raw_crops, caller, n_crops))
 
     @rule(index=indexes)
     def images_are_searched(self, index: int) -> None:
         """They give their seats back."""
         self._end(self.images, self.admission.images, index)
 
-    @rule(index=indexes)
-    def crops_are_embedded(self, index: int) -> None:
+    @rule(some=st.lists(indexes, min_size=1, max_size=4))
+    def crops_are_embedded(self, some: list[int]) -> None:
         """They give their seats back."""
-        self._with_fairness(lambda: self._end(self.crops, self.admission.raw_crops, index))
+        for index in some:
+            self._with_fairness(partial(self._end, self.crops, self.admission.raw_crops, index))
 
     @rule(index=indexes)
     def work_is_given_up(self, index: int) -> None:
