@@ -7,13 +7,14 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
-from facenet_server.build import open_networks, open_pipeline
+from facenet_server.build import open_in_process
 from facenet_server.config import Config
+from facenet_server.models.contract import ModelInfo
 from facenet_server.serving.barrier import BatchBarrier
 from facenet_server.serving.pipeline import ByteBudget, Pipeline
 from facenet_server.telemetry.counters import Stats
-from facenet_server.vision.decode import Encoded, Raw
 from facenet_server.vision.options import DetectOptions, EmbedOptions
+from facenet_server.vision.sources import Encoded, Raw
 from numpy.typing import NDArray
 
 from benchmarks.workers.protocol import StageTimes
@@ -26,15 +27,15 @@ class InProcess:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._networks = open_networks(self._config)
         self._stats = Stats()
         self._runner = asyncio.Runner()
         self._stack = AsyncExitStack()
         self._pipeline: Pipeline
+        self._infos: Sequence[ModelInfo]
 
     def __enter__(self) -> Self:
-        opened = open_pipeline(self._networks, self._config, self._stats)
-        self._pipeline = self._run(self._stack.enter_async_context(opened))
+        opened = self._run(self._stack.enter_async_context(open_in_process(self._config, self._stats)))
+        self._pipeline, self._infos = opened.pipeline, opened.infos
         return self
 
     def __exit__(
@@ -46,7 +47,7 @@ class InProcess:
     @property
     def embedders(self) -> Sequence[str]:
         """The embedders by name."""
-        return [name for name, network in self._networks.items() if network.info.kind == "embedder"]
+        return [info.name for info in self._infos if info.kind == "embedder"]
 
     def detect(self, image: NDArray[np.uint8]) -> NDArray[np.float64]:
         """One image's faces, (N, 5) boxes and scores."""

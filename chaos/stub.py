@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from facenet_server import build, server
+from facenet_server import inference, server
 from facenet_server.admission.wait_estimator import WaitEstimator
 from facenet_server.build import Built, Parts
 from facenet_server.config import Config
@@ -252,7 +252,7 @@ def _opener(behaviour: Behaviour) -> Any:
     def open_networks(config: Config) -> dict[str, Any]:
         networks: dict[str, Any] = {kind: StandIn(kind, net, behaviour) for kind, net in nets.items()}
         if behaviour.models:
-            networks = dict(build.open_networks(config))
+            networks = dict(inference.open_networks(config))
         for name, network in networks.items():
             if network.info.kind == "embedder":
                 networks[name] = Faulty(network, behaviour)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from facenet_server.errors import Overloaded, TimedOut
-from facenet_server.serving.batcher import Batcher
+from facenet_server.serving.batcher import Batcher, ThreadRunner
 from facenet_server.telemetry.counters import Stage
 
 
@@ -223,11 +223,13 @@ async def test_rows_whose_answer_would_come_too_late_are_not_run() -> None:
 
 async def test_a_worker_without_a_thread_answers_and_lives_on() -> None:
     async with Batcher(Recorder(), 8) as batcher:
-        threads, batcher._executor = batcher._executor, ThreadPoolExecutor(1)
-        batcher._executor.shutdown()
+        runner = batcher._runner
+        assert isinstance(runner, ThreadRunner)
+        threads, runner._threads = runner._threads, ThreadPoolExecutor(1)
+        runner._threads.shutdown()
         with pytest.raises(RuntimeError):
             await batcher(rows(1))
-        batcher._executor = threads
+        runner._threads = threads
         await batcher(rows(2))
 
 

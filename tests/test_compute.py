@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 from calls import until
-from facenet_server.build import work_limits
 from facenet_server.config import Config
+from facenet_server.inference import work_limits
 from facenet_server.serving.barrier import BatchBarrier
 from facenet_server.serving.batched_detector import BatchedDetector, Nets
 from facenet_server.serving.batcher import Batcher
 from facenet_server.serving.compute import Compute, Steps
+from facenet_server.serving.image_task import ImageTask
 from facenet_server.serving.per_image_detector import PerImageDetector
-from facenet_server.serving.pipeline import FaceDetector
+from facenet_server.serving.pipeline import ImageWorkers
 from facenet_server.telemetry.counters import Stats
-from facenet_server.vision.decode import Raw
 from facenet_server.vision.options import DetectOptions
+from facenet_server.vision.sources import Raw
 from nets import onet, pnet, rnet
 
 
@@ -266,10 +267,10 @@ async def test_an_image_whose_caller_leaves_ends_its_pyramid_at_the_level_that_r
     async with Batcher(rnet, 8) as shared_rnet, Batcher(onet, 8) as shared_onet:
         with opened(gate, Compute(n_threads, Stats())) as compute:
             limits = work_limits(Config())
-            finder: FaceDetector = PerImageDetector(held_pnet, rnet, onet, limits, compute)
+            finder: ImageWorkers = PerImageDetector(held_pnet, rnet, onet, limits, compute)
             if shared:
                 finder = BatchedDetector(Nets(held_pnet, shared_rnet, shared_onet), limits, compute)
-            finding = asyncio.create_task(finder.find(image, DetectOptions(), BatchBarrier(1)))
+            finding = asyncio.create_task(finder.find(ImageTask(image, DetectOptions()), BatchBarrier(1)))
             await asyncio.to_thread(entered.wait)
             finding.cancel()
             await asyncio.gather(finding, return_exceptions=True)

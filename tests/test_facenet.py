@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 from facenet_server.errors import InvalidInput
-from facenet_server.vision import facenet
-from facenet_server.vision.mtcnn import NO_FACES, Faces
+from facenet_server.vision import embeddings, facenet
+from facenet_server.vision.boxes import NO_FACES, Faces
 from facenet_server.vision.options import FaceSelection
 from PIL import Image
 
@@ -61,8 +61,8 @@ def test_a_face_outside_the_image_has_no_crop_and_the_others_have_theirs() -> No
 def test_the_distance_of_a_vector_to_itself_is_zero_and_to_its_opposite_two() -> None:
     vector = np.random.default_rng(0).normal(size=512).astype(np.float32)
     vector /= np.linalg.norm(vector)
-    assert facenet.distance(vector, vector) == 0
-    assert facenet.distance(vector, -vector) == pytest.approx(2)
+    assert embeddings.distance(vector, vector) == 0
+    assert embeddings.distance(vector, -vector) == pytest.approx(2)
 
 
 UNIT = np.eye(1, 8, dtype=np.float32)[0]
@@ -79,9 +79,9 @@ UNIT = np.eye(1, 8, dtype=np.float32)[0]
 )
 def test_an_embedding_that_the_model_cannot_have_made_is_refused(vector: np.ndarray, made_by: str, reason: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        facenet.check_embedding(vector, made_by, ["mine", "mine-int8"], 8)
+        embeddings.check_embedding(vector, made_by, ["mine", "mine-int8"], 8)
     assert refused.value.reason == reason
 
 
 def test_an_embedding_of_an_interchangeable_model_is_accepted() -> None:
-    assert facenet.check_embedding(UNIT, "mine-int8", ["mine", "mine-int8"], 8) is UNIT
+    assert embeddings.check_embedding(UNIT, "mine-int8", ["mine", "mine-int8"], 8) is UNIT

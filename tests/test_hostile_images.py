@@ -2,15 +2,15 @@
 
 import pytest
 from facenet_client import AsyncClient, Detection, ImageLike
-from facenet_server.build import decode_limits
 from facenet_server.config import Config
 from facenet_server.errors import InvalidInput
-from facenet_server.vision.decode import Encoded, claimed_pixels, decode
+from facenet_server.vision.decode import decode
+from facenet_server.vision.sources import DecodeLimits, Encoded, claimed_pixels
 from nets import fake_server, square
 
 from chaos.files import REASONS, Bomb, bombs, damaged
 
-LIMITS = decode_limits(Config())
+LIMITS = DecodeLimits.of(Config())
 
 
 @pytest.mark.parametrize("bomb", bombs(), ids=lambda bomb: bomb.name)

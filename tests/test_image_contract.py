@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from facenet_server.errors import ItemError
-from facenet_server.vision.decode import Decoded, DecodeLimits, Encoded, decode
+from facenet_server.vision.decode import Decoded, decode
+from facenet_server.vision.sources import DecodeLimits, Encoded
 from PIL import Image, TiffImagePlugin
 
 LIMITS = DecodeLimits(("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "BMP", "TIFF", "GIF"), 25 << 20, 51_000_000)
@@ -218,7 +219,8 @@ def test_memory_that_is_short_is_no_fault_of_the_image() -> None:
 SHORT = """
 import resource, sys
 from facenet_server.errors import ItemError
-from facenet_server.vision.decode import DecodeLimits, Encoded, decode
+from facenet_server.vision.decode import decode
+from facenet_server.vision.sources import DecodeLimits, Encoded
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (30 << 20), resource.RLIM_INFINITY))
 try:

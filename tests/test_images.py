@@ -8,14 +8,8 @@ import cv2
 import numpy as np
 import pytest
 from facenet_server.errors import InvalidInput
-from facenet_server.vision.decode import (
-    DecodeLimits,
-    Encoded,
-    Raw,
-    claimed_pixels,
-    claimed_pixels_at_a_glance,
-    decode,
-)
+from facenet_server.vision.decode import decode
+from facenet_server.vision.sources import DecodeLimits, Encoded, Raw, claimed_pixels, claimed_pixels_at_a_glance
 from PIL import Image, ImageOps
 
 LIMITS = DecodeLimits(("JPEG", "PNG", "WEBP"), 1 << 20, 1_000_000)

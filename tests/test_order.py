@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from calls import until
-from facenet_server.build import decode_limits, work_limits
 from facenet_server.config import Config
+from facenet_server.inference import work_limits
 from facenet_server.serving.barrier import BatchBarrier
 from facenet_server.serving.batched_detector import BatchedDetector, Nets
 from facenet_server.serving.batcher import Batcher
@@ -18,8 +18,8 @@ from facenet_server.serving.compute import Compute
 from facenet_server.serving.per_image_detector import PerImageDetector
 from facenet_server.serving.pipeline import ByteBudget, Embedder, Pipeline
 from facenet_server.telemetry.counters import Stats
-from facenet_server.vision.decode import Raw
 from facenet_server.vision.options import CompareOptions, DetectOptions, EmbedOptions
+from facenet_server.vision.sources import DecodeLimits, Raw
 from nets import embed, onet, pnet, rnet, square
 
 IMAGES = 40
@@ -53,7 +53,7 @@ async def serving(proposals: Any, embedding: Any, *, shared: bool) -> AsyncItera
             by_steps = BatchedDetector(Nets(proposals, shared_rnet, shared_onet), limits, compute)
             embedders = {"colour": Embedder(embedder, 4, None)}
             detector = by_steps if shared else one_by_one
-            yield Pipeline(detector, embedders, "colour", decode_limits(config), compute), compute
+            yield Pipeline(detector, embedders, "colour", DecodeLimits.of(config)), compute
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["an image is one job", "steps of their own"])

@@ -18,10 +18,10 @@ from commandline import error_line
 from conftest import ServerProcess, server_process
 from facenet_server import addresses
 from facenet_server.addresses import HostPort, UnixSocket, check, parse, target, told
-from facenet_server.build import usable_cores
 from facenet_server.config import Config, unknown_variables
 from facenet_server.errors import StartError
 from facenet_server.telemetry import cgroups, process_memory
+from facenet_server.telemetry.cgroups import usable_cores
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nets import fake_server
 

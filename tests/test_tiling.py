@@ -1,25 +1,31 @@
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from facenet_server.build import open_networks, open_pipeline
+from facenet_server.build import Parts, open_in_process
 from facenet_server.config import Config
 from facenet_server.errors import StartError
+from facenet_server.inference import open_networks
 from facenet_server.models.runtime import Network
 from facenet_server.serving.barrier import BatchBarrier
 from facenet_server.serving.pipeline import ByteBudget, Detection
 from facenet_server.telemetry.counters import Stats
 from facenet_server.vision import mtcnn, tiling
-from facenet_server.vision.decode import Raw
 from facenet_server.vision.options import DetectOptions
+from facenet_server.vision.sources import Raw
 from facenet_server.vision.tiling import Tiles
 
 
 @pytest.fixture(scope="module")
 def networks(models: Path) -> dict[str, Network]:
     return open_networks(Config(models=models, device="cpu"))
+
+
+def given(networks: Mapping[str, Any]) -> Parts:
+    return Parts(open_networks=lambda _: networks)
 
 
 @pytest.mark.parametrize("at_once", [7, 1000])
@@ -84,7 +90,8 @@ async def test_detection_is_the_same_on_canvases(
             finally:
                 barrier.leave(1)
 
-        async with open_pipeline(networks, config, stats) as pipeline:
+        async with open_in_process(config, stats, given(networks)) as opened:
+            pipeline = opened.pipeline
             found = list(await asyncio.gather(one(astronaut), one(hopper), one(astronaut[:15, :15])))
         if share_levels == "on":
             stage = stats.stage("mtcnn-pnet-canvas")
@@ -101,7 +108,7 @@ async def test_without_the_file_sharing_is_refused(models: Path, networks: dict[
     config = Config(models=models, device="cpu", share_levels="on")
     others = {name: network for name, network in networks.items() if network.info.kind != "pnet_canvas"}
     with pytest.raises(StartError, match="facenet-convert mtcnn"):
-        async with open_pipeline(others, config, Stats()):
+        async with open_in_process(config, Stats(), given(others)):
             pass
 
 
@@ -119,8 +126,8 @@ async def test_a_thin_image_takes_no_more_memory_than_others(models: Path, netwo
     counted: Any = {**networks, "mtcnn-pnet-canvas": Counted()}
     config = Config(models=models, device="cpu", share_levels="on", threads=1)
     thin = Raw(bytes(160 * 32_000 * 3), 160, 32_000)
-    async with open_pipeline(counted, config, Stats()) as pipeline:
-        found = await pipeline.detect(thin, DetectOptions(min_face_px=160), ByteBudget(0), BatchBarrier(1))
+    async with open_in_process(config, Stats(), given(counted)) as opened:
+        found = await opened.pipeline.detect(thin, DetectOptions(min_face_px=160), ByteBudget(0), BatchBarrier(1))
     assert not len(found.faces.boxes)
     assert sum(calls) == tiling.count(12, 2_400)
     assert max(calls) <= tiling.AT_ONCE

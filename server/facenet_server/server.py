@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from facenet_server import addresses
-from facenet_server.build import Built, Parts, built, usable_cores
+from facenet_server.build import Built, Parts, built
 from facenet_server.config import Config
 from facenet_server.errors import FatalError
 from facenet_server.telemetry import process_memory
+from facenet_server.telemetry.cgroups import usable_cores
 
 _LOST_GRACE_S, _LOST_END_S = 1.0, 4.0  # once the device is lost: for the answers that say so; for the process
 _SECOND_SIGNAL_END_S = 0.8

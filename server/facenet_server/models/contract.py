@@ -7,7 +7,7 @@ from typing import Any
 
 from facenet_server.errors import StartError
 from facenet_server.vision import calibration
-from facenet_server.vision.calibration import Calibration
+from facenet_server.vision.calibration import Calibration, OperatingPoint
 
 FORMAT = "4"
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -61,6 +61,16 @@ class ModelInfo:
         if self.kind != "embedder":
             return PORTS[self.kind]
         return Ports({"image": ("tensor(uint8)", (None, 160, 160, 3))}, {"embedding": (None, self.dimension)})
+
+
+def info_of(values: Mapping[str, Any]) -> ModelInfo:
+    """A ModelInfo out of what ``dataclasses.asdict`` made of one, and JSON of that."""
+    calibration = values["calibration"]
+    if calibration is not None:
+        points = {name: OperatingPoint(**point) for name, point in calibration["operating_points"].items()}
+        calibration = Calibration(**{**calibration, "operating_points": points})
+    twins = tuple(values["interchangeable_with"])
+    return ModelInfo(**{**values, "calibration": calibration, "interchangeable_with": twins})
 
 
 def read_metadata(metadata: Mapping[str, str], onnx_sha256: str) -> ModelInfo:

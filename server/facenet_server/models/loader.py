@@ -6,10 +6,9 @@ with ``facenet-convert``.
 
 import base64
 import hashlib
-import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facenet_server.errors import StartError
+from facenet_server.models import manifest
 from facenet_server.models.batch_buckets import open_buckets
 from facenet_server.models.contract import PORTS, ModelInfo, check_ports, read_metadata
 from facenet_server.models.fault_tolerance import is_no_memory
+from facenet_server.models.manifest import MAKE_ANEW
 from facenet_server.models.runtime import (
     Cuda,
     Engine,
@@ -33,9 +34,6 @@ from facenet_server.models.runtime import (
 )
 from facenet_server.vision.mtcnn import map_side
 from facenet_server.vision.tiling import SIDE_PX
-
-MANIFEST = "manifest.json"
-_ANEW = "make it anew with `facenet-convert all --force --out {}`"
 
 _FREE_SIDE = 36  # of the golden answer's input, where an input's height and width are free
 _GOLDEN_ERROR = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 2e-2, "int8": 0.1}  # relative, over all outputs
@@ -54,7 +52,7 @@ def open_models(folder: Path, engine: Engine, cuda: Cuda | None = None) -> dict[
     the detector's networks or every embedder is missing, or where the device cannot be had.
     """
     providers = execution_providers(engine, cuda)
-    networks = [_open(folder / file, sha256, providers, engine) for file, sha256 in _manifest(folder).items()]
+    networks = [_open(folder / file, sha256, providers, engine) for file, sha256 in manifest.files(folder).items()]
     _check_device(networks, engine, wants_cuda=len(providers) > 1)
     kinds = [network.info.kind for network in networks]
     for kind in (*PORTS, "embedder"):
@@ -69,12 +67,12 @@ def open_models(folder: Path, engine: Engine, cuda: Cuda | None = None) -> dict[
     return dict(zip(names, networks, strict=True))
 
 
-def stated_default(folder: Path) -> str:
-    """The embedder that the folder's manifest states as the default one; empty where it states none.
-
-    Raises StartError where the manifest cannot be read.
-    """
-    return str(_read_manifest(folder).get("default_embedder") or "")
+def open_some(folder: Path, engine: Engine, sha256s: Collection[str]) -> dict[str, Network]:
+    """Those of the models whose files have one of these SHA-256, by name. Raises StartError."""
+    providers = execution_providers(engine)
+    listed = manifest.files(folder).items()
+    networks = [_open(folder / file, sha256, providers, engine) for file, sha256 in listed if sha256 in sha256s]
+    return {network.info.name: network for network in networks}
 
 
 def _check_device(networks: Sequence[Network], engine: Engine, wants_cuda: bool) -> None:
@@ -95,37 +93,15 @@ def _agree(networks: Sequence[Network]) -> None:
         network.info = replace(network.info, interchangeable_with=known)
 
 
-def _manifest(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file."""
-    try:
-        files = _read_manifest(folder)["files"]
-        return {name: str(files[name]["sha256"]) for name in sorted(files)}
-    except (KeyError, TypeError) as error:
-        raise _unreadable(folder, error) from error
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / MANIFEST).read_text()))
-    except FileNotFoundError:
-        raise StartError(f"no {folder / MANIFEST}: make the models with `facenet-convert all --out {folder}`") from None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise _unreadable(folder, error) from error
-
-
-def _unreadable(folder: Path, error: Exception) -> StartError:
-    return StartError(f"cannot read {folder / MANIFEST}: {error}; {_ANEW.format(folder)}")
-
-
 def _open(path: Path, sha256: str, providers: list[Any], engine: Engine) -> Network:
-    again = f"{_ANEW.format(path.parent)}, or `quantize` where that made it"
+    again = f"{MAKE_ANEW.format(path.parent)}, or `quantize` where that made it"
     try:
         data = path.read_bytes()
     except OSError as error:
         raise StartError(f"cannot read {path}: {error.strerror}; {again}") from error
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
-        raise StartError(f"{path} is not the file in {MANIFEST} (SHA-256 {found}, not {sha256}); {again}")
+        raise StartError(f"{path} is not the file in {manifest.NAME} (SHA-256 {found}, not {sha256}); {again}")
     if _ELSEWHERE.search(data):
         raise StartError(f"{path} has weights in another file, whose SHA-256 nobody checks: save it as one; {again}")
     try:
@@ -140,10 +116,11 @@ def _open(path: Path, sha256: str, providers: list[Any], engine: Engine) -> Netw
 
 
 def _opened(data: bytes, sha256: str, providers: list[Any], engine: Engine) -> Network:
-    session = open_session(data, providers, engine.threads)
+    # A run of an embedder takes a hundred megabytes, which an arena of ONNX Runtime's own would keep.
+    session = open_session(data, providers, engine.threads, keeps_memory=False)
     metadata = session.get_modelmeta().custom_metadata_map
     info = read_metadata(metadata, sha256)
-    if info.kind in PORTS and engine.threads > 1:  # small networks: a thread for each of several runs does more
+    if info.kind in PORTS:  # small networks: a thread for each of several runs does more
         session = open_session(data, providers, 1)
     check_ports(info, session)
     prove = partial(_self_test, golden=metadata.get("golden", ""), tf32=engine.tf32)

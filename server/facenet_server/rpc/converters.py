@@ -25,10 +25,10 @@ from facenet_server.errors import (
 from facenet_server.models.contract import ModelInfo
 from facenet_server.serving.pipeline import Comparison, Detection, Embedded
 from facenet_server.telemetry.counters import Stage, Stats, resident_bytes
+from facenet_server.vision.boxes import Faces
 from facenet_server.vision.calibration import BEST_ACCURACY, Calibration
-from facenet_server.vision.decode import Encoded, Raw
-from facenet_server.vision.mtcnn import Faces
 from facenet_server.vision.options import CompareOptions, DetectOptions, EmbedOptions, FaceSelection
+from facenet_server.vision.sources import Encoded, Raw
 
 # google.rpc.Code
 INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE = 3, 4, 5, 8, 13, 14

@@ -24,7 +24,7 @@ from facenet_server.serving.micro_batch import EMBEDDINGS, RAW_CROPS, ItemHandle
 from facenet_server.serving.pipeline import ByteBudget, Pipeline
 from facenet_server.telemetry.counters import Stats
 from facenet_server.telemetry.error_id import log_error
-from facenet_server.vision.decode import Encoded, Raw
+from facenet_server.vision.sources import Encoded, Raw
 
 _UNARY_CALLS_BESIDE = 128  # a connection that watches the health
 SERVICE = pb.DESCRIPTOR.services_by_name["FaceService"].full_name

@@ -12,14 +12,24 @@ import numpy as np
 
 from facenet_server.serving.barrier import BatchBarrier, micro_batches
 from facenet_server.serving.batcher import Batcher, Outputs, Rows
+from facenet_server.serving.choosing import choose
 from facenet_server.serving.compute import Compute, Steps
-from facenet_server.serving.per_image_detector import ONET_PX, RNET_PX, WorkLimits, at_once, check_work, cut, propose
+from facenet_server.serving.image_task import FoundFaces, ImageTask
+from facenet_server.serving.per_image_detector import (
+    ONET_PX,
+    RNET_PX,
+    InThreads,
+    WorkLimits,
+    at_once,
+    check_work,
+    cut,
+    propose,
+)
 from facenet_server.vision import decode, mtcnn, resize, tiling
-from facenet_server.vision.boxes import Boxes
-from facenet_server.vision.decode import Decoded, Encoded, Pixels, Raw
-from facenet_server.vision.mtcnn import NO_FACES, Faces
+from facenet_server.vision.boxes import NO_FACES, Boxes, Faces
 from facenet_server.vision.options import DetectOptions
 from facenet_server.vision.resize import Source
+from facenet_server.vision.sources import Pixels, Raw
 from facenet_server.vision.tiling import Canvases, Tiles
 
 
@@ -33,26 +43,25 @@ class Nets:
     canvases: Batcher | None = None
 
 
-class BatchedDetector:
+class BatchedDetector(InThreads):
     """The cascade. An image's steps run one after the other; images of a micro-batch wait for each other before
     each network, so that their windows share its batches."""
 
     def __init__(self, nets: Nets, limits: WorkLimits, compute: Compute) -> None:
+        super().__init__(compute)
         self._nets = nets
         self._limits = limits
-        self._compute = compute
 
-    async def find(
-        self, image: Encoded | Raw, options: DetectOptions, barrier: BatchBarrier, *, is_last: bool = False
-    ) -> tuple[Decoded, Faces]:
-        """The image's pixels, and MTCNN's faces in them. Raises InvalidInput."""
-        if isinstance(image, Raw):  # nothing to compute
-            decoded = decode.decode(image, self._limits.decode)
+    async def find(self, task: ImageTask, barrier: BatchBarrier) -> FoundFaces:
+        """MTCNN's faces in the image. Raises InvalidInput."""
+        image, options, limits = task.image, task.options, self._limits.decode
+        begins = isinstance(image, Raw)  # there is nothing to decode: no step before
+        if begins:
+            decoded = decode.decode(image, limits)
         else:
-            limits = self._limits.decode
             decoded = await self._compute.begin("decode", decode.decode, image, limits, options.max_reduction)
-        begins = isinstance(image, Raw)  # there was no step before
-        return decoded, await self._faces(decoded.pixels, options.reduced(decoded.reduction), barrier, begins)
+        faces = await self._faces(decoded.pixels, options.reduced(decoded.reduction), barrier, begins)
+        return await self._compute.job("align", lambda step: choose(step, decoded, faces, task))
 
     async def _faces(self, image: Pixels, options: DetectOptions, barrier: BatchBarrier, begins: bool) -> Faces:
         """The cascade: fewer and better boxes at every stage."""

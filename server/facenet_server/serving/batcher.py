@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -25,7 +26,7 @@ _RUNS = 16  # of the last, the shortest says how long a run takes at least
 _FADING = 0.8  # a batch: so fast is forgotten how many rows there were
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """At most a batch's worth of one call's rows, where its outputs go, since when it waits, and until when they are of
     use (on the loop's clock)."""
 
@@ -36,7 +37,61 @@ class _Part(NamedTuple):
 
     @property
     def n_rows(self) -> int:
+        """As many as it has."""
         return len(self.inputs[0])
+
+
+def drop_abandoned(batch: list[Part]) -> None:
+    """Take those out whose callers have left."""
+    batch[:] = [part for part in batch if not part.outputs.done()]
+
+
+class Run(NamedTuple):
+    """A batch's run: an outcome for each call, and when it began and ended."""
+
+    outcomes: list[Outputs | Exception]
+    start_ns: int
+    end_ns: int
+
+
+class Runner(ABC):
+    """Where batches run. A batch is put together once there is a place for it: until then it may grow."""
+
+    @abstractmethod
+    async def reserve(self) -> Any:
+        """A place for one batch, once there is one."""
+
+    @abstractmethod
+    def give_back(self, place: Any) -> None:
+        """The place is not needed; None: there is none."""
+
+    @abstractmethod
+    async def run(self, place: Any, batch: list[Part]) -> Run:
+        """Run a batch in its place, but those whose callers have left before it begins: they leave the batch."""
+
+
+class ThreadRunner(Runner):
+    """Batches of a network in threads of this process, in which they may wait for their turn."""
+
+    def __init__(self, net: Net, threads: Executor) -> None:
+        self._net = net
+        self._threads = threads
+
+    async def reserve(self) -> None:
+        """At once: it waits in the threads' queue."""
+
+    def give_back(self, place: None) -> None:
+        """Nothing to do."""
+
+    async def run(self, place: None, batch: list[Part]) -> Run:
+        """Run in the next free thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, batch)
+
+    def _run(self, batch: list[Part]) -> Run:
+        start_ns = time.monotonic_ns()
+        drop_abandoned(batch)
+        outcomes = _outcomes(self._net, [part.inputs for part in batch]) if batch else []
+        return Run(outcomes, start_ns, time.monotonic_ns())
 
 
 class Batcher:
@@ -48,13 +103,13 @@ class Batcher:
     and half of that since the last arrival. A call is split to fit batches and workers, and rejoined. A cancelled
     call's waiting rows are dropped, and so are those that even the shortest of the last runs would answer after their
     deadline. Where a batch fails, each call in it runs once more by itself, and fails by itself. Where
-    ``max_queued_rows`` would wait, a further call is refused. Every run is counted in ``stage``. Batches run in
-    ``threads``, or in threads of their own.
+    ``max_queued_rows`` would wait, a further call is refused. Every run is counted in ``stage``. Batches of a network
+    run in ``threads``, or in threads of their own; those of a Runner where it says.
     """
 
     def __init__(
         self,
-        net: Net,
+        net: Net | Runner,
         max_rows: int,
         *,
         workers: int = 1,
@@ -63,20 +118,23 @@ class Batcher:
         stage: Stage | None = None,
         threads: Executor | None = None,
     ) -> None:
-        self._net = net
         self._max_rows = max_rows
         self._max_wait_s = max_wait_s
         self._max_queued_rows = max_queued_rows
         self._stage = stage or Stage("")
-        self._parts: OrderedDict[asyncio.Future[Outputs], _Part] = OrderedDict()  # that wait, in their order
+        self._parts: OrderedDict[asyncio.Future[Outputs], Part] = OrderedDict()  # that wait, in their order
         self._queued_rows = self._running_rows = 0
         self._runs_s: deque[float] = deque(maxlen=_RUNS)
         self._usual_rows = 0.0  # that wait or run at a time: the most of lately
         self._arrived = asyncio.Event()
         self._arrived_s = 0.0  # when some last did, on the loop's clock
         self._n_workers = self._idle = workers
-        self._owns_threads = threads is None
-        self._executor: Executor = threads or ThreadPoolExecutor(workers, thread_name_prefix="network")
+        self._own_threads: Executor | None = None
+        if not isinstance(net, Runner):
+            if threads is None:
+                threads = self._own_threads = ThreadPoolExecutor(workers, thread_name_prefix="network")
+            net = ThreadRunner(net, threads)
+        self._runner = net
         self._workers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -92,8 +150,8 @@ class Batcher:
         await asyncio.gather(*workers, return_exceptions=True)
         for outputs in self._parts:
             outputs.cancel()
-        if self._owns_threads:
-            await asyncio.to_thread(self._executor.shutdown)  # once what runs has ended
+        if self._own_threads is not None:
+            await asyncio.to_thread(self._own_threads.shutdown)  # once what runs has ended
 
     async def __call__(self, *inputs: Rows, deadline: float | None = None) -> Outputs:
         """Run (N, …) rows, N ≥ 1, of each of the network's inputs: one array per output, each with first dimension N,
@@ -110,7 +168,7 @@ class Batcher:
         size = self._part_rows(count)
         slices = [slice(start, start + size) for start in range(0, count, size)]
         end = math.inf if deadline is None else deadline
-        parts = [_Part(tuple(rows[some] for rows in inputs), loop.create_future(), now, end) for some in slices]
+        parts = [Part(tuple(rows[some] for rows in inputs), loop.create_future(), now, end) for some in slices]
         self._parts.update((part.outputs, part) for part in parts)
         self._queued_rows += count
         self._arrived_s = loop.time()
@@ -123,7 +181,7 @@ class Batcher:
                 self._drop(part)
         return done[0] if len(done) == 1 else tuple(map(np.concatenate, zip(*done, strict=True)))
 
-    def _drop(self, part: _Part) -> None:
+    def _drop(self, part: Part) -> None:
         """It waits no longer."""
         if self._parts.pop(part.outputs, None):
             self._queued_rows -= part.n_rows
@@ -136,20 +194,23 @@ class Batcher:
     async def _work(self) -> None:
         while True:
             await self._arrived.wait()
-            batch: list[_Part] = []
+            batch: list[Part] = []
+            place = None
             try:
                 if self._max_wait_s:
                     await self._fill()
+                place = await self._runner.reserve()
                 self._take(batch)
             except Exception as error:  # noqa: BLE001 (whatever it is: the worker lives on, and nobody is left waiting)
                 self._fail([*batch, *self._parts.values()], error)
                 self._arrived.clear()
-                continue
+                batch.clear()
             if not batch:
+                self._runner.give_back(place)
                 continue
             self._idle -= 1
             try:
-                outcomes = await self._run(batch)
+                outcomes = await self._run(place, batch)
             except asyncio.CancelledError:  # closed while it runs: nobody is left waiting
                 for part in batch:
                     part.outputs.cancel()
@@ -166,20 +227,13 @@ class Batcher:
                 else:
                     part.outputs.set_result(outcome)
 
-    async def _run(self, batch: list[_Part]) -> list[Outputs | Exception]:
+    async def _run(self, place: Any, batch: list[Part]) -> list[Outputs | Exception]:
         """An outcome for each, none for those whose callers left while the batch waited for a thread."""
-
-        def run() -> tuple[int, list[Outputs | Exception], int]:
-            start_ns = time.monotonic_ns()
-            batch[:] = [part for part in batch if not part.outputs.done()]
-            outcomes = _outcomes(self._net, [part.inputs for part in batch]) if batch else []
-            return start_ns, outcomes, time.monotonic_ns()
-
         rows = sum(part.n_rows for part in batch)
         self._running_rows += rows
         try:
             with self._stage.at_work():
-                start_ns, outcomes, end_ns = await asyncio.get_running_loop().run_in_executor(self._executor, run)
+                outcomes, start_ns, end_ns = await self._runner.run(place, batch)
         finally:
             self._running_rows -= rows
         if batch:
@@ -208,13 +262,13 @@ class Batcher:
             finally:
                 enough.cancel()
 
-    def _fail(self, parts: list[_Part], error: Exception) -> None:
+    def _fail(self, parts: list[Part], error: Exception) -> None:
         for part in parts:
             self._drop(part)
             if not part.outputs.done():
                 part.outputs.set_exception(error)
 
-    def _take(self, batch: list[_Part]) -> None:
+    def _take(self, batch: list[Part]) -> None:
         """Put the next batch's parts into it."""
         here = self._queued_rows + self._running_rows
         self._usual_rows = max(here, self._usual_rows)
@@ -241,7 +295,7 @@ class Batcher:
         else:
             self._arrived.clear()
 
-    def _comes_too_late(self, part: _Part) -> bool:
+    def _comes_too_late(self, part: Part) -> bool:
         """Whether its deadline would have passed after the shortest run of late. What was once slow need not stay so:
         each time that only this tells against a part, one run less is remembered."""
         left_s = part.deadline - asyncio.get_running_loop().time()

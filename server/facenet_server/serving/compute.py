@@ -29,15 +29,14 @@ class _NotWanted(Exception):
 class Steps:
     """The steps of one job, in its thread: called with a step's stage, function and arguments."""
 
-    def __init__(self, threads: CoreExecutor, n_threads: int, n_jobs: Callable[[], int], size: int) -> None:
+    def __init__(self, threads: CoreExecutor, n_free: Callable[[], int], size: int) -> None:
         self.begun_ns = 0
         self._size = size
         self._away = threading.local()  # nanoseconds given to smaller items, by this thread
         self.taken: list[tuple[str, int, int]] = []  # each stage, its rows and nanoseconds
         self.is_wanted = True  # until the job's caller leaves, on the event loop
         self._threads = threads
-        self._n_threads = n_threads
-        self._n_jobs = n_jobs  # under way, this one among them
+        self._n_free = n_free  # the threads that no job is there for; below 0 where there are more jobs
 
     def __call__(self, stage: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Take a step, timed under its stage."""
@@ -50,7 +49,7 @@ class Steps:
     @property
     def n_threads(self) -> int:
         """The threads that may share a step: this one, and those that no job is there for."""
-        return 1 + max(0, self._n_threads - self._n_jobs())
+        return 1 + max(0, self._n_free())
 
     def spread(self, function: Callable[[S], T], items: Sequence[S]) -> list[T]:
         """The function of each item, in their order: this thread takes one after the other, as do those that are free.
@@ -68,8 +67,8 @@ class Steps:
                 deque(left, maxlen=0)  # the others need not go on
 
         n_helpers = min(self.n_threads, len(items)) - 1
-        n_jobs = self._n_jobs()
-        helpers = [self._threads.submit(take, self._until_needed(left, n_jobs)) for _ in range(n_helpers)]
+        n_free = self._n_free()
+        helpers = [self._threads.submit(take, self._until_needed(left, n_free)) for _ in range(n_helpers)]
         take(left)
         wait([helper for helper in helpers if not helper.cancel()])
         if errors:
@@ -77,9 +76,9 @@ class Steps:
             raise errors.pop()  # no name may hold it, or it would hold itself, and the image
         return [result for _, result in sorted(done, key=lambda pair: pair[0])]
 
-    def _until_needed(self, items: Iterator[T], n_jobs: int) -> Iterator[T]:
+    def _until_needed(self, items: Iterator[T], n_free: int) -> Iterator[T]:
         """Those that a thread takes that helps: until there are more jobs than there were."""
-        while self._n_jobs() <= n_jobs and (item := next(items, None)) is not None:
+        while self._n_free() >= n_free and (item := next(items, None)) is not None:
             yield item
 
     def give_way(self) -> None:
@@ -109,19 +108,26 @@ class Steps:
 
 
 class Compute:
-    """``n_threads`` threads; every step of a job is counted under the name of its stage.
+    """``n_threads`` threads; every step of a job is counted under the name of its stage. ``n_free`` tells how many of
+    them no job needs; unless it is given, those beyond its own jobs.
 
     While many jobs wait, the last ones of items are told to the event loop together, each within ``max_held_s``: each
     time that it wakes it finds the caches full of the networks' numbers, and Python's lock in the threads' hands.
     """
 
     def __init__(
-        self, n_threads: int, stats: Stats, max_held_s: float = 0.0, most_crops_ahead: float = math.inf
+        self,
+        n_threads: int,
+        stats: Stats,
+        max_held_s: float = 0.0,
+        most_crops_ahead: float = math.inf,
+        n_free: Callable[[], int] | None = None,
     ) -> None:
         self.n_threads = n_threads
         self.threads = CoreExecutor(n_threads, "compute", most_crops_ahead)
         self._stats = stats
         self._max_held_s = max_held_s
+        self._n_free = n_free or (lambda: self.n_threads - self._n_jobs())
         self._under_way = 0  # jobs whose end the event loop has not been told
         self._ended: deque[Callable[[], None]] = deque()
         self._telling: asyncio.TimerHandle | None = None
@@ -153,7 +159,7 @@ class Compute:
         ends it is under way as ``stage``, its first. One that begins an item goes behind all that has begun; the end of
         an item's last one may be told later, with others'. ``size`` is the item's, in pixels."""
         loop, since_ns = asyncio.get_running_loop(), time.monotonic_ns()
-        steps = Steps(self.threads, self.n_threads, self._n_jobs, size)
+        steps = Steps(self.threads, self._n_free, size)
         ended = loop.create_future()
 
         todo = [function]  # a job that is cancelled before its thread takes it keeps nothing of its caller's

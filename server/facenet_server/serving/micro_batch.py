@@ -13,7 +13,7 @@ from facenet_server.errors import InternalError, ItemError, Overloaded, TimedOut
 from facenet_server.serving.barrier import BatchBarrier, micro_batches
 from facenet_server.serving.pipeline import Pipeline
 from facenet_server.telemetry.error_id import log_error
-from facenet_server.vision.decode import Encoded, Raw
+from facenet_server.vision.sources import Encoded, Raw
 
 IMAGES, RAW_CROPS, EMBEDDINGS = (
     "images and files",

@@ -5,6 +5,7 @@ networks' batches.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,15 @@ from numpy.typing import NDArray
 
 from facenet_server.errors import InvalidInput
 from facenet_server.serving.barrier import BatchBarrier
+from facenet_server.serving.choosing import choose
 from facenet_server.serving.compute import Compute, Steps
+from facenet_server.serving.image_task import FoundFaces, ImageTask, ReadyCrop
 from facenet_server.vision import decode, file_parts, mtcnn, resize
-from facenet_server.vision.boxes import Boxes, suppress
-from facenet_server.vision.decode import Decoded, DecodeLimits, Encoded, Pixels, Raw
-from facenet_server.vision.mtcnn import NO_FACES, Faces, Net
+from facenet_server.vision.boxes import NO_FACES, Boxes, Faces, suppress
+from facenet_server.vision.mtcnn import Net
 from facenet_server.vision.options import DetectOptions
 from facenet_server.vision.resize import Source
+from facenet_server.vision.sources import DecodeLimits, Encoded, Pixels
 
 RNET_PX, ONET_PX = 24, 48
 AT_ONCE_BYTES = 28 << 20  # of windows of one image between their cut and their network
@@ -37,6 +40,22 @@ class WorkLimits:
     max_candidates: int
 
 
+class InThreads:
+    """What all detectors in threads do alike."""
+
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
+
+    async def decode_crop(self, crop: Encoded, limits: DecodeLimits) -> ReadyCrop:
+        """The pixels of a ready crop's file. Raises InvalidInput."""
+        decoded = await self._compute.begin("decode", decode.decode, crop, limits)
+        return ReadyCrop(decoded.pixels, decoded.exif_orientation, decoded.damaged)
+
+    def crops_ahead(self, count: int) -> AbstractContextManager[None]:
+        """Around the embedding of an image's crops: where embedders share the cores, few images begin meanwhile."""
+        return self._compute.threads.ahead(count)
+
+
 def warm_up() -> None:
     """Have the compiled arithmetic ready: seconds the first time on a machine, then the time to read it."""
     file_parts.warm_up()
@@ -47,25 +66,24 @@ def warm_up() -> None:
     suppress(np.array([[1.0, 1.0, 30.0, 30.0]]), np.ones(1, np.float32), 0.5)
 
 
-class PerImageDetector:
+class PerImageDetector(InThreads):
     """The cascade, each image by itself: from its file to its faces it is one job, whose longer steps other threads
     share while they have no image of their own."""
 
     def __init__(self, pnet: Net, rnet: Net, onet: Net, limits: WorkLimits, compute: Compute) -> None:
+        super().__init__(compute)
         self._pnet, self._rnet, self._onet = pnet, rnet, onet
         self._limits = limits
-        self._compute = compute
 
-    async def find(
-        self, image: Encoded | Raw, options: DetectOptions, barrier: BatchBarrier, *, is_last: bool = False
-    ) -> tuple[Decoded, Faces]:
-        """The image's pixels, and MTCNN's faces in them. Raises InvalidInput."""
+    async def find(self, task: ImageTask, barrier: BatchBarrier) -> FoundFaces:
+        """MTCNN's faces in the image. Raises InvalidInput."""
 
-        def job(step: Steps) -> tuple[Decoded, Faces]:
-            decoded = step("decode", decode.decode, image, self._limits.decode, options.max_reduction)
-            return decoded, self._faces(step, decoded.pixels, options.reduced(decoded.reduction))
+        def job(step: Steps) -> FoundFaces:
+            decoded = step("decode", decode.decode, task.image, self._limits.decode, task.options.max_reduction)
+            faces = self._faces(step, decoded.pixels, task.options.reduced(decoded.reduction))
+            return choose(step, decoded, faces, task)
 
-        return await self._compute.job("decode", job, begins=True, is_last=is_last, size=barrier.pixels)
+        return await self._compute.job("decode", job, begins=True, is_last=not task.input_px, size=barrier.pixels)
 
     def _faces(self, step: Steps, image: Pixels, options: DetectOptions) -> Faces:
         source, boxes = propose(step, image, self._pnet, options, self._limits)

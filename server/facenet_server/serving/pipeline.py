@@ -1,13 +1,13 @@
 """The whole way from bytes to answer.
 
-One image's steps run one after the other. The images of a micro-batch go side by side. Before each network that images
-share (on the CPU the embedders) they wait for each other at a barrier: their crops share its batches, with those of
-other micro-batches. Arithmetic runs in threads, off the event loop; only the waiting is here.
+The images of a micro-batch go side by side. Before each network that images share (on the CPU the embedders) they wait
+for each other at a barrier: their crops share its batches, with those of other micro-batches. Arithmetic runs in
+threads or in other processes; only the waiting is here.
 """
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -17,17 +17,16 @@ from numpy.typing import NDArray
 from facenet_server.errors import InvalidInput, NoFace, UnknownModel, UnknownOperatingPoint
 from facenet_server.serving.barrier import BatchBarrier
 from facenet_server.serving.batcher import Batcher
-from facenet_server.serving.compute import Compute
-from facenet_server.vision import decode, facenet
+from facenet_server.serving.image_task import FoundFaces, ImageTask, ReadyCrop
+from facenet_server.vision import embeddings, sources
+from facenet_server.vision.boxes import Faces
 from facenet_server.vision.calibration import BEST_ACCURACY, Calibration
-from facenet_server.vision.decode import Decoded, Encoded, Pixels, Raw
-from facenet_server.vision.mtcnn import Faces
 from facenet_server.vision.options import CompareOptions, DetectOptions, EmbedOptions
+from facenet_server.vision.sources import DecodeLimits, Encoded, Image, Pixels, Raw
 
 _MAX_GLANCES = 4  # at files, a message: a few microseconds each, up to half a millisecond where someone means ill
 _MAX_CROP_PIXELS = 1_000_000  # a ready crop has 25,600: what is far larger need not be decoded to be refused
 
-Image = Encoded | Raw
 Vector = NDArray[np.float32]  # (dimension,) of unit length
 
 
@@ -57,14 +56,17 @@ class Detection(NamedTuple):
     damaged: bool = False
 
 
-class FaceDetector(Protocol):
-    """How faces are found: each image by itself, or in batches that images share."""
+class ImageWorkers(Protocol):
+    """Who does the work of images, but for the embedders': threads of this process, or other processes."""
 
-    async def find(
-        self, image: Image, options: DetectOptions, barrier: BatchBarrier, *, is_last: bool = False
-    ) -> tuple[Decoded, Faces]:
-        """The image's pixels, and the faces in them, in their coordinates; ``is_last`` says that no other step of the
-        image follows. Raises ItemError subclasses."""
+    async def find(self, task: ImageTask, barrier: BatchBarrier) -> FoundFaces:
+        """An image's faces. Raises ItemError subclasses."""
+
+    async def decode_crop(self, crop: Encoded, limits: DecodeLimits) -> ReadyCrop:
+        """The pixels of a ready crop's file. Raises ItemError subclasses."""
+
+    def crops_ahead(self, count: int) -> AbstractContextManager[None]:
+        """Around the embedding of an image's crops: where embedders share the cores, few images begin meanwhile."""
 
 
 class Embedded(NamedTuple):
@@ -96,8 +98,13 @@ class ByteBudget:
         self._left = self._all = n_bytes
         self._taken = taken
 
+    @property
+    def left(self) -> int:
+        """How many bytes may still be taken."""
+        return self._left
+
     def take(self, n_bytes: int) -> None:
-        """Claim bytes before they are made. Raises InvalidInput where there are not as many."""
+        """Claim bytes. Raises InvalidInput where there are not as many."""
         if n_bytes > self._left:
             raise InvalidInput(
                 "RESPONSE_TOO_LARGE",
@@ -113,31 +120,25 @@ class Pipeline:
     lets the item's images leave the barrier once it has ended."""
 
     def __init__(
-        self,
-        detector: FaceDetector,
-        embedders: Mapping[str, Embedder],
-        default_embedder: str,
-        limits: decode.DecodeLimits,
-        compute: Compute,
+        self, workers: ImageWorkers, embedders: Mapping[str, Embedder], default_embedder: str, limits: DecodeLimits
     ) -> None:
-        self._detector = detector
+        self._workers = workers
         self._embedders = embedders
         self.default_embedder = default_embedder
         self._limits = limits
         self._crop_limits = replace(limits, max_pixels=min(limits.max_pixels, _MAX_CROP_PIXELS))
-        self._compute = compute
 
-    async def claimed_pixels(self, sources: Sequence[Image]) -> list[int]:
+    async def claimed_pixels(self, images: Sequence[Image]) -> list[int]:
         """How large each image will be, by its header. What takes longer than a thread costs is looked at in one, not
         one of those that compute: the headers of a message wait for no image."""
-        if sum(isinstance(source, Encoded) for source in sources) <= _MAX_GLANCES:
-            seen = [decode.claimed_pixels_at_a_glance(source, self._limits) for source in sources]
+        if sum(isinstance(image, Encoded) for image in images) <= _MAX_GLANCES:
+            seen = [sources.claimed_pixels_at_a_glance(image, self._limits) for image in images]
             known = [pixels for pixels in seen if pixels is not None]
-            if len(known) == len(sources):
+            if len(known) == len(images):
                 return known
 
         def claimed() -> list[int]:
-            return [decode.claimed_pixels(source, self._limits) for source in sources]
+            return [sources.claimed_pixels(image, self._limits) for image in images]
 
         return await asyncio.to_thread(claimed)
 
@@ -145,47 +146,40 @@ class Pipeline:
         self, image: Image, options: DetectOptions, budget: ByteBudget, barrier: BatchBarrier
     ) -> Detection:
         """Faces, and their crops if the options ask for them."""
-        decoded, faces = await self._detector.find(image, options, barrier, is_last=not options.return_crops)
-        faces, options = faces.take(slice(options.max_faces)), options.reduced(decoded.reduction)
-        crops = await self._crops(decoded.pixels, faces, options, budget)
-        return _detection(decoded, faces, crops)
+        task = ImageTask(image, options, max_crop_bytes=budget.left)
+        found = await self._workers.find(task, barrier)
+        _charge(task, found, budget)
+        return _detection(found)
 
     async def embed(self, image: Image, options: EmbedOptions, budget: ByteBudget, barrier: BatchBarrier) -> Detection:
         """The chosen faces of an image with their embeddings, and their crops if the options ask for them."""
         embedder = self._embedder(options.model)
-        decoded, faces = await self._detector.find(image, options.detect, barrier)
-        pixels, detect = decoded.pixels, options.detect.reduced(decoded.reduction)
-        height, width = pixels.shape[:2]
-        faces = faces.take(facenet.visible(faces.boxes, height, width, detect.margin_px))
-        faces = facenet.select(faces, options.faces, height, width).take(slice(detect.max_faces))
+        task = ImageTask(image, options.detect, options.faces, embedder.input_px, budget.left)
+        found = await self._workers.find(task, barrier)
+        _charge(task, found, budget)
         vectors = np.empty((0, embedder.dimension), np.float32)
-        if len(faces.boxes):
-            aligned = await self._compute(
-                "align", facenet.align, pixels, faces.boxes, detect.margin_px, embedder.input_px
-            )
+        if found.aligned is not None:
             await barrier.wait()
-            with self._compute.crops_ahead(len(aligned)):
-                (vectors,) = await embedder.net(aligned, deadline=barrier.deadline)
-        crops = await self._crops(pixels, faces, detect, budget)
-        return _detection(decoded, faces, crops, vectors, self._name(options.model))
+            with self._workers.crops_ahead(len(found.aligned)):
+                (vectors,) = await embedder.net(found.aligned, deadline=barrier.deadline)
+        return _detection(found, vectors, self._name(options.model))
 
     async def embed_crop(self, crop: Image, options: EmbedOptions, deadline: float | None = None) -> Embedded:
         """The embedding of one ready 160×160 crop."""
         embedder = self._embedder(options.model)
         if isinstance(crop, Raw):  # nothing to compute
-            decoded = decode.decode(crop, self._crop_limits)
+            ready = ReadyCrop(sources.view_raw(crop, self._crop_limits))
         else:
-            decoded = await self._compute.begin("decode", decode.decode, crop, self._crop_limits)
-        pixels = decoded.pixels
+            ready = await self._workers.decode_crop(crop, self._crop_limits)
         side_px = embedder.input_px
-        if pixels.shape != (side_px, side_px, 3):
-            height, width = pixels.shape[:2]
+        if ready.pixels.shape != (side_px, side_px, 3):
+            height, width = ready.pixels.shape[:2]
             raise InvalidInput(
                 "WRONG_SIZE",
                 f"a ready crop is {side_px}×{side_px} pixels, this one is {height}×{width}; whole photos are for embed",
             )
-        (vectors,) = await embedder.net(pixels[np.newaxis], deadline=deadline)
-        return Embedded(vectors[0], self._name(options.model), decoded.exif_orientation, decoded.damaged)
+        (vectors,) = await embedder.net(ready.pixels[np.newaxis], deadline=deadline)
+        return Embedded(vectors[0], self._name(options.model), ready.exif_orientation, ready.damaged)
 
     async def compare(
         self, a: Image | Embedded, b: Image | Embedded, options: CompareOptions, barrier: BatchBarrier
@@ -197,7 +191,7 @@ class Pipeline:
             if isinstance(side, Embedded):
                 makers = (model, *embedder.interchangeable_with)
                 with _on_side(name):
-                    facenet.check_embedding(side.vector, side.model, makers, embedder.dimension)
+                    embeddings.check_embedding(side.vector, side.model, makers, embedder.dimension)
         sides = [asyncio.create_task(self._side(name, side, options, barrier)) for name, side in (("a", a), ("b", b))]
         try:
             (vector_a, found_a), (vector_b, found_b) = await asyncio.gather(*sides)
@@ -205,7 +199,7 @@ class Pipeline:
             for task in sides:
                 task.cancel()  # one side's error is the pair's
             await asyncio.gather(*sides, return_exceptions=True)  # none is on the way when the pair leaves its barrier
-        distance = facenet.distance(vector_a, vector_b)
+        distance = embeddings.distance(vector_a, vector_b)
         probability = embedder.calibration.probability(distance) if embedder.calibration else None
         return Comparison(distance, threshold, operating_point, probability, model, (found_a, found_b))
 
@@ -221,14 +215,6 @@ class Pipeline:
         if found.embeddings is None or not len(found.embeddings):
             raise NoFace(name)
         return found.embeddings[0], found
-
-    async def _crops(
-        self, image: Pixels, faces: Faces, options: DetectOptions, budget: ByteBudget
-    ) -> Sequence[Pixels | None] | None:
-        if not options.return_crops:
-            return None
-        budget.take(len(faces.boxes) * options.crop_size_px**2 * 3)
-        return await self._compute("align", facenet.crops, image, faces.boxes, options.margin_px, options.crop_size_px)
 
     def _name(self, model: str) -> str:
         return model or self.default_embedder
@@ -249,16 +235,15 @@ def _on_side(name: str) -> Iterator[None]:
         raise InvalidInput(error.reason, f"side {name}: {error}") from error
 
 
-def _detection(
-    decoded: Decoded,
-    faces: Faces,
-    crops: Sequence[Pixels | None] | None,
-    embeddings: NDArray[np.float32] | None = None,
-    model: str = "",
-) -> Detection:
-    whole = faces.enlarged(decoded.reduction)
-    size = decoded.height, decoded.width
-    return Detection(whole, *size, decoded.exif_orientation, crops, embeddings, model, decoded.damaged)
+def _charge(task: ImageTask, found: FoundFaces, budget: ByteBudget) -> None:
+    """Raises InvalidInput where the crops are too many, Overloaded where there is no room for them."""
+    if task.options.return_crops:
+        budget.take(len(found.faces.boxes) * task.crop_bytes_each)
+
+
+def _detection(found: FoundFaces, vectors: NDArray[np.float32] | None = None, model: str = "") -> Detection:
+    size = found.height, found.width
+    return Detection(found.faces, *size, found.exif_orientation, found.crops, vectors, model, found.damaged)
 
 
 def _decision(calibration: Calibration | None, options: CompareOptions) -> tuple[float | None, str]:

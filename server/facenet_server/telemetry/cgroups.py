@@ -1,6 +1,7 @@
 """What Linux's control groups let this process have: of a container, or of a systemd unit."""
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,13 @@ def folders(controller: str, mounted: Path = _MOUNTED, own: Path = _OWN) -> list
                 group = root / path.strip("/")
                 found += [each for each in (group, *group.parents) if each.is_relative_to(root)]
     return list(dict.fromkeys(found))
+
+
+def usable_cores(groups: Iterable[Path] | None = None) -> int:
+    """The cores this process may run on, or as many as its container's quota is worth where that is less; all there are
+    where the system does not tell. ``groups``: the control groups whose quotas hold, instead of this process's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, quota_cores(groups) or cores)
 
 
 def quota_cores(groups: Iterable[Path] | None = None) -> int | None:

@@ -4,7 +4,7 @@ Boxes are (N, 4) float64 arrays of x1 y1 x2 y2 in pixels, corners inclusive: a b
 Where the reference leaves that + 1 out, so do these functions, and say so.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,29 @@ from facenet_server.vision.jit import compiled
 Boxes = NDArray[np.float64]  # (N, 4) x1 y1 x2 y2, px
 Scores = NDArray[np.float32]  # (N,)
 Regressions = NDArray[np.float32]  # (N, 4) in fractions of width and height
+
+
+class Faces(NamedTuple):
+    """Faces of one image, by descending score; coordinates in pixels."""
+
+    boxes: Boxes  # (N, 4) x1 y1 x2 y2
+    scores: Scores  # (N,)
+    landmarks: NDArray[np.float64]  # (N, 5, 2) x, y
+
+    def take(self, indices: NDArray[np.intp] | slice) -> "Faces":
+        """Some of the faces."""
+        return Faces(self.boxes[indices], self.scores[indices], self.landmarks[indices])
+
+    def enlarged(self, factor: int) -> "Faces":
+        """The same in an image so many times as large, where pixel x has become pixels (x − 1)·factor + 1 … x·factor
+        (boxes count from 1, landmarks from 0)."""
+        if factor == 1:
+            return self
+        corners = (self.boxes - [1, 1, 0, 0]) * factor + [1, 1, 0, 0]
+        return Faces(corners, self.scores, (self.landmarks + 0.5) * factor - 0.5)
+
+
+NO_FACES = Faces(np.empty((0, 4)), np.empty(0, np.float32), np.empty((0, 5, 2)))
 
 
 def suppress(

@@ -6,7 +6,6 @@ passed the limits, and metadata never is.
 
 import io
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from facenet_server.errors import InvalidInput, Overloaded
-from facenet_server.vision import file_parts, headers, stripped
+from facenet_server.vision import file_parts, stripped
 from facenet_server.vision.headers import Header
-
-Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
+from facenet_server.vision.sources import DecodeLimits, Encoded, Pixels, Raw, checked_header, view_raw
 
 with suppress(ImportError):  # an extra
     from pillow_heif import register_heif_opener
@@ -28,11 +26,8 @@ Image.init()  # now, not when the first file of a rarer format comes
 Image.MAX_IMAGE_PIXELS = None  # the limit below, checked on the header, stands in for Pillow's global one
 
 _EXIF_ORIENTATION = 0x0112
-_GLANCE_STEPS = 64
-_GLANCE_BYTES = 1 << 20
 _ODD_JPEG = (ValueError, KeyError)  # what simplejpeg raises: KeyError of a subsampling that it has no name for
 _MOST_BYTES_A_PIXEL = 16  # while a WebP is decoded
-_MOST_SCANNED_PIXELS = 1_000_000_000  # scans × pixels: some seconds
 _ROWS_AT_ONCE = 256
 _TIFF_WHITE = 281  # its tag MaxSampleValue
 _TWELVE_BITS = 4096
@@ -47,38 +42,6 @@ _UPRIGHT = {  # by EXIF orientation: swap the axes, then turn the rows round, th
     8: (True, True, False),
 }
 _INVERSE = {6: 8, 8: 6}  # of the other orientations each is its own
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """An image file as it came."""
-
-    data: bytes
-    ignore_exif_orientation: bool = False
-    refuse_damaged: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Raw:
-    """Pixels as they came: height × width × 3 bytes."""
-
-    rgb: bytes
-    height: int
-    width: int
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeLimits:
-    """What an image may be: formats by Pillow's names, bytes when encoded, height × width, the longer side, px, how
-    often as long as the shorter one, scans of a JPEG, parts of a header."""
-
-    formats: tuple[str, ...]
-    max_bytes: int
-    max_pixels: int
-    max_side_px: int = 32_768
-    max_aspect: int = 200
-    max_scans: int = 100
-    max_header_parts: int = file_parts.MAX_STEPS
 
 
 class Decoded(NamedTuple):
@@ -101,9 +64,9 @@ def decode(source: Encoded | Raw, limits: DecodeLimits, max_reduction: int = 1) 
     DAMAGED where that is to be refused. Raises Overloaded where memory is short.
     """
     if isinstance(source, Raw):
-        return Decoded(_view_raw(source, limits), source.height, source.width)
+        return Decoded(view_raw(source, limits), source.height, source.width)
     try:
-        header = _header(source.data, limits)
+        header = checked_header(source.data, limits)
         decoded = _decode(source, header, limits, max_reduction)
     except InvalidInput:
         raise
@@ -116,55 +79,6 @@ def decode(source: Encoded | Raw, limits: DecodeLimits, max_reduction: int = 1) 
     if decoded.damaged and source.refuse_damaged:
         raise InvalidInput("DAMAGED", "pixels of the image may be damaged")
     return decoded
-
-
-def claimed_pixels(source: Encoded | Raw, limits: DecodeLimits) -> int:
-    """height × width by the image's header: what decoding it will take. 0 where it will be refused before that."""
-    if isinstance(source, Raw):
-        pixels = source.height * source.width
-        return pixels if pixels <= limits.max_pixels else 0
-    try:
-        header = _header(source.data, limits)
-    except InvalidInput:
-        return 0
-    return header.height * header.width
-
-
-def claimed_pixels_at_a_glance(source: Encoded | Raw, limits: DecodeLimits) -> int | None:
-    """The same where that takes microseconds: of raw pixels, and of small files with short headers. None of others."""
-    if isinstance(source, Raw):
-        return claimed_pixels(source, limits)
-    if len(source.data) > _GLANCE_BYTES:
-        return None
-    try:
-        header = _header(source.data, limits, _GLANCE_STEPS)
-    except InvalidInput as error:
-        return None if error.reason == "TOO_COMPLEX" else 0
-    return header.height * header.width
-
-
-def _header(data: bytes, limits: DecodeLimits, max_parts: int | None = None) -> Header:
-    """What the bytes say of the image. Raises InvalidInput where it is none, or beyond a limit."""
-    if not data:
-        raise InvalidInput("EMPTY", "the image has no bytes")
-    if len(data) > limits.max_bytes:
-        raise InvalidInput(
-            "IMAGE_TOO_LARGE",
-            f"the image has {len(data):,} bytes; the limit is {limits.max_bytes:,} (--max-image-mib)",
-        )
-    kind = headers.format_of(data)
-    if kind not in limits.formats:
-        known = f": it is {kind}, which facenet-server --image-formats may add" if kind else ""
-        raise InvalidInput(
-            "UNSUPPORTED_FORMAT", f"not an image in an accepted format ({', '.join(limits.formats)}){known}"
-        )
-    header = headers.parse(data, max_parts or limits.max_header_parts, limits.max_scans)
-    _check_size(header.height, header.width, limits)
-    if header.scans > limits.max_scans:
-        raise InvalidInput("TOO_COMPLEX", f"the JPEG file has over {limits.max_scans} scans (--max-image-scans)")
-    if header.scans * header.height * header.width > _MOST_SCANNED_PIXELS:
-        raise InvalidInput("TOO_COMPLEX", f"the JPEG file is large and has {header.scans} scans: save it as baseline")
-    return header
 
 
 def _check_claim(file: Image.Image, header: Header) -> None:
@@ -260,32 +174,6 @@ def _turn(pixels: Pixels, orientation: int) -> Pixels:
     if swap:
         pixels = pixels.swapaxes(0, 1)
     return np.ascontiguousarray(pixels[:: -1 if rows else 1, :: -1 if columns else 1])
-
-
-def _view_raw(source: Raw, limits: DecodeLimits) -> Pixels:
-    if not source.height or not source.width:
-        raise InvalidInput("EMPTY", f"a raw image of {source.height}×{source.width} pixels has none")
-    _check_size(source.height, source.width, limits)
-    expected = source.height * source.width * 3
-    if len(source.rgb) != expected:
-        raise InvalidInput(
-            "WRONG_SIZE",
-            f"a raw image of {source.height}×{source.width} has {expected:,} bytes, not {len(source.rgb):,}",
-        )
-    return np.frombuffer(source.rgb, np.uint8).reshape(source.height, source.width, 3)
-
-
-def _check_size(height: int, width: int, limits: DecodeLimits) -> None:
-    size = f"the image is {width} pixels wide and {height} high"
-    if height * width > limits.max_pixels:
-        raise InvalidInput(
-            "IMAGE_TOO_LARGE",
-            f"{size}, {height * width:,} in all; the limit is {limits.max_pixels:,} (--max-image-megapixels)",
-        )
-    if max(height, width) > limits.max_side_px:
-        raise InvalidInput("IMAGE_TOO_LARGE", f"{size}; the limit of a side is {limits.max_side_px:,}")
-    if max(height, width) > limits.max_aspect * min(height, width):
-        raise InvalidInput("IMAGE_TOO_LARGE", f"{size}; one side may be {limits.max_aspect} times the other")
 
 
 def _orientation(file: Image.Image) -> int:

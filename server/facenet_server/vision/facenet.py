@@ -1,20 +1,16 @@
-"""FaceNet around its network: which faces, which pixels of them, and what a distance means. Pure.
+"""FaceNet before its network: which faces, and which pixels of them. Pure.
 
 Schroff et al., "FaceNet: A Unified Embedding for Face Recognition and Clustering" (2015). Crops and choices
 follow davidsandberg/facenet: ``align/align_dataset_mtcnn.py`` and ``compare.py``.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from facenet_server.errors import InvalidInput, shown
-from facenet_server.vision.boxes import Boxes
-from facenet_server.vision.decode import Pixels
-from facenet_server.vision.mtcnn import Faces
+from facenet_server.vision.boxes import Boxes, Faces
 from facenet_server.vision.options import FaceSelection
+from facenet_server.vision.sources import Pixels
 
 
 def select(faces: Faces, selection: FaceSelection, height: int, width: int) -> Faces:
@@ -64,31 +60,3 @@ def crops(image: Pixels, boxes: Boxes, margin_px: float, size_px: int) -> list[P
     seen = visible(boxes, height, width, margin_px)
     made = dict(zip(seen.tolist(), align(image, boxes[seen], margin_px, size_px), strict=True))
     return [made.get(index) for index in range(len(boxes))]
-
-
-def check_embedding(
-    vector: NDArray[np.float32], made_by: str, makers: Sequence[str], dimension: int
-) -> NDArray[np.float32]:
-    """The vector, if it is one that the model of the comparison, which is the first of ``makers``, or one of the
-    others, which are interchangeable with it, could have made: of its dimension, of unit length.
-
-    Raises InvalidInput: MODEL_MISMATCH, BAD_EMBEDDING.
-    """
-    model = makers[0]
-    if made_by not in makers:
-        raise InvalidInput(
-            "MODEL_MISMATCH",
-            f"the embedding was made by {shown(made_by)}, the comparison is by {model!r}: distances between different "
-            "models mean nothing",
-        )
-    if len(vector) != dimension:
-        raise InvalidInput("BAD_EMBEDDING", f"the embedding has {len(vector)} numbers; {model} has {dimension}")
-    norm = float(np.linalg.norm(vector))
-    if not abs(norm - 1) <= 1e-3:  # True for NaN
-        raise InvalidInput("BAD_EMBEDDING", f"the embedding's L2 norm is {norm:g}, not 1")
-    return vector
-
-
-def distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """L2 distance of two unit vectors: 0 for the same direction, 2 for opposite ones."""
-    return min(2.0, float(np.linalg.norm(a.astype(np.float64) - b.astype(np.float64))))

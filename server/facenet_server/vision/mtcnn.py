@@ -14,10 +14,19 @@ from numpy.typing import NDArray
 
 from facenet_server.errors import InvalidInput
 from facenet_server.vision import resize
-from facenet_server.vision.boxes import Boxes, Regressions, Scores, regress, square, suppress, truncate
-from facenet_server.vision.decode import Pixels
+from facenet_server.vision.boxes import (
+    Boxes,
+    Faces,
+    Regressions,
+    Scores,
+    regress,
+    square,
+    suppress,
+    truncate,
+)
 from facenet_server.vision.jit import compiled
 from facenet_server.vision.resize import Source
+from facenet_server.vision.sources import Pixels
 
 STRIDE_PX, CELL_PX = 2, 12  # P-Net's output cells: their distance and their field of view
 
@@ -36,29 +45,6 @@ class Windows(NamedTuple):
     boxes: Boxes  # (N, 4)
     scores: Scores  # (N,)
     regressions: Regressions  # (N, 4)
-
-
-class Faces(NamedTuple):
-    """Faces of one image, by descending score; coordinates in pixels."""
-
-    boxes: Boxes  # (N, 4) x1 y1 x2 y2
-    scores: Scores  # (N,)
-    landmarks: NDArray[np.float64]  # (N, 5, 2) x, y
-
-    def take(self, indices: NDArray[np.intp] | slice) -> "Faces":
-        """Some of the faces."""
-        return Faces(self.boxes[indices], self.scores[indices], self.landmarks[indices])
-
-    def enlarged(self, factor: int) -> "Faces":
-        """The same in an image so many times as large, where pixel x has become pixels (x − 1)·factor + 1 … x·factor
-        (boxes count from 1, landmarks from 0)."""
-        if factor == 1:
-            return self
-        corners = (self.boxes - [1, 1, 0, 0]) * factor + [1, 1, 0, 0]
-        return Faces(corners, self.scores, (self.landmarks + 0.5) * factor - 0.5)
-
-
-NO_FACES = Faces(np.empty((0, 4)), np.empty(0, np.float32), np.empty((0, 5, 2)))
 
 
 def scales(height: int, width: int, min_face_px: float, factor: float) -> list[float]:

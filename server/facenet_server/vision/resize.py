@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from facenet_server.vision.decode import Pixels
 from facenet_server.vision.jit import compiled
+from facenet_server.vision.sources import Pixels
 
 Columns = NDArray[np.uint8]  # (W, 3, H) R, G, B
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from facenet_server.vision.decode import Pixels
 from facenet_server.vision.mtcnn import STRIDE_PX, Outputs, map_side
+from facenet_server.vision.sources import Pixels
 
 SIDE_PX = 128
 ROWS_A_RUN = 64  # canvases: a million pixels
