@@ -72,7 +72,8 @@ class ServerProcess:
     def __init__(self, *flags: str, **environment: str) -> None:
         command = [sys.executable, "-m", "facenet_server", "--listen", "127.0.0.1:0", *flags]
         path = os.pathsep.join(str(ROOT / room) for room in ("protos", "server"))
-        env = {**os.environ, "PYTHONPATH": path, **environment}
+        in_process = {"FACENET_WORKERS": "0"}  # what is not about workers needs none, and starts sooner
+        env = {**os.environ, **in_process, "PYTHONPATH": path, **environment}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
         self._lines: list[str] = []
         self._news = threading.Condition()

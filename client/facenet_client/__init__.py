@@ -32,7 +32,7 @@ from facenet_client.errors import (
     ServerUnavailable,
     TemporaryError,
 )
-from facenet_client.stats import Admission, LoopLag, ServerStats, StageStats
+from facenet_client.stats import Admission, LoopLag, ServerStats, StageStats, WorkerStats
 from facenet_client.types import (
     Calibration,
     CallOptions,
@@ -94,6 +94,7 @@ __all__ = [
     "Side",
     "StageStats",
     "TemporaryError",
+    "WorkerStats",
     "distances",
     "raise_for_errors",
 ]

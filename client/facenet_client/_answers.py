@@ -10,7 +10,7 @@ from facenet_proto.v1 import face_pb2 as pb
 from facenet_client import errors
 from facenet_client._targets import proxy_note
 from facenet_client.errors import CallError, ItemError
-from facenet_client.stats import Admission, LoopLag, ServerStats, StageStats
+from facenet_client.stats import Admission, LoopLag, ServerStats, StageStats, WorkerStats
 from facenet_client.types import (
     Calibration,
     Comparison,
@@ -32,6 +32,8 @@ def server_info(message: pb.GetServerInfoResponse) -> ServerInfo:
         providers=tuple(message.providers),
         image_formats=tuple(message.image_formats),
         limits={f.name: getattr(message.limits, f.name) for f in pb.Limits.DESCRIPTOR.fields},
+        workers=message.workers,
+        worker_bytes=message.worker_bytes,
     )
 
 
@@ -44,6 +46,7 @@ def server_stats(message: pb.GetServerStatsResponse) -> ServerStats:
         resident_bytes=message.resident_bytes,
         loop_lag=LoopLag(lag.p50_s, lag.p99_s, lag.max_s),
         admission=Admission(**{each.name: getattr(message.admission, each.name) for each in fields(Admission)}),
+        workers=WorkerStats(**{each.name: getattr(message.workers, each.name) for each in fields(WorkerStats)}),
     )
 
 

@@ -84,8 +84,32 @@ _TOTALS = ("accepted_items", "answered_items", "abandoned_items", "refused_items
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """A server's worker processes: those that work, and stand by, now; those that ended unasked since the start, the
+    jobs that ran once more for it, and those given up, as two workers had ended with them or as they took too long."""
+
+    working: int = 0
+    standing_by: int = 0
+    ended: int = 0
+    jobs_run_again: int = 0
+    jobs_given_up: int = 0
+
+    def since(self, earlier: WorkerStats) -> WorkerStats:
+        """What came between; what is now stays as it is."""
+        return replace(self, **{name: getattr(self, name) - getattr(earlier, name) for name in _OF_WORKERS})
+
+    def plus(self, other: WorkerStats) -> WorkerStats:
+        """Both."""
+        return WorkerStats(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(WorkerStats)))
+
+
+_OF_WORKERS = ("ended", "jobs_run_again", "jobs_given_up")
+
+
+@dataclass(frozen=True, slots=True)
 class ServerStats:
     """What a server has done in ``uptime_s``. ``resident_bytes`` (0: unknown) and ``loop_lag`` are those of now.
+    ``workers`` is all zeros where the server's own process does the work.
 
     ``later.since(earlier)`` is what it did between two answers.
     """
@@ -95,6 +119,7 @@ class ServerStats:
     resident_bytes: int
     loop_lag: LoopLag
     admission: Admission = Admission()
+    workers: WorkerStats = WorkerStats()
 
     def stage(self, name: str) -> StageStats:
         """The stage of that name; one without work where the server names none so."""
@@ -109,7 +134,9 @@ class ServerStats:
             raise ValueError("the server's clock went back: another server, or one that was restarted")
         stages = tuple(stage.since(earlier.stage(stage.name)) for stage in self.stages)
         admission = self.admission.since(earlier.admission)
-        return replace(self, uptime_s=self.uptime_s - earlier.uptime_s, stages=stages, admission=admission)
+        workers = self.workers.since(earlier.workers)
+        uptime_s = self.uptime_s - earlier.uptime_s
+        return replace(self, uptime_s=uptime_s, stages=stages, admission=admission, workers=workers)
 
 
 def together(servers: Sequence[ServerStats]) -> ServerStats:
@@ -118,13 +145,14 @@ def together(servers: Sequence[ServerStats]) -> ServerStats:
     for stage in (stage for server in servers for stage in server.stages):
         stages[stage.name] = stages[stage.name].plus(stage) if stage.name in stages else stage
     lags = [server.loop_lag for server in servers]
-    admission = Admission()
+    admission, workers = Admission(), WorkerStats()
     for server in servers:
-        admission = admission.plus(server.admission)
+        admission, workers = admission.plus(server.admission), workers.plus(server.workers)
     return ServerStats(
         uptime_s=min(server.uptime_s for server in servers),
         stages=tuple(stages.values()),
         resident_bytes=sum(server.resident_bytes for server in servers),
         loop_lag=LoopLag(*(max(values) for values in zip(*((x.p50_s, x.p99_s, x.max_s) for x in lags), strict=True))),
         admission=admission,
+        workers=workers,
     )

@@ -255,7 +255,8 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What the server runs and refuses; ``limits`` by the names of Limits in face.proto."""
+    """What the server runs and refuses; ``limits`` by the names of Limits in face.proto. It has so many worker
+    processes (0: its own does the work), each with ``worker_bytes`` of memory for itself when it is ready."""
 
     version: str
     models: tuple[ModelInfo, ...]
@@ -263,6 +264,8 @@ class ServerInfo:
     providers: tuple[str, ...]
     image_formats: tuple[str, ...]
     limits: dict[str, int] = field(default_factory=dict)
+    workers: int = 0
+    worker_bytes: int = 0
 
 
 class _Result(Protocol):

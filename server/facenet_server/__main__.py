@@ -10,13 +10,16 @@ import logging
 import os
 import sys
 from dataclasses import fields
+from importlib.util import find_spec
 from typing import Any
 
 try:
     import click
-    import cv2  # noqa: F401  (one of the extra's packages: is it installed?)
-    import grpc_health  # noqa: F401
-    import onnxruntime  # noqa: F401
+    import grpc_health  # noqa: F401  (one of the extra's packages: is it installed?)
+
+    for package in ("cv2", "onnxruntime"):  # which the workers import
+        if find_spec(package) is None:
+            raise ImportError(name=package)
 except ImportError as error:
     sys.exit(f'facenet-server needs its extra packages ({error.name}): pip install "facenet-serve[server]"')
 

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -30,10 +30,14 @@ from facenet_server.rpc.service import SERVICE, FaceService
 from facenet_server.serving.batcher import Batcher
 from facenet_server.serving.micro_batch import EMBEDDINGS, IMAGES, RAW_CROPS
 from facenet_server.serving.pipeline import Embedder, Pipeline
+from facenet_server.telemetry import process_memory
 from facenet_server.telemetry.cgroups import usable_cores
 from facenet_server.telemetry.counters import LoopLag, Stats
 from facenet_server.vision.sources import DecodeLimits
+from facenet_server.workers.pool import COMMAND, WorkerPool
+from facenet_server.workers.remote import Refusals, RemoteRunner, RemoteWorkers
 
+_FRONT_BYTES, _WORKER_BYTES = 1 << 30, 300_000_000  # of memory
 _EMBEDDINGS_AT_WORK = 128  # pairs: the event loop compares them itself
 
 _log = logging.getLogger(__name__)
@@ -43,7 +47,9 @@ _log = logging.getLogger(__name__)
 class Parts:
     """What a server is built of. Whoever builds one to look at it replaces parts by argument."""
 
-    open_networks: Callable[[Config], Mapping[str, Any]] | None = None  # None: those of the models folder
+    open_networks: Callable[[Config], Mapping[str, Any]] | None = None  # in this process; None: the models folder's
+    worker_command: Sequence[str] = COMMAND  # what starts a worker process
+    n_attempts: int = 2  # workers that may end with a job until it is given up
     batcher: Callable[..., Batcher] = Batcher
     wait_estimator: Callable[..., WaitEstimator] = WaitEstimator
     loop_lag: Callable[[], LoopLag] = LoopLag
@@ -74,26 +80,31 @@ async def built(
     parts = parts or Parts()
     credentials, callers = tls(config), Callers(read_tokens(Path(config.tokens)) if config.tokens else None)
     stats = Stats(parts.loop_lag())
-    async with open_in_process(config, stats, parts, on_lost) as opened, stats.loop_lag:
+    in_process = parts.open_networks is not None or config.workers == "0"
+    work = (open_in_process if in_process else open_with_workers)(config, stats, parts, on_lost)
+    async with work as opened, stats.loop_lag:
         admission = AdmissionController(admission_limits(config), _estimators(opened, config, parts), parts.clock)
         service = FaceService(opened.pipeline, _about(opened), config, stats, admission, callers, parts.scan)
-        status = Health(("", SERVICE), stats, config.stall_s, callers)
+        can_serve = opened.pool.can_serve if opened.pool else lambda: True
+        status = Health(("", SERVICE), stats, config.stall_s, callers, can_serve)
         server, port = bind(service, status, config, credentials, parts.channel_options)
         probed = bind_health(status, config.health_listen) if config.health_listen else (None, 0)
         yield Built(server, port, service, status, *probed)
 
 
 class Opened(NamedTuple):
-    """The pipeline over whoever does the work, what the model files say of themselves, ONNX Runtime's providers."""
+    """The pipeline over whoever does the work, what the model files say of themselves, ONNX Runtime's providers; and
+    the worker processes, where there are any."""
 
     pipeline: Pipeline
     infos: Sequence[ModelInfo]
     providers: Sequence[str]
+    pool: WorkerPool | None = None
 
     @property
     def on_cuda(self) -> bool:
         """Whether the networks run on a GPU."""
-        return any(name.startswith("CUDA") for name in self.providers)
+        return _is_cuda(self.providers)
 
 
 @asynccontextmanager
@@ -112,6 +123,57 @@ async def open_in_process(
     async with inference.opened(networks, config, stats, on_lost, parts.batcher) as (detector, batchers):
         pipeline = Pipeline(detector, _embedders(infos, batchers), default, DecodeLimits.of(config))
         yield Opened(pipeline, infos, inference.providers_of(networks))
+
+
+@asynccontextmanager
+async def open_with_workers(
+    config: Config, stats: Stats, parts: Parts | None = None, on_lost: Callable[[], object] = lambda: None
+) -> AsyncIterator[Opened]:
+    """The pipeline over worker processes. Raises StartError."""
+    parts, cores = parts or Parts(), config.threads or usable_cores()
+    n_workers, refusals = wanted_workers(config, cores), Refusals()
+    pool = WorkerPool(config, n_workers, cores, stats, command=parts.worker_command, on_lost=on_lost)
+    async with pool, AsyncExitStack() as stack:
+        infos, providers = await pool.verify()
+        embedders = {info.name: info for info in infos if info.kind == "embedder"}
+        default, on_cuda = default_embedder(infos, _stated(config, parts)), _is_cuda(providers)
+        opened_first = [info.onnx_sha256 for info in infos if info.kind != "embedder" or info.name == default]
+        fewer = on_cuda and config.workers == "auto"
+        await pool.open(opened_first, max(1, 3 * n_workers // 4) if fewer else n_workers, on_cuda=on_cuda)
+        _log.info(
+            "%d worker processes and a spare one, %d MB each for itself", pool.n_workers, pool.worker_bytes // 1_000_000
+        )
+        batchers = {
+            name: await stack.enter_async_context(
+                parts.batcher(
+                    RemoteRunner(pool, info.onnx_sha256, refusals, parts.n_attempts),
+                    config.max_batch_rows,
+                    stage=stats.stage(name),
+                    workers=config.runs_per_embedder or pool.n_workers,
+                    max_wait_s=config.max_wait_s,
+                    max_queued_rows=config.max_queued_rows,
+                )
+            )
+            for name, info in embedders.items()
+        }
+        remote = RemoteWorkers(pool, stats, refusals, parts.n_attempts)
+        pipeline = Pipeline(remote, _embedders(infos, batchers), default, DecodeLimits.of(config))
+        yield Opened(pipeline, infos, providers, pool)
+
+
+def wanted_workers(config: Config, cores: int, memory_bytes: int | None = None) -> int:
+    """How many worker processes the configuration asks for, on so many cores with so much memory (None: this
+    machine's); 0: none."""
+    if config.workers != "auto":
+        return int(config.workers)
+    memory_bytes = memory_bytes or process_memory.usable_bytes()
+    if memory_bytes is None:
+        return cores
+    return max(1, min(cores, (memory_bytes - _FRONT_BYTES) // _WORKER_BYTES - 1))  # and the spare one
+
+
+def _is_cuda(providers: Sequence[str]) -> bool:
+    return any(name.startswith("CUDA") for name in providers)
 
 
 def _estimators(opened: Opened, config: Config, parts: Parts) -> dict[str, WaitEstimator]:
@@ -174,4 +236,6 @@ def default_embedder(infos: Sequence[ModelInfo], stated: str) -> str:
 
 
 def _about(opened: Opened) -> About:
-    return About(version("facenet-serve"), opened.infos, opened.providers, opened.pipeline.default_embedder)
+    n_workers, n_bytes = (opened.pool.n_workers, opened.pool.worker_bytes) if opened.pool else (0, 0)
+    default = opened.pipeline.default_embedder
+    return About(version("facenet-serve"), opened.infos, opened.providers, default, n_workers, n_bytes)

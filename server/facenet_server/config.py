@@ -72,6 +72,11 @@ class Config:
         "Encoded formats to accept; AVIF, HEIF (as phones' HEIC; extra: heif), BMP, TIFF and GIF (first frame) can be "
         "added.",
     )
+    workers: str = _option(
+        "auto",
+        "Processes that decode, detect and embed; one more stands by. auto: one per usable core, with a GPU three for "
+        "four cores, as far as memory goes. 0: all in one process, for debugging.",
+    )
     threads: int = _option(0, "Threads for computing, per network and for images. 0: one per usable core.")
     max_batch_rows: int = _option(64, "Crops of one run of an embedder.")
     max_window_rows: int = _option(1024, "Windows of one batch of R-Net or O-Net, where images share them.")
@@ -171,6 +176,8 @@ class Config:
                 most = _MOST_MIB if each.name == "max_message_mib" else _MOST
                 if not 1 <= value <= most:
                     raise StartError(f"{each.name} must be at least 1 and at most {most}")
+        if self.workers != "auto" and not self.workers.isdecimal():
+            raise StartError(f"workers must be auto or a number of processes, not {self.workers!r}")
         addresses.parse(self.listen)
         if self.health_listen:
             addresses.parse(self.health_listen)

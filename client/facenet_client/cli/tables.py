@@ -185,14 +185,18 @@ def server_stats(stats: ServerStats) -> Table:
 
 
 def server_state(stats: ServerStats) -> str:
-    """A server's load in two lines."""
-    now = stats.admission
+    """A server's load in two lines, and its worker processes in one."""
+    now, workers = stats.admission, stats.workers
+    of_workers = (
+        f"\nworkers: {workers.working} and {workers.standing_by} standing by; {workers.ended:,} ended, "
+        f"{workers.jobs_run_again:,} jobs run again, {workers.jobs_given_up:,} given up"
+    )
     return (
         f"{stats.uptime_s:,.0f} s: {now.accepted_items:,} items accepted, {now.answered_items:,} answered, "
         f"{now.abandoned_items:,} abandoned, {now.refused_items:,} refused; {now.refused_streams:,} streams refused\n"
         f"now: {now.streams:,} streams, {now.items_in_flight:,} items, {now.bytes_in_flight / MIB:,.1f} MiB in flight; "
         f"event loop late by p99 {milliseconds(stats.loop_lag.p99_s)}, memory {stats.resident_bytes / MIB:,.0f} MiB"
-    )
+    ) + (of_workers if workers.working or workers.ended else "")
 
 
 def milliseconds(seconds: float) -> str:

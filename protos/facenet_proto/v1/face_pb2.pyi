@@ -331,7 +331,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "models", "default_embedder", "providers", "image_formats", "detect_defaults", "limits")
+    __slots__ = ("version", "models", "default_embedder", "providers", "image_formats", "detect_defaults", "limits", "workers", "worker_bytes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_EMBEDDER_FIELD_NUMBER: _ClassVar[int]
@@ -339,6 +339,8 @@ class GetServerInfoResponse(_message.Message):
     IMAGE_FORMATS_FIELD_NUMBER: _ClassVar[int]
     DETECT_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    WORKER_BYTES_FIELD_NUMBER: _ClassVar[int]
     version: str
     models: _containers.RepeatedCompositeFieldContainer[ModelInfo]
     default_embedder: str
@@ -346,7 +348,9 @@ class GetServerInfoResponse(_message.Message):
     image_formats: _containers.RepeatedScalarFieldContainer[str]
     detect_defaults: DetectOptions
     limits: Limits
-    def __init__(self, version: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., default_embedder: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., image_formats: _Optional[_Iterable[str]] = ..., detect_defaults: _Optional[_Union[DetectOptions, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    workers: int
+    worker_bytes: int
+    def __init__(self, version: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., default_embedder: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., image_formats: _Optional[_Iterable[str]] = ..., detect_defaults: _Optional[_Union[DetectOptions, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., workers: _Optional[int] = ..., worker_bytes: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("name", "kind", "source", "source_sha256", "onnx_sha256", "preprocessing", "input_size_px", "dimension", "threshold", "calibration", "parity_max_abs_diff", "precision", "interchangeable_with")
@@ -465,18 +469,34 @@ class GetServerStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerStatsResponse(_message.Message):
-    __slots__ = ("uptime_s", "stages", "resident_bytes", "loop_lag", "admission")
+    __slots__ = ("uptime_s", "stages", "resident_bytes", "loop_lag", "admission", "workers")
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOOP_LAG_FIELD_NUMBER: _ClassVar[int]
     ADMISSION_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
     uptime_s: float
     stages: _containers.RepeatedCompositeFieldContainer[StageStats]
     resident_bytes: int
     loop_lag: LoopLag
     admission: AdmissionStats
-    def __init__(self, uptime_s: _Optional[float] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., loop_lag: _Optional[_Union[LoopLag, _Mapping]] = ..., admission: _Optional[_Union[AdmissionStats, _Mapping]] = ...) -> None: ...
+    workers: WorkerStats
+    def __init__(self, uptime_s: _Optional[float] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., loop_lag: _Optional[_Union[LoopLag, _Mapping]] = ..., admission: _Optional[_Union[AdmissionStats, _Mapping]] = ..., workers: _Optional[_Union[WorkerStats, _Mapping]] = ...) -> None: ...
+
+class WorkerStats(_message.Message):
+    __slots__ = ("working", "standing_by", "ended", "jobs_run_again", "jobs_given_up")
+    WORKING_FIELD_NUMBER: _ClassVar[int]
+    STANDING_BY_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    JOBS_RUN_AGAIN_FIELD_NUMBER: _ClassVar[int]
+    JOBS_GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
+    working: int
+    standing_by: int
+    ended: int
+    jobs_run_again: int
+    jobs_given_up: int
+    def __init__(self, working: _Optional[int] = ..., standing_by: _Optional[int] = ..., ended: _Optional[int] = ..., jobs_run_again: _Optional[int] = ..., jobs_given_up: _Optional[int] = ...) -> None: ...
 
 class AdmissionStats(_message.Message):
     __slots__ = ("streams", "items_in_flight", "bytes_in_flight", "accepted_items", "answered_items", "abandoned_items", "refused_items", "refused_streams", "stalled_streams")

@@ -37,7 +37,9 @@ from facenet_server.vision.tiling import SIDE_PX
 
 _FREE_SIDE = 36  # of the golden answer's input, where an input's height and width are free
 _GOLDEN_ERROR = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 2e-2, "int8": 0.1}  # relative, over all outputs
-_WINDOWS_A_RUN = 16  # of R-Net or O-Net on the CPU: their values stay in a core's own caches
+# Rows of one run on the CPU: more are no faster, and take more memory, which ONNX Runtime keeps. Of R-Net and O-Net:
+# their values stay in a core's own caches.
+_ROWS_A_RUN = {"rnet": 16, "onet": 16, "embedder": 8}
 _ELSEWHERE = re.compile(rb"j[\x80-\xff]*.\n\x08location\x12", re.DOTALL)  # an entry of TensorProto.external_data
 
 _log = logging.getLogger(__name__)
@@ -116,16 +118,15 @@ def _open(path: Path, sha256: str, providers: list[Any], engine: Engine) -> Netw
 
 
 def _opened(data: bytes, sha256: str, providers: list[Any], engine: Engine) -> Network:
-    # A run of an embedder takes a hundred megabytes, which an arena of ONNX Runtime's own would keep.
-    session = open_session(data, providers, engine.threads, keeps_memory=False)
+    session = open_session(data, providers, engine.threads)
     metadata = session.get_modelmeta().custom_metadata_map
     info = read_metadata(metadata, sha256)
-    if info.kind in PORTS:  # small networks: a thread for each of several runs does more
+    if info.kind in PORTS and engine.threads > 1:  # small networks: a thread for each of several runs does more
         session = open_session(data, providers, 1)
     check_ports(info, session)
     prove = partial(_self_test, golden=metadata.get("golden", ""), tf32=engine.tf32)
     if "CUDAExecutionProvider" not in session.get_providers():
-        network = Network(info, session, _WINDOWS_A_RUN if info.kind in ("rnet", "onet") else None)
+        network = Network(info, session, _ROWS_A_RUN.get(info.kind))
         prove(network)
         return network
     silence_missing_plans()

@@ -142,11 +142,9 @@ def silence_missing_plans() -> None:
     ort.set_default_logger_severity(4)
 
 
-def open_session(data: bytes, providers: list[Any], threads: int, *, keeps_memory: bool = True) -> Any:
-    """A session on a model's bytes; a run on the CPU has so many threads. ``keeps_memory``: what a run took on the CPU
-    is kept for the next ones, which is faster for small networks."""
+def open_session(data: bytes, providers: list[Any], threads: int) -> Any:
+    """A session on a model's bytes; a run on the CPU has so many threads."""
     options = ort.SessionOptions()
-    options.enable_cpu_mem_arena = keeps_memory
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # Where a run has several threads they spin between its operators, which is worth 10 to 20 %, but not after it.

@@ -24,7 +24,7 @@ from facenet_server.errors import (
 )
 from facenet_server.models.contract import ModelInfo
 from facenet_server.serving.pipeline import Comparison, Detection, Embedded
-from facenet_server.telemetry.counters import Stage, Stats, resident_bytes
+from facenet_server.telemetry.counters import Stage, Stats, WorkerCounts, resident_bytes
 from facenet_server.vision.boxes import Faces
 from facenet_server.vision.calibration import BEST_ACCURACY, Calibration
 from facenet_server.vision.options import CompareOptions, DetectOptions, EmbedOptions, FaceSelection
@@ -187,13 +187,15 @@ def refusal(response: type[Any], number: int, n_items: int, error: ItemError) ->
 
 
 class About(NamedTuple):
-    """What a server runs: the package's version, its models, ONNX Runtime's providers, and the embedder of requests
-    that name none."""
+    """What a server runs: the package's version, its models, ONNX Runtime's providers, the embedder of requests that
+    name none, and its worker processes with the memory that one has for itself."""
 
     version: str
     models: Sequence[ModelInfo]
     providers: Sequence[str]
     default_embedder: str
+    workers: int = 0
+    worker_bytes: int = 0
 
 
 def server_info(about: About, config: Config) -> pb.GetServerInfoResponse:
@@ -202,6 +204,8 @@ def server_info(about: About, config: Config) -> pb.GetServerInfoResponse:
         version=about.version,
         models=[_model_info(model) for model in about.models],
         default_embedder=about.default_embedder,
+        workers=about.workers,
+        worker_bytes=about.worker_bytes,
         providers=about.providers,
         image_formats=config.formats,
         detect_defaults=_detect_defaults(),
@@ -242,10 +246,15 @@ def server_stats(stats: Stats, counts: Counts) -> pb.GetServerStatsResponse:
     return pb.GetServerStatsResponse(
         uptime_s=time.monotonic() - stats.started,
         stages=[_stage(stage) for stage in stats],
-        resident_bytes=resident_bytes(),
+        resident_bytes=sum(resident_bytes(pid) for pid in ("self", *stats.worker_pids())),
+        workers=_workers(stats.workers()),
         loop_lag=pb.LoopLag(p50_s=lag.p50_s, p99_s=lag.p99_s, max_s=lag.max_s),
         admission=pb.AdmissionStats(**asdict(counts)),
     )
+
+
+def _workers(counts: WorkerCounts | None) -> pb.WorkerStats | None:
+    return None if counts is None else pb.WorkerStats(**asdict(counts))
 
 
 def _stage(stage: Stage) -> pb.StageStats:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,12 +24,21 @@ _Status = health_pb2.HealthCheckResponse
 class Health:
     """gRPC's health service (its "Health Checking Protocol"): of ``services`` whether they are ready, of LIVENESS that
     the process lives. Ready turns to NOT_SERVING where a stage has something under way and nothing of it has ended for
-    ``stall_s``, and back once something ends; from ``end`` on nothing is ready, but the process lives while it answers.
+    ``stall_s``, or where ``can_serve`` says no, and back once that is over; from ``end`` on nothing is ready, but the
+    process lives while it answers.
 
     Not gRPC's own servicer: there a watcher who leaves cuts the others off, and one who stays holds up a drain.
     """
 
-    def __init__(self, services: Iterable[str], stats: Stats, stall_s: float, callers: Callers | None = None) -> None:
+    def __init__(
+        self,
+        services: Iterable[str],
+        stats: Stats,
+        stall_s: float,
+        callers: Callers | None = None,
+        can_serve: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._can_serve = can_serve
         self._callers = callers or Callers()
         self._services = tuple(services)
         self._stats = stats
@@ -97,7 +106,7 @@ class Health:
                 moves = not stage.under_way or stage.ended != ended.get(stage.name)
                 still[stage.name] = 0 if moves else still[stage.name] + 1
                 ended[stage.name] = stage.ended
-            if ready != (max(still.values(), default=0) < _SAMPLES):
+            if ready != (max(still.values(), default=0) < _SAMPLES and self._can_serve()):
                 ready = not ready
                 self._set(ready=ready)
 

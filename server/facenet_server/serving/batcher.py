@@ -6,7 +6,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -90,8 +90,8 @@ class ThreadRunner(Runner):
     def _run(self, batch: list[Part]) -> Run:
         start_ns = time.monotonic_ns()
         drop_abandoned(batch)
-        outcomes = _outcomes(self._net, [part.inputs for part in batch]) if batch else []
-        return Run(outcomes, start_ns, time.monotonic_ns())
+        found = outcomes(self._net, [part.inputs for part in batch]) if batch else []
+        return Run(found, start_ns, time.monotonic_ns())
 
 
 class Batcher:
@@ -171,6 +171,7 @@ class Batcher:
         parts = [Part(tuple(rows[some] for rows in inputs), loop.create_future(), now, end) for some in slices]
         self._parts.update((part.outputs, part) for part in parts)
         self._queued_rows += count
+        self._usual_rows = max(self._queued_rows + self._running_rows, self._usual_rows)
         self._arrived_s = loop.time()
         self._arrived.set()
         try:
@@ -210,16 +211,16 @@ class Batcher:
                 continue
             self._idle -= 1
             try:
-                outcomes = await self._run(place, batch)
+                found = await self._run(place, batch)
             except asyncio.CancelledError:  # closed while it runs: nobody is left waiting
                 for part in batch:
                     part.outputs.cancel()
                 raise
             except Exception as error:  # noqa: BLE001 (no thread to be had, say: the worker lives on)
-                outcomes = [error] * len(batch)
+                found = [error] * len(batch)
             finally:
                 self._idle += 1
-            for part, outcome in zip(batch, outcomes, strict=True):
+            for part, outcome in zip(batch, found, strict=True):
                 if part.outputs.done():
                     continue
                 if isinstance(outcome, Exception):
@@ -233,7 +234,7 @@ class Batcher:
         self._running_rows += rows
         try:
             with self._stage.at_work():
-                outcomes, start_ns, end_ns = await self._runner.run(place, batch)
+                found, start_ns, end_ns = await self._runner.run(place, batch)
         finally:
             self._running_rows -= rows
         if batch:
@@ -241,7 +242,7 @@ class Batcher:
             queue_ns = sum((start_ns - part.since_ns) * part.n_rows for part in batch)
             rows = sum(part.n_rows for part in batch)
             self._stage.add(rows=rows, queue_ns=queue_ns, compute_ns=end_ns - start_ns)
-        return outcomes
+        return found
 
     def _share(self) -> int:
         """The rows of one worker, were those that are usually here spread over all."""
@@ -305,12 +306,17 @@ class Batcher:
         return too_late
 
 
-def _outcomes(net: Net, calls: list[tuple[Rows, ...]]) -> list[Outputs | Exception]:
-    """Run several calls' rows together; where that fails, each call by itself."""
+def outcomes(
+    net: Net, calls: Sequence[tuple[Rows, ...]], joined: tuple[Rows, ...] | None = None
+) -> list[Outputs | Exception]:
+    """Run several calls' rows together; where that fails, each call by itself. ``joined``: all rows, where they lie in
+    one piece already."""
     try:
-        outputs = net(*(calls[0] if len(calls) == 1 else map(np.concatenate, zip(*calls, strict=True))))
+        if joined is None:
+            joined = calls[0] if len(calls) == 1 else tuple(map(np.concatenate, zip(*calls, strict=True)))
+        outputs = net(*joined)
     except Exception as error:  # noqa: BLE001 (each call's failure is its own)
-        return [error] if len(calls) == 1 else [outcome for call in calls for outcome in _outcomes(net, [call])]
+        return [error] if len(calls) == 1 else [outcome for call in calls for outcome in outcomes(net, [call])]
     stops = list(itertools.accumulate(len(inputs[0]) for inputs in calls))
     starts = [0, *stops[:-1]]
     return [tuple(rows[start:stop] for rows in outputs) for start, stop in zip(starts, stops, strict=True)]

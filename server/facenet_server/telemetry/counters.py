@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -97,6 +97,18 @@ class LoopLag:
             self._late_s.append(max(0.0, time.perf_counter() - due))
 
 
+@dataclass(slots=True)
+class WorkerCounts:
+    """Worker processes that work, and stand by, now; those that ended unasked, jobs that ran once more for it, and jobs
+    that were given up, as two workers ended with them, or as they took too long."""
+
+    working: int = 0
+    standing_by: int = 0
+    ended: int = 0
+    jobs_run_again: int = 0
+    jobs_given_up: int = 0
+
+
 class Stats:
     """The stages of one server, by name, in the order in which they were first asked for."""
 
@@ -104,6 +116,8 @@ class Stats:
         self.started = time.monotonic()
         self.loop_lag = loop_lag or LoopLag()
         self._stages: dict[str, Stage] = {}
+        self.workers: Callable[[], WorkerCounts | None] = lambda: None  # where there are worker processes, theirs
+        self.worker_pids: Callable[[], Sequence[int]] = lambda: ()
 
     def stage(self, name: str) -> Stage:
         """The stage of that name."""
@@ -112,11 +126,27 @@ class Stats:
     def __iter__(self) -> Iterator[Stage]:
         return iter(self._stages.values())
 
+    def drain(self) -> list[tuple[str, int, int, int]]:
+        """The name, runs, rows and compute time (ns) of each stage since the last call, which are counted from 0
+        again."""
+        drained = [(stage.name, stage.runs, stage.rows, stage.compute_ns) for stage in self if stage.runs]
+        for stage in self:
+            stage.runs = stage.rows = stage.queue_ns = stage.compute_ns = 0
+        return drained
 
-def resident_bytes() -> int:
-    """The memory that this process holds; 0 where the system does not tell."""
+    def add(self, drained: Iterable[tuple[str, int, int, int]]) -> None:
+        """Count what other stats have drained."""
+        for name, runs, rows, compute_ns in drained:
+            stage = self.stage(name)
+            stage.runs += runs
+            stage.rows += rows
+            stage.compute_ns += compute_ns
+
+
+def resident_bytes(pid: int | str = "self") -> int:
+    """The memory that a process holds, this one unless another is named; 0 where the system does not tell."""
     try:
-        with open("/proc/self/statm") as file:
+        with open(f"/proc/{pid}/statm") as file:
             pages = int(file.read().split()[1])
     except OSError:
         return 0

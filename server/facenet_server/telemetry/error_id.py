@@ -6,8 +6,9 @@ import uuid
 _log = logging.getLogger(__name__)
 
 
-def log_error(what: str) -> str:
-    """Log the exception being handled under an id that may be told to callers, who see nothing else of it."""
+def log_error(what: str, error: BaseException | None = None) -> str:
+    """Log an exception, that which is being handled where none is given, under an id that may be told to callers, who
+    see nothing else of it."""
     error_id = uuid.uuid4().hex[:12]
-    _log.exception("%s, error id %s", what, error_id)
+    _log.error("%s, error id %s", what, error_id, exc_info=error or True)
     return error_id

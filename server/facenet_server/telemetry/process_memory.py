@@ -32,19 +32,33 @@ def limit_heaps(count: int) -> None:
 async def given_back(every_s: float) -> AsyncIterator[None]:
     """Meanwhile memory that is free goes back to the system again and again: glibc would keep what a burst of calls
     took, in pieces. Elsewhere nothing happens."""
-    trim = _of_glibc("malloc_trim")
 
-    async def give_back() -> None:
-        while trim is not None:
+    async def keep_giving() -> None:
+        while True:
             await asyncio.sleep(every_s)
-            await asyncio.to_thread(trim, 0)
+            await asyncio.to_thread(give_back)
 
-    giving = asyncio.create_task(give_back())
+    giving = asyncio.create_task(keep_giving())
     try:
         yield
     finally:
         giving.cancel()
         await asyncio.wait({giving})
+
+
+def give_back() -> None:
+    """Give memory that is free back to the system."""
+    if trim := _of_glibc("malloc_trim"):
+        trim(0)
+
+
+def private_bytes() -> int:
+    """The memory that this process holds and shares with no other; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:"))
 
 
 def usable_bytes(limits: Iterable[Path] | None = None) -> int | None:
