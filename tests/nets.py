@@ -8,6 +8,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -104,11 +105,25 @@ class FakeNetwork:
     on_cuda = False
 
     def __init__(self, name: str, kind: str, net: Any, **details: Any) -> None:
-        self.info = ModelInfo(name, kind, "test", "0", "0", "fixed", 160, 0.0, **details)
+        self.info = ModelInfo(name, kind, "test", "0", name, "fixed", 160, 0.0, **details)
         self._net = net
 
     def __call__(self, *inputs: Any) -> Any:
         return self._net(*inputs)
+
+
+def fake_networks(
+    embedders: Mapping[str, Any] = EMBEDDERS,
+    calibration: Any = CALIBRATION,
+    twins: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, FakeNetwork]:
+    """The detector's and the embedders', by name."""
+    mtcnn = {"pnet": pnet, "rnet": rnet, "onet": onet}
+    networks = {f"mtcnn-{kind}": FakeNetwork(f"mtcnn-{kind}", kind, net) for kind, net in mtcnn.items()}
+    for name, net in embedders.items():
+        details = {"dimension": 4, "calibration": calibration, "interchangeable_with": twins.get(name, ())}
+        networks[name] = FakeNetwork(name, "embedder", net, **details)
+    return networks
 
 
 @asynccontextmanager
@@ -118,12 +133,7 @@ async def fake_service(
     """The same, with the service itself. ``settings`` are the configuration's, ``calibration``, and what each embedder
     is ``interchangeable_with``."""
     calibration = settings.pop("calibration", CALIBRATION)
-    twins = settings.pop("interchangeable_with", {})
-    mtcnn = {"pnet": pnet, "rnet": rnet, "onet": onet}
-    networks = {f"mtcnn-{kind}": FakeNetwork(f"mtcnn-{kind}", kind, net) for kind, net in mtcnn.items()}
-    for name, net in embedders.items():
-        details = {"dimension": 4, "calibration": calibration, "interchangeable_with": twins.get(name, ())}
-        networks[name] = FakeNetwork(name, "embedder", net, **details)
+    networks = fake_networks(embedders, calibration, settings.pop("interchangeable_with", {}))
     config = Config(**{**_SETTINGS, "default_embedder": next(iter(embedders)), **settings}).with_streams_for(None)
     async with built(config, Parts(open_networks=lambda _: networks)) as server:
         await server.grpc_server.start()

@@ -35,7 +35,7 @@ from facenet_server.telemetry.cgroups import usable_cores
 from facenet_server.telemetry.counters import LoopLag, Stats
 from facenet_server.vision.sources import DecodeLimits
 from facenet_server.workers.pool import COMMAND, WorkerPool
-from facenet_server.workers.remote import Refusals, RemoteRunner, RemoteWorkers
+from facenet_server.workers.remote import JOB_LIMIT_S, Refusals, RemoteRunner, RemoteWorkers
 
 _FRONT_BYTES, _WORKER_BYTES = 1 << 30, 300_000_000  # of memory
 _EMBEDDINGS_AT_WORK = 128  # pairs: the event loop compares them itself
@@ -50,6 +50,7 @@ class Parts:
     open_networks: Callable[[Config], Mapping[str, Any]] | None = None  # in this process; None: the models folder's
     worker_command: Sequence[str] = COMMAND  # what starts a worker process
     n_attempts: int = 2  # workers that may end with a job until it is given up
+    job_limit_s: float = JOB_LIMIT_S  # of an image's work
     batcher: Callable[..., Batcher] = Batcher
     wait_estimator: Callable[..., WaitEstimator] = WaitEstimator
     loop_lag: Callable[[], LoopLag] = LoopLag
@@ -156,7 +157,7 @@ async def open_with_workers(
             )
             for name, info in embedders.items()
         }
-        remote = RemoteWorkers(pool, stats, refusals, parts.n_attempts)
+        remote = RemoteWorkers(pool, stats, refusals, parts.n_attempts, parts.job_limit_s)
         pipeline = Pipeline(remote, _embedders(infos, batchers), default, DecodeLimits.of(config))
         yield Opened(pipeline, infos, providers, pool)
 

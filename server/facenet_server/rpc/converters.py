@@ -246,7 +246,7 @@ def server_stats(stats: Stats, counts: Counts) -> pb.GetServerStatsResponse:
     return pb.GetServerStatsResponse(
         uptime_s=time.monotonic() - stats.started,
         stages=[_stage(stage) for stage in stats],
-        resident_bytes=sum(resident_bytes(pid) for pid in ("self", *stats.worker_pids())),
+        resident_bytes=resident_bytes() + sum(resident_bytes(pid) for pid in stats.worker_pids()),
         workers=_workers(stats.workers()),
         loop_lag=pb.LoopLag(p50_s=lag.p50_s, p99_s=lag.p99_s, max_s=lag.max_s),
         admission=pb.AdmissionStats(**asdict(counts)),

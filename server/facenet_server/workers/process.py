@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -47,7 +47,10 @@ Answer = tuple[Header, Sequence[Any]]  # what is told, and the buffers beside it
 
 
 class Worker:
-    """Jobs as they come; ``run`` never returns."""
+    """Jobs as they come; ``run`` never returns. Whoever needs other networks replaces what opens them."""
+
+    open_all: Callable[[Config], Mapping[str, Any]] = staticmethod(inference.open_networks)
+    open_files: Callable[[Config, list[str]], Mapping[str, Any]] = staticmethod(inference.open_files)
 
     _config: Config
     _networks: Networks
@@ -104,7 +107,7 @@ class Worker:
         """Open every model of the folder, and tell what they are."""
 
         config = self._configure(header)
-        networks = await asyncio.to_thread(inference.open_networks, config)
+        networks = await asyncio.to_thread(self.open_all, config)
         await asyncio.to_thread(warm_up)
         infos = [asdict(info) for info in inference.infos_of(networks)]
         return {"infos": infos, "providers": inference.providers_of(networks)}, ()
@@ -113,7 +116,7 @@ class Worker:
         """Open the files of these SHA-256, the detector's and some embedders', and be ready."""
 
         config = self._configure(header)
-        self._networks = await asyncio.to_thread(inference.open_files, config, header["files"])
+        self._networks = await asyncio.to_thread(self.open_files, config, header["files"])
         await asyncio.to_thread(warm_up)
         self._compute = self._stack.enter_context(
             inference.open_compute(self._networks, config, self._stats, lambda: self._board.n_threads - 1)
@@ -168,7 +171,7 @@ class Worker:
 
         async with self._opening:
             if sha256 not in self._embedders:
-                networks = await asyncio.to_thread(inference.open_files, self._config, [sha256])
+                networks = await asyncio.to_thread(self.open_files, self._config, [sha256])
                 for network in networks.values():
                     self._keep(network)
         return self._embedders[sha256]
@@ -202,7 +205,7 @@ def _offer_to_oom_killer() -> None:
         score.write_text(str(min(1000, int(score.read_text()) + _OOM_SCORE)))
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], kind: type[Worker] = Worker) -> None:
     """Run until the server closes its end. Signals to the whole process group are the server's business."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if number := getattr(signal, name, None):
@@ -216,7 +219,7 @@ def main(arguments: Sequence[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
 
     async def run() -> None:
-        await Worker(socket.socket(fileno=end), shared).run()
+        await kind(socket.socket(fileno=end), shared).run()
 
     asyncio.run(run())
 

@@ -26,7 +26,7 @@ from facenet_server.workers.channel import Header, arrays_of
 from facenet_server.workers.pool import EXIT_LOST, WorkerPool
 from facenet_server.workers.worker import Job, WorkerDied
 
-_JOB_LIMIT_S, _LIMIT_S_A_MEGAPIXEL, _LIMIT_S_A_ROW = 10.0, 1.0, 0.5  # some ten times what they take
+JOB_LIMIT_S, _LIMIT_S_A_ROW = 10.0, 0.5  # some ten times what they take
 _OPENING_LIMIT_S = 60.0  # of an embedder that a worker has not opened
 _REFUSED_S, _MOST_REFUSED = 600.0, 1024
 _IN_THREAD_BYTES = 1 << 20  # more are hashed off the event loop
@@ -68,9 +68,17 @@ async def _key(data: Any) -> tuple[int, bytes]:
 
 class RemoteWorkers:
     """Images and files of ready crops, as jobs of worker processes. ``n_attempts``: how many workers may end with a job
-    until it is given up."""
+    until it is given up; ``limit_s``: how long a job may take, and as long again for each ten megapixels."""
 
-    def __init__(self, pool: WorkerPool, stats: Stats, refusals: Refusals, n_attempts: int = 2) -> None:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        stats: Stats,
+        refusals: Refusals,
+        n_attempts: int = 2,
+        limit_s: float = JOB_LIMIT_S,
+    ) -> None:
+        self._limit_s = limit_s
         self._pool = pool
         self._stage: Stage = stats.stage("decode")
         self._refusals = refusals
@@ -92,7 +100,7 @@ class RemoteWorkers:
 
     async def _done(self, header: Header, data: bytes, pixels: int) -> tuple[Header, Any]:
         await self._refusals.check(data)
-        limit_s, since_ns, died = _JOB_LIMIT_S + pixels / 1e6 * _LIMIT_S_A_MEGAPIXEL, time.monotonic_ns(), None
+        limit_s, since_ns, died = self._limit_s * (1 + pixels / 1e7), time.monotonic_ns(), None
         with self._stage.at_work():
             for attempt in range(self._n_attempts):
                 job = await self._pool.reserve(begins=attempt == 0, pixels=pixels)
@@ -161,7 +169,7 @@ class RemoteRunner(Runner):
         counts = [len(rows) for rows in calls]
         shape = (sum(counts), *calls[0].shape[1:])
         header = {"op": "embed", "file": self._file, "counts": counts, "arrays": [(calls[0].dtype.str, shape)]}
-        limit_s = _JOB_LIMIT_S + sum(counts) * _LIMIT_S_A_ROW
+        limit_s = JOB_LIMIT_S + sum(counts) * _LIMIT_S_A_ROW
         if self._file not in place.worker.files:
             limit_s += _OPENING_LIMIT_S
         answer, payload = await self._pool.ask(place, header, calls, limit_s)
