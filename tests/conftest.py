@@ -142,8 +142,8 @@ def models() -> Path:
 
 @pytest.fixture(scope="session")
 def server(models: Path) -> Iterator[str]:
-    """The address of a server on the real networks."""
-    with server_process("--models", str(models)) as (target, _):
+    """The address of a server on the real networks, in a worker process."""
+    with server_process("--models", str(models), "--workers", "1") as (target, _):
         yield target
 
 
