@@ -23,6 +23,7 @@ from chaos import (
     soak,
     starts,
     suite,
+    workers,
 )
 from chaos.real import on_real_networks
 from chaos.report import Report
@@ -173,6 +174,24 @@ CHECKS = {
         {"connections": 2400, "protected": False},
         bites=("seconds until a newcomer",),
     ),
+    "T38": Check(
+        workers.killed,
+        5.5,
+        {"seconds": 12, "every_s": 2},
+        {"seconds": 300, "every_s": 3},
+        {"seconds": 20, "every_s": 2, "attempts": 1},
+        bites=("items given up",),
+    ),
+    "T38-real": Check(
+        on_real_networks(workers.killed, files=True),
+        6,
+        {"seconds": 12, "every_s": 3},
+        {"seconds": 300, "every_s": 3},
+        {"seconds": 20, "every_s": 3, "attempts": 1},
+        bites=("items given up",),
+        real=True,
+    ),
+    "T39": Check(workers.poison, 0.5, {"others": 8}, {"others": 24}),
     "T35": Check(
         folders.interrupted_runs,
         5,

@@ -31,33 +31,33 @@ _UNCOMPILED = str(Path(__file__).parent / "uncompiled")
 
 
 class Usage:
-    """What a process has of its machine, as of when it is asked."""
+    """What a process has of its machine, as of when it is asked; ``folder`` is where the system tells it."""
 
     def __init__(self, pid: int) -> None:
-        self._folder = f"/proc/{pid}"
+        self.folder = f"/proc/{pid}"
 
     @property
     def rss_mb(self) -> float:
         """Its resident memory."""
-        with open(f"{self._folder}/statm") as file:
+        with open(f"{self.folder}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
     @property
     def cpu_s(self) -> float:
         """What it has computed, on all cores."""
-        with open(f"{self._folder}/stat") as file:
+        with open(f"{self.folder}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
     def files(self) -> int:
         """Those that are open."""
-        return len(os.listdir(f"{self._folder}/fd"))
+        return len(os.listdir(f"{self.folder}/fd"))
 
     @property
     def threads(self) -> int:
         """How many it has."""
-        return len(os.listdir(f"{self._folder}/task"))
+        return len(os.listdir(f"{self.folder}/task"))
 
 
 @dataclass

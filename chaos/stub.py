@@ -16,10 +16,10 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from facenet_server import inference, server
@@ -41,6 +41,7 @@ LATE, COUNTS, TASKS = "ran a late row", "counts at the end", "tasks"
 NO_MEMORY = "Failed to allocate memory for requested buffer of size 104857600"
 FAILED = "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node."
 LOST = "CUDA failure 700: an illegal memory access was encountered"
+POISON = b"poison of workers"  # a crop that begins so ends the worker process that embeds it
 LOSE, TELL = signal.SIGUSR1, signal.SIGUSR2
 
 _lost = threading.Event()
@@ -58,6 +59,7 @@ class Behaviour:
     photos: bool = False  # are sent, or it is to start as long as it does
     dimension: int = DIMENSION
     keepalive_s: tuple[float, float] | None = None  # between probes, and for their answers; None: the server's own
+    workers: int = 0  # processes that do the work; 0: the server's own does
     core: int | None = None  # -1: any
     memory_rows: int = 0  # rows for which the device has memory; 0: enough
     failing_share: float = 0.0  # of runs, at random
@@ -70,11 +72,18 @@ class Behaviour:
     counts_within: bool = True  # fields within items, before they are parsed
     lets_hopeless_in: bool = False  # what will wait for most of its time, too
     hard_stop: bool = False  # SIGTERM ends all calls at once
+    worker_attempts: int = 2  # worker processes that may end with a job until it is given up
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """Out of JSON."""
+        values = json.loads(text)
+        return cls(**values)
 
     @property
     def finds_faces(self) -> bool:
         """Whether what does so is to be ready."""
-        return bool(self.models) or self.photos
+        return bool(self.models or self.workers) or self.photos
 
 
 def vector_of(crop: bytes) -> np.ndarray:
@@ -90,7 +99,7 @@ class StandIn:
     on_cuda = False
 
     def __init__(self, kind: str, net: Any, behaviour: Behaviour) -> None:
-        self.info = ModelInfo(kind, kind, "stand-in", "0", "0", "fixed", behaviour.side, 0.0, behaviour.dimension)
+        self.info = ModelInfo(kind, kind, "stand-in", "0", kind, "fixed", behaviour.side, 0.0, behaviour.dimension)
         self._net = net
 
     def __call__(self, *inputs: Any) -> Any:
@@ -221,10 +230,13 @@ def _parts(behaviour: Behaviour) -> Parts:
     """What the server is built of: the real parts, but for those that are to be worse."""
     Stumbling.share = behaviour.stumbling_share
     replaced: dict[str, Any] = {
-        "open_networks": _opener(behaviour),
+        "open_networks": None if behaviour.workers else partial(networks_of, behaviour),
         "channel_options": partial(_channel_options, behaviour),
         "loop_lag": partial(LoopLag, 0.005),  # finer than the server looks at it
     }
+    if behaviour.workers:
+        replaced["worker_command"] = (sys.executable, "-m", "chaos.stub_worker", json.dumps(asdict(behaviour)))
+        replaced["n_attempts"] = behaviour.worker_attempts
     if behaviour.lets_hopeless_in:
         replaced["wait_estimator"] = HopelessToo
     if not behaviour.counts_within:
@@ -245,22 +257,19 @@ def _pin(core: int | None) -> None:
             _log.warning("the server shares cores with its callers: %s", error)
 
 
-def _opener(behaviour: Behaviour) -> Any:
-    """What opens the networks."""
-    nets = {"pnet": _no_faces, "rnet": _no_faces, "onet": _no_faces, "embedder": _embedder(behaviour)}
-
-    def open_networks(config: Config) -> dict[str, Any]:
-        networks: dict[str, Any] = {kind: StandIn(kind, net, behaviour) for kind, net in nets.items()}
-        if behaviour.models:
-            networks = dict(inference.open_networks(config))
-        for name, network in networks.items():
-            if network.info.kind == "embedder":
-                networks[name] = Faulty(network, behaviour)
-                if behaviour.swap_after:
-                    networks[name] = Swapping(networks[name], behaviour.swap_after)
-        return networks
-
-    return open_networks
+def networks_of(behaviour: Behaviour, config: Config) -> dict[str, Any]:
+    """Its networks, by name."""
+    if behaviour.models:
+        networks: dict[str, Any] = dict(inference.open_networks(config))
+    else:
+        nets = {"pnet": _no_faces, "rnet": _no_faces, "onet": _no_faces, "embedder": _embedder(behaviour)}
+        networks = {kind: StandIn(kind, net, behaviour) for kind, net in nets.items()}
+    for name, network in networks.items():
+        if network.info.kind == "embedder":
+            networks[name] = Faulty(network, behaviour)
+            if behaviour.swap_after:
+                networks[name] = Swapping(networks[name], behaviour.swap_after)
+    return networks
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,12 +306,15 @@ async def _serve(config: Config, behaviour: Behaviour) -> None:
 
 def main() -> None:
     """Run until a signal."""
-    behaviour = Behaviour(**json.loads(sys.argv[1]))
+    behaviour = Behaviour.of(sys.argv[1])
     _pin(behaviour.core)
     logging.basicConfig(level="INFO", stream=sys.stderr)
     config: dict[str, Any] = {"listen": "127.0.0.1:0", "runs_per_embedder": 1, "max_wait_s": 0.0}
     if behaviour.models:
         config = {"listen": "127.0.0.1:0", "models": Path(behaviour.models)}
+    elif behaviour.workers:
+        config["default_embedder"] = "embedder"
+    config["workers"] = str(behaviour.workers)
     try:
         asyncio.run(_serve(Config(**config | behaviour.config), behaviour))
     except FatalError as error:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from facenet_server.config import Config
-from facenet_server.errors import StartError
+from facenet_server.errors import ItemError, StartError
 from facenet_server.models.contract import ModelInfo, info_of
 from facenet_server.telemetry.counters import Stats, WorkerCounts
 from facenet_server.workers import wire
@@ -220,6 +220,8 @@ class WorkerPool:
             answer, _ = await self.ask(job, header, (), _START_LIMIT_S)
         except WorkerDied as died:
             raise StartError(f"a worker process ended while it started ({died}); the log may tell why") from died
+        except ItemError as error:
+            raise StartError(f"a worker process cannot start: {error}") from error
         return answer
 
     async def _open(self, worker: Worker) -> None:
