@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -31,8 +32,8 @@ class Server:
     """``facenet-server`` on a free port, or several of them on one each, with a client of its own. Synchronous: it is
     loaded while it is called."""
 
-    def __init__(self, plan: Plan, *flags: str, processes: int = 1) -> None:
-        command = [sys.executable, "-m", "facenet_server", "--listen", "127.0.0.1:0", "--device", plan.device, *flags]
+    def __init__(self, plan: Plan, *flags: str, processes: int = 1, module: str = "facenet_server") -> None:
+        command = [sys.executable, "-m", module, "--listen", "127.0.0.1:0", "--device", plan.device, *flags]
         environment = {**os.environ, "FACENET_MODELS": str(plan.models)}
         self._processes = [
             subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(processes)
@@ -51,6 +52,16 @@ class Server:
         for process in self._processes:
             process.terminate()
             process.wait()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of its processes that accept calls."""
+        return [process.pid for process in self._processes]
+
+    def wait_for_spare(self) -> None:
+        """Until all of its worker processes have started."""
+        while not self.stats().workers.standing_by:
+            time.sleep(0.1)
 
     def load(self, work: Workload, **how: Any) -> Report:
         """Send the work as facenet_client.load.Plan says; raises BenchmarkError where anything was not answered."""

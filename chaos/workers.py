@@ -53,7 +53,8 @@ async def killed(
         counts, told = await server.quiet(10), await server.stats()
         files, zombies = server.usage.files, _zombies(server)
     given_up = ledger.outcomes["INTERNAL"] + photos.outcomes["INTERNAL"]
-    report.note = f"kills {dict(kills)}; crops {dict(ledger.outcomes)}, photos {dict(photos.outcomes)}; {str(told.workers).split()}"
+    of_workers = ", ".join(str(told.workers).split("\n"))
+    report.note = f"kills {dict(kills)}; crops {dict(ledger.outcomes)}, photos {dict(photos.outcomes)}; {of_workers}"
     report.most("lost", ledger.lost + photos.lost, 0)
     report.most("doubled", ledger.doubled + photos.doubled, 0)
     report.most("wrong, or another's", ledger.outcomes["wrong"] + photos.outcomes["wrong"], 0)
