@@ -130,6 +130,7 @@ PLACES: dict[str, list[str]] = {path: ["read", "write"] for path in CLIENTS} | {
     "server/facenet_server/rpc/health.py": ["write"],  # who watches is told; unary has read the question
     "server/facenet_server/rpc/unary.py": ["write"],  # an answer
     "server/facenet_server/telemetry/counters.py": ["read"],  # a file
+    "server/facenet_server/workers/worker.py": ["read"],  # a pipe
     "client/facenet_client/_images.py": ["read"],  # an open file
 }
 

@@ -90,8 +90,8 @@ class Worker:
         pieces: Sequence[Any] = ()
         try:
             answer, pieces = await self._does[header["op"]](header, payload)
-        except asyncio.CancelledError:
-            answer = {"cancelled": True}  # not passed on: whoever cancelled is told
+        except asyncio.CancelledError:  # not passed on: the server that asked for it is told
+            answer = {"cancelled": True}
         except StartError as error:
             answer = {"start_error": str(error)}
         except ItemError as error:
