@@ -5,6 +5,7 @@ Tests, chaos and benchmarks build through it, and replace parts by argument.
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -81,7 +82,7 @@ async def built(
     parts = parts or Parts()
     credentials, callers = tls(config), Callers(read_tokens(Path(config.tokens)) if config.tokens else None)
     stats = Stats(parts.loop_lag())
-    in_process = parts.open_networks is not None or config.workers == "0"
+    in_process = parts.open_networks is not None or not wanted_workers(config, 1)
     work = (open_in_process if in_process else open_with_workers)(config, stats, parts, on_lost)
     async with work as opened, stats.loop_lag:
         admission = AdmissionController(admission_limits(config), _estimators(opened, config, parts), parts.clock)
@@ -167,6 +168,8 @@ def wanted_workers(config: Config, cores: int, memory_bytes: int | None = None) 
     machine's); 0: none."""
     if config.workers != "auto":
         return int(config.workers)
+    if os.name != "posix":  # workers inherit sockets, and are passed memory
+        return 0
     memory_bytes = memory_bytes or process_memory.usable_bytes()
     if memory_bytes is None:
         return cores

@@ -152,11 +152,8 @@ class WorkerPool:
     async def ask(self, job: Job, header: Header, pieces: Sequence[Any], limit_s: float) -> tuple[Header, Any]:
         """What its worker answers, whose ItemError is raised. Raises WorkerDied."""
         answer, payload = await job.worker.ask(job, header, pieces, limit_s=limit_s)
-        if "error" in answer:
-            raise wire.error_of(answer["error"])
-        if "start_error" in answer:
-            raise StartError(answer["start_error"])
-        return answer, payload
+        self._young_ends = self._lost = 0
+        return _checked(answer), payload
 
     def _dispatch(self) -> None:
         """Give places to those who wait for them."""
@@ -201,9 +198,7 @@ class WorkerPool:
             worker.board.n_threads = max(1, self._n_cores - n_jobs + 1)
 
     def _on_idle(self, answer: Header) -> None:
-        if "stages" in answer:
-            self._young_ends = self._lost = 0
-            self._stats.add(answer["stages"])
+        self._stats.add(answer.get("stages", ()))
         self._dispatch()
 
     # ---- starts and ends ----
@@ -217,12 +212,12 @@ class WorkerPool:
         worker.jobs.add(job)
         header = {**header, "config": wire.config_header(self._config)}
         try:
-            answer, _ = await self.ask(job, header, (), _START_LIMIT_S)
+            answer, _ = await worker.ask(job, header, limit_s=_START_LIMIT_S)
+            return _checked(answer)
         except WorkerDied as died:
             raise StartError(f"a worker process ended while it started ({died}); the log may tell why") from died
         except ItemError as error:
             raise StartError(f"a worker process cannot start: {error}") from error
-        return answer
 
     async def _open(self, worker: Worker) -> None:
         answer = await self._ask_at_start(worker, {"op": "open", "files": self._files})
@@ -296,3 +291,12 @@ class WorkerPool:
                 if worker is not None:
                     with suppress(ValueError):  # it has just been cleared away
                         worker.check_heart()
+
+
+def _checked(answer: Header) -> Header:
+    """Raises what it says of itself: an ItemError, or StartError."""
+    if "error" in answer:
+        raise wire.error_of(answer["error"])
+    if "start_error" in answer:
+        raise StartError(answer["start_error"])
+    return answer
