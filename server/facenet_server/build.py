@@ -38,7 +38,7 @@ from facenet_server.vision.sources import DecodeLimits
 from facenet_server.workers.pool import COMMAND, WorkerPool
 from facenet_server.workers.remote import JOB_LIMIT_S, Refusals, RemoteRunner, RemoteWorkers
 
-_FRONT_BYTES, _WORKER_BYTES = 1 << 30, 300_000_000  # of memory
+_WORKER_BYTES = 300_000_000  # of memory
 _EMBEDDINGS_AT_WORK = 128  # pairs: the event loop compares them itself
 
 _log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def wanted_workers(config: Config, cores: int, memory_bytes: int | None = None) 
     memory_bytes = memory_bytes or process_memory.usable_bytes()
     if memory_bytes is None:
         return cores
-    return max(1, min(cores, (memory_bytes - _FRONT_BYTES) // _WORKER_BYTES - 1))  # and the spare one
+    return max(1, min(cores, memory_bytes // 2 // _WORKER_BYTES - 1))  # and the spare one
 
 
 def _is_cuda(providers: Sequence[str]) -> bool:
