@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ _WORKERS = 2
 _BATCH_ROWS, _BATCH_S = 16, 0.04
 _STREAMS, _PHOTO_CALLERS, _PHOTOS = 24, 6, 24
 _SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)
+_LAST = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGSEGV, signal.SIGABRT, signal.SIGQUIT)
 _GIVEN_UP = 0.01  # of the kills: innocent items that two of them hit by chance
 
 
@@ -93,6 +95,53 @@ async def poison(*, others: int, attempts: int = 2) -> Report:
     report.most("others that were not answered", ledger.offered - ledger.outcomes["answered"], 0)
     report.most("poison that was not told as INTERNAL", bad.offered - bad.outcomes["INTERNAL"], 0)
     return report
+
+
+async def restarts(*, servers: int, kills: int) -> Report:
+    """T40: workers and servers that end, by every signal, leave nothing behind."""
+    report, left = Report(), Counter[str]()
+    before, ended = _places(), Counter[str]()
+    for number in range(servers):
+        async with Server(Behaviour({}, "", _BATCH_S, workers=_WORKERS, core=-1)) as server:
+            await whole(server)
+            opened = server.usage.files
+            for _ in range(kills):
+                ended[kill_one(server)] += 1
+                await _noticed(server, ended.total() - kills * number)
+                await whole(server)
+            left["descriptors"] += max(0, server.usage.files - opened)
+            left["zombies"] += _zombies(server)
+            pids, last = workers_of(server), _LAST[number % len(_LAST)]
+            ended[f"server {last.name}"] += 1
+            server.signal(last)
+            await asyncio.to_thread(server.wait, 30)
+            left["workers alive"] += await asyncio.to_thread(_alive_after, pids, 5.0)
+    report.note = ", ".join(f"{count} {name}" for name, count in ended.items())
+    report.most("workers that outlived their server by 5 s", left["workers alive"], 0)
+    report.most("descriptors more", left["descriptors"], 0)
+    report.most("zombies", left["zombies"], 0)
+    report.most("segments and temporary files more", len(_places() - before), 0)
+    return report
+
+
+def _alive_after(pids: Sequence[int], within_s: float) -> int:
+    """How many of the processes are there after so long; at once where there is none."""
+    end = time.monotonic() + within_s
+    while (alive := sum(Path(f"/proc/{pid}").exists() for pid in pids)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return alive
+
+
+def _places() -> set[str]:
+    """What lies where segments and temporary files do."""
+    return {str(each) for folder in ("/dev/shm", tempfile.gettempdir()) for each in Path(folder).iterdir()}
+
+
+async def _noticed(server: Server, count: int, within_s: float = 10.0) -> None:
+    """Wait until so many workers have been seen to end."""
+    start = time.monotonic()
+    while time.monotonic() - start < within_s and (await server.stats()).workers.ended < count:  # noqa: ASYNC110 (its own count)
+        await asyncio.sleep(0.05)
 
 
 def workers_of(server: Server) -> list[int]:
