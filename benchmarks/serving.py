@@ -14,7 +14,6 @@ from benchmarks.embedding import INT8
 from benchmarks.figures import Figure, Section, Table
 from benchmarks.in_process import InProcess
 from benchmarks.loopback import Server
-from benchmarks.machine import usable_cores
 from benchmarks.photos import crops, small_photos
 from benchmarks.plan import Plan
 from benchmarks.racing import Contender, Lap, fastest, race, speed
@@ -23,12 +22,13 @@ from benchmarks.workers.protocol import Slice, repeated
 CALLERS = 16
 BATCH = 32
 IN_PROCESS_AT_ONCE = (2, 8, 32)  # images; the best counts
-OVER_IN_PROCESS, BATCHING, OPEN_LOOP, LAG_MS = 0.85, 1.35, 4.0, 20.0
+FEW_OVER, MANY_OVER, READY_OVER = 0.90, 0.92, 0.90  # over in process
+GAIN, CROPS_OVER, LONE = 0.03, 0.97, 1.10  # worker processes over --workers 0
+BATCHING, OPEN_LOOP, LAG_MS = 1.35, 4.0, 20.0
 
 FEW = f"photos, {CALLERS} callers, one a message"
 MANY = f"photos, one caller, messages of {BATCH}"
 READY = f"ready crops, int8, messages of {BATCH}"
-TWO_PIPELINES = "over one pipeline on all cores; as many of them in process would gain as well"
 NO_INT8 = f"no facenet-{INT8}.onnx among the models"
 
 
@@ -40,8 +40,9 @@ def measure(plan: Plan) -> Section:
         plan.say("starting servers")
         server = stack.enter_context(Server(plan))
         in_process = stack.enter_context(InProcess(Config(models=plan.models, device=plan.device)))
-        a_core = stack.enter_context(Server(plan, "--threads", "1", processes=usable_cores()))
-        _against_in_process(section, plan, server, a_core, in_process, photos)
+        one_process = stack.enter_context(Server(plan, "--workers", "0"))
+        _against_in_process(section, plan, server, one_process, in_process, photos)
+        _against_one_process(section, plan, server, one_process, photos)
         if INT8 in in_process.embedders:
             single = stack.enter_context(Server(plan, "--max-batch-rows", "1"))
             _across_callers(section, plan, server, single)
@@ -60,14 +61,14 @@ def _against_in_process(
     section: Section,
     plan: Plan,
     server: Server,
-    a_core: Server,
+    one_process: Server,
     in_process: InProcess,
     photos: Sequence[bytes],
 ) -> None:
     few = workload("detect", photos)
     contenders: dict[str, Contender] = {
         f"{FEW}: server": server.contender(few, callers=CALLERS),
-        f"{FEW}: a server a core": a_core.contender(few, callers=CALLERS),
+        f"{FEW}: --workers 0": one_process.contender(few, callers=CALLERS),
         f"{MANY}: server": server.contender(workload("detect", photos, batch=BATCH), window=2),
     }
     for at_once in IN_PROCESS_AT_ONCE:
@@ -83,16 +84,38 @@ def _against_in_process(
     table.rows.extend((name, 1 / lap.seconds) for name, lap in laps.items())
     section.tables.append(table)
     best = laps[fastest(laps, [name for name in laps if name.startswith("photos: in process")])]
-    section.figures.extend(_ratio(name, best, laps) for name in (FEW, MANY))
-    value = speed(laps[f"{FEW}: a server a core"], best)
-    section.figures.append(Figure(f"{FEW}: a server a core over in process", value, "×", note=TWO_PIPELINES))
-    section.figures.append(_ratio(READY, laps.get(f"{READY}: in process"), laps))
+    section.figures.append(_ratio(FEW, best, laps, FEW_OVER))
+    gain = speed(laps[f"{FEW}: server"], best) - speed(laps[f"{FEW}: --workers 0"], best)
+    section.figures.append(Figure(f"{FEW}: the same, less that of --workers 0", gain, "×", at_least=GAIN))
+    section.figures.append(_ratio(MANY, best, laps, MANY_OVER))
+    section.figures.append(_ratio(READY, laps.get(f"{READY}: in process"), laps, READY_OVER))
 
 
-def _ratio(name: str, in_process: Lap | None, laps: dict[str, Lap]) -> Figure:
+def _against_one_process(
+    section: Section, plan: Plan, server: Server, one_process: Server, photos: Sequence[bytes]
+) -> None:
+    """Worker processes against one process: single crops of many callers, and what is alone."""
+    has_int8 = INT8 in {model.name for model in server.info().models}
+    crop = workload("embed_crops", random_crops(64), model=INT8 if has_int8 else "")
+    contenders: dict[str, Contender] = {}
+    for name, each in (("workers", server), ("--workers 0", one_process)):
+        contenders[f"crops, {CALLERS} callers: {name}"] = each.contender(crop, callers=CALLERS)
+        contenders[f"a lone crop: {name}"] = each.contender(crop)
+        contenders[f"a lone photo: {name}"] = each.contender(workload("detect", photos))
+    laps = race("worker processes and one process", contenders, plan.pace.longer(4), plan.say)
+    names = (f"crops, {CALLERS} callers", "a lone crop", "a lone photo")
+    ratios = {name: speed(laps[f"{name}: workers"], laps[f"{name}: --workers 0"]) for name in names}
+    title = "workers over --workers 0"
+    section.figures.append(Figure(f"{names[0]}: {title}", ratios[names[0]], "×", at_least=CROPS_OVER))
+    section.figures.extend(
+        Figure(f"{name}: time with {title}", 1 / ratios[name], "×", at_most=LONE) for name in names[1:]
+    )
+
+
+def _ratio(name: str, in_process: Lap | None, laps: dict[str, Lap], at_least: float) -> Figure:
     value = None if in_process is None else speed(laps[f"{name}: server"], in_process)
     note = NO_INT8 if value is None else ""
-    return Figure(f"{name}: server over in process", value, "×", at_least=OVER_IN_PROCESS, note=note)
+    return Figure(f"{name}: server over in process", value, "×", at_least=at_least, note=note)
 
 
 def _across_callers(section: Section, plan: Plan, server: Server, single: Server) -> None:
