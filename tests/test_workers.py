@@ -141,7 +141,7 @@ async def test_without_a_second_attempt_a_dead_workers_jobs_fail() -> None:
         asking = asyncio.create_task(embedded(target, *(crop(99, shade, 0) for shade in range(20))))
         await until(lambda: server.service._stats.stage("colour").under_way)
         for pid in pids(server)[:2]:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGSEGV)
         assert any(result.error.code == INTERNAL for result in await asking)
 
 

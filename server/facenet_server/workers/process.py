@@ -213,6 +213,7 @@ def main(arguments: Sequence[str], kind: type[Worker] = Worker) -> None:
     end, board, parent = map(int, arguments)
     _die_with(parent)
     _offer_to_oom_killer()
+    process_memory.limit_heaps(1)
     faulthandler.enable()
     shared = Board(board)
     shared.start_beating()

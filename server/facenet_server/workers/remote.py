@@ -1,11 +1,13 @@
 """The pipeline's work, done by worker processes: images, ready crops, and the embedders' batches.
 
-What a worker had when it ended runs once more elsewhere, each row of a batch by itself. What ends two workers, or takes
-longer than its limit, is given up, and its bytes are refused for a while.
+What a worker had when it ended runs once more elsewhere, each row of a batch by itself. What crashes two workers, is
+there when three are killed, or takes longer than its limit, is given up, and its bytes are refused for a while.
 """
 
 import asyncio
 import hashlib
+import itertools
+import signal
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -100,20 +102,18 @@ class RemoteWorkers:
 
     async def _done(self, header: Header, data: bytes, pixels: int) -> tuple[Header, Any]:
         await self._refusals.check(data)
-        limit_s, since_ns, died = self._limit_s * (1 + pixels / 1e7), time.monotonic_ns(), None
+        limit_s, since_ns = self._limit_s * (1 + pixels / 1e7), time.monotonic_ns()
         with self._stage.at_work():
-            for attempt in range(self._n_attempts):
-                job = await self._pool.reserve(begins=attempt == 0, pixels=pixels)
-                self._stage.queue_ns += time.monotonic_ns() - since_ns if attempt == 0 else 0
+            for n_ended in itertools.count():
+                job = await self._pool.reserve(begins=not n_ended, pixels=pixels)
+                self._stage.queue_ns += 0 if n_ended else time.monotonic_ns() - since_ns
                 try:
                     return await self._pool.ask(job, header, [data], limit_s)
-                except WorkerDied as error:
-                    died = error
-                    if died.was_slow:
-                        break
-                    self._pool.counts.jobs_run_again += attempt + 1 < self._n_attempts
-        assert died is not None
-        raise await given_up(self._pool, self._refusals, data, died)
+                except WorkerDied as died:
+                    if not runs_again(died, n_ended + 1, self._n_attempts):
+                        raise await given_up(self._pool, self._refusals, data, died) from None
+                self._pool.counts.jobs_run_again += 1
+        raise AssertionError("a job ends")
 
 
 class RemoteRunner(Runner):
@@ -192,19 +192,25 @@ class RemoteRunner(Runner):
         return (np.concatenate(vectors),)
 
     async def _row(self, row: Any, died: WorkerDied) -> Any:
-        for _ in range(self._n_attempts - 1):
+        n_ended = 1
+        while runs_again(died, n_ended, self._n_attempts):
             self._pool.counts.jobs_run_again += 1
             try:
                 (outcome,), _ = await self._embed(await self._pool.reserve(), [row])
             except WorkerDied as error:
-                died = error
-                if died.was_slow:
-                    break
+                died, n_ended = error, n_ended + 1
             else:
                 if isinstance(outcome, Exception):
                     raise outcome
                 return outcome[0]
         raise await given_up(self._pool, self._refusals, row, died)
+
+
+def runs_again(died: WorkerDied, n_ended: int, n_attempts: int) -> bool:
+    """Whether a job with which so many workers have ended runs once more. A worker that was killed, not crashed, is a
+    weaker sign: the job may have taken its memory, or have nothing to do with it."""
+    was_killed = died.exit_code == -signal.SIGKILL
+    return not died.was_slow and n_ended < n_attempts + was_killed
 
 
 async def given_up(pool: WorkerPool, refusals: Refusals, data: Any, died: WorkerDied) -> Exception:
