@@ -39,9 +39,10 @@ async def killed(
     async with Server(behaviour) as server, channels(server.address, 5) as opened:
         alone = await _alone(opened[4]) if models else []
         await whole(server)
-        before = server.usage.files
         streams = [asyncio.create_task(bidi(opened[n % 4], ledger, n, stop, 0.0)) for n in range(_STREAMS)]
         callers = [asyncio.create_task(_photos(opened[4], photos, alone, n, stop)) for n in range(_PHOTO_CALLERS)]
+        await asyncio.sleep(1)
+        before = server.usage.files
         kills, end = Counter[str](), time.monotonic() + seconds
         while time.monotonic() < end:
             await asyncio.sleep(random.uniform(0.5, 1.5) * every_s)

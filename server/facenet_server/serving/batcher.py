@@ -195,38 +195,41 @@ class Batcher:
     async def _work(self) -> None:
         while True:
             await self._arrived.wait()
-            batch: list[Part] = []
-            place = None
-            try:
-                if self._max_wait_s:
-                    await self._fill()
-                place = await self._runner.reserve()
-                self._take(batch)
-            except Exception as error:  # noqa: BLE001 (whatever it is: the worker lives on, and nobody is left waiting)
-                self._fail([*batch, *self._parts.values()], error)
-                self._arrived.clear()
-                batch.clear()
-            if not batch:
-                self._runner.give_back(place)
+            await self._work_once()  # which keeps nothing of its batch
+
+    async def _work_once(self) -> None:
+        batch: list[Part] = []
+        place = None
+        try:
+            if self._max_wait_s:
+                await self._fill()
+            place = await self._runner.reserve()
+            self._take(batch)
+        except Exception as error:  # noqa: BLE001 (whatever it is: the worker lives on, and nobody is left waiting)
+            self._fail([*batch, *self._parts.values()], error)
+            self._arrived.clear()
+            batch.clear()
+        if not batch:
+            self._runner.give_back(place)
+            return
+        self._idle -= 1
+        try:
+            found = await self._run(place, batch)
+        except asyncio.CancelledError:  # closed while it runs: nobody is left waiting
+            for part in batch:
+                part.outputs.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001 (no thread to be had, say: the worker lives on)
+            found = [error] * len(batch)
+        finally:
+            self._idle += 1
+        for part, outcome in zip(batch, found, strict=True):
+            if part.outputs.done():
                 continue
-            self._idle -= 1
-            try:
-                found = await self._run(place, batch)
-            except asyncio.CancelledError:  # closed while it runs: nobody is left waiting
-                for part in batch:
-                    part.outputs.cancel()
-                raise
-            except Exception as error:  # noqa: BLE001 (no thread to be had, say: the worker lives on)
-                found = [error] * len(batch)
-            finally:
-                self._idle += 1
-            for part, outcome in zip(batch, found, strict=True):
-                if part.outputs.done():
-                    continue
-                if isinstance(outcome, Exception):
-                    part.outputs.set_exception(outcome)
-                else:
-                    part.outputs.set_result(outcome)
+            if isinstance(outcome, Exception):
+                part.outputs.set_exception(outcome)
+            else:
+                part.outputs.set_result(outcome)
 
     async def _run(self, place: Any, batch: list[Part]) -> list[Outputs | Exception]:
         """An outcome for each, none for those whose callers left while the batch waited for a thread."""

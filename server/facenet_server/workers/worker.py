@@ -41,7 +41,8 @@ class Job:
         self.worker = worker
         self.pixels = pixels
         self.is_slow = False
-        self.answer: asyncio.Future[tuple[Header, Any]] = asyncio.get_running_loop().create_future()
+        # What came, or how its worker ended: no exception, which would hold the frames that it passes, and itself.
+        self.answer: asyncio.Future[tuple[Header, Any] | int] = asyncio.get_running_loop().create_future()
 
 
 class Worker:
@@ -104,11 +105,13 @@ class Worker:
         self._asked[number] = job
         self._send({**header, "id": number}, payload)
         try:
-            return await asyncio.shield(job.answer)
+            answer = await asyncio.shield(job.answer)
         except asyncio.CancelledError:
-            job.answer.add_done_callback(_look)
             self._send({"op": "cancel", "id": number})
             raise
+        if isinstance(answer, int):
+            raise WorkerDied(answer, was_slow=job.is_slow)
+        return answer
 
     def give_up(self, job: Job) -> None:
         """A place that is not needed."""
@@ -161,8 +164,7 @@ class Worker:
         self._on_end(self, exit_code)
         for job in self.jobs:
             if not job.answer.done():
-                job.answer.set_exception(WorkerDied(exit_code, was_slow=job.is_slow))
-                job.answer.add_done_callback(_look)
+                job.answer.set_result(exit_code)
         self.jobs.clear()
         self._clear()
 
@@ -170,12 +172,6 @@ class Worker:
         self._asked.clear()
         self._lines.close()
         self.board.close()
-
-
-def _look(answer: "asyncio.Future[Any]") -> None:
-    """At an error that nobody waits for."""
-    if not answer.cancelled():
-        answer.exception()
 
 
 class Lines:
