@@ -1,5 +1,5 @@
 """A worker process on the stand-in networks, which does as images and crops tell it: one whose first pixel is CRASH
-ends the process, one of HANG never comes back."""
+ends the process, one of HANG never comes back, one of FLOOD writes thousands of lines."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from facenet_server.workers.channel import Header
 from facenet_server.workers.process import Answer, Worker, main
 from nets import embed, fake_networks
 
-CRASH, HANG, STOP = (201, 0, 7), (202, 0, 7), (203, 0, 7)
+CRASH, HANG, STOP, FLOOD = (201, 0, 7), (202, 0, 7), (203, 0, 7), (204, 0, 7)
 
 
 def _obey(first_pixel: Any) -> None:
@@ -23,6 +23,9 @@ def _obey(first_pixel: Any) -> None:
         case (202, 0, 7):
             while True:
                 sum(range(10_000))
+        case (204, 0, 7):
+            for _ in range(20_000):
+                os.write(2, b"a line of a native library\n")
         case (203, 0, 7):
             os.kill(os.getpid(), signal.SIGSTOP)
 

@@ -120,6 +120,16 @@ async def test_arrays_of_any_size_arrive_as_they_were_and_leave_no_descriptor(
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+async def test_a_copy_that_nobody_waits_for_leaves_no_memory() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        copying = asyncio.create_task(packed([bytes(20 << 20)]))
+        await asyncio.sleep(0.001)
+        copying.cancel()
+        await asyncio.gather(copying, return_exceptions=True)
+    await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+
+
 async def test_a_side_that_goes_is_noticed_and_what_was_to_be_sent_is_dropped() -> None:
     before = len(os.listdir("/proc/self/fd"))
     ours, theirs = socket.socketpair()

@@ -19,6 +19,8 @@ from facenet_server.build import Built, Parts, built, wanted_workers
 from facenet_server.config import Config
 from facenet_server.errors import StartError
 from facenet_server.rpc.converters import INTERNAL
+from facenet_server.workers.pool import WorkerPool
+from facenet_server.workers.remote import RemoteWorkers
 from nets import crop, fake_service, square
 
 COMMAND = (sys.executable, "-m", "fake_worker")
@@ -41,6 +43,12 @@ def counts(server: Built) -> Any:
     told = server.service._stats.workers()
     assert told is not None
     return told
+
+
+def pool(server: Built) -> WorkerPool:
+    workers = server.service._pipeline._workers
+    assert isinstance(workers, RemoteWorkers)
+    return workers._pool
 
 
 def pids(server: Built) -> list[int]:
@@ -143,6 +151,71 @@ async def test_without_a_second_attempt_a_dead_workers_jobs_fail() -> None:
         for pid in pids(server)[:2]:
             os.kill(pid, signal.SIGSEGV)
         assert any(result.error.code == INTERNAL for result in await asking)
+
+
+async def test_many_copies_of_what_ends_workers_cost_few_of_them() -> None:
+    poison = square()
+    poison[0, 0] = fake_worker.CRASH
+    async with served() as (target, server):
+        await ready(server)
+        results = await detected(target, *[poison] * 6)
+        assert {result.error.code for result in results} == {INTERNAL}
+        assert counts(server).ended <= 4, "two at once, the one that took their place, and one more"
+
+
+async def test_calls_that_are_given_up_at_once_leave_no_place_taken() -> None:
+    async with served() as (target, server):
+        await ready(server)
+        async with stream(target, "Detect", pb.DetectResponse) as call:
+            for number in range(60):
+                request = pb.DetectRequest(images=[raw(square())], timeout_ms=1 + number % 4)
+                await ask(call, request)
+        assert not any(result.HasField("error") for result in await detected(target, square()))
+        await until(lambda: not any(worker.jobs for worker in pool(server)._active))
+        assert counts(server).ended == 0
+
+
+async def test_an_image_that_hangs_ends_its_worker_though_its_caller_has_left() -> None:
+    stuck = square()
+    stuck[0, 0] = fake_worker.HANG
+    async with served(job_limit_s=1.0) as (target, server):
+        await ready(server)
+        async with stream(target, "Detect", pb.DetectResponse) as call:
+            answer = await ask(call, pb.DetectRequest(images=[raw(stuck)], timeout_ms=200))
+        assert answer.results[0].error.reason == "TIMED_OUT"
+        await until(lambda: counts(server).ended == 1)
+        await until(lambda: counts(server).jobs_given_up == 1)
+        assert (await detected(target, stuck))[0].error.code == INTERNAL
+        assert counts(server).ended == 1
+
+
+async def test_streams_of_crops_hold_up_no_photo() -> None:
+    slow = [crop(99, shade, 0) for shade in range(8)]
+    async with served({"max_batch_rows": 2}) as (target, server):
+        await ready(server)
+
+        async def crops_without_end(model: str) -> None:
+            async with stream(target, "Embed", pb.EmbedResponse) as call:
+                while True:
+                    await ask(call, crops(*slow, model=model))
+
+        crowd = [asyncio.create_task(crops_without_end(model)) for model in ("colour", "other") * 4]
+        await until(lambda: server.service._stats.stage("colour").runs > 10)
+        before = server.service._stats.stage("colour").runs + server.service._stats.stage("other").runs
+        assert not any(result.HasField("error") for result in await detected(target, square()))
+        after = server.service._stats.stage("colour").runs + server.service._stats.stage("other").runs
+        for each in crowd:
+            each.cancel()
+        assert after - before < 12, "it took its turn"
+
+
+async def test_a_worker_that_writes_without_end_holds_up_nobody() -> None:
+    async with served() as (target, server):
+        await ready(server)
+        asking = asyncio.create_task(embedded(target, crop(*fake_worker.FLOOD)))
+        await until(lambda: server.service._stats.stage("colour").under_way)
+        assert not any(result.HasField("error") for result in await detected(target, square()))
+        assert not (await asking)[0].HasField("error")
 
 
 async def test_restarts_leave_nothing_behind() -> None:

@@ -52,7 +52,10 @@ def open_networks(config: Config) -> dict[str, Network]:
 
 def open_files(config: Config, sha256s: list[str]) -> dict[str, Network]:
     """Those networks of the models folder whose files have these SHA-256, by name. Raises StartError."""
-    return open_some(config.models, engine(config), sha256s)
+    networks = open_some(config.models, engine(config), sha256s)
+    if len(networks) < len(set(sha256s)):
+        raise StartError(f"{config.models} has changed since the server started: restart it")
+    return networks
 
 
 def n_threads(config: Config) -> int:
@@ -107,7 +110,7 @@ def open_compute(networks: Networks, config: Config, stats: Stats, n_free: Calla
     cv2.setNumThreads(1)  # images are worked on side by side instead
     on_cuda = any(network.on_cuda for network in networks.values())
     held_s, crops_ahead = (0.0, math.inf) if on_cuda or n_free else (_MAX_HELD_S, _CROPS_AHEAD * n_threads(config))
-    return Compute(n_threads(config), stats, held_s, crops_ahead, n_free)
+    return Compute(n_threads(config), stats, held_s, crops_ahead, n_free, stays=n_free is not None)
 
 
 async def open_detector(

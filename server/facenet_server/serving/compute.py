@@ -109,7 +109,8 @@ class Steps:
 
 class Compute:
     """``n_threads`` threads; every step of a job is counted under the name of its stage. ``n_free`` tells how many of
-    them no job needs; unless it is given, those beyond its own jobs.
+    them no job needs; unless it is given, those beyond its own jobs. Where it ``stays``, a job whose caller leaves is
+    waited for all the same.
 
     While many jobs wait, the last ones of items are told to the event loop together, each within ``max_held_s``: each
     time that it wakes it finds the caches full of the networks' numbers, and Python's lock in the threads' hands.
@@ -122,7 +123,10 @@ class Compute:
         max_held_s: float = 0.0,
         most_crops_ahead: float = math.inf,
         n_free: Callable[[], int] | None = None,
+        *,
+        stays: bool = False,
     ) -> None:
+        self._stays = stays
         self.n_threads = n_threads
         self.threads = CoreExecutor(n_threads, "compute", most_crops_ahead)
         self._stats = stats
@@ -185,12 +189,14 @@ class Compute:
         self._tell_later(loop)
         job.add_done_callback(lambda _: self._end(loop, end, is_last))
         try:
-            await ended
+            await asyncio.shield(ended)
             return job.result()
         except asyncio.CancelledError:
             steps.is_wanted = False
             if job.cancel():  # where it has not begun
                 todo.clear()
+            elif self._stays:
+                await asyncio.wait({ended})
             raise
         finally:
             del job  # or its error would hold itself, by this frame

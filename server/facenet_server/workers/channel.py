@@ -44,7 +44,12 @@ async def packed(pieces: Sequence[Any]) -> Payload:
         return Payload(b"".join(pieces), n_bytes=n_bytes)
     if n_bytes <= _SLOW_BYTES:
         return _in_memory(pieces, n_bytes)
-    return await asyncio.to_thread(_in_memory, pieces, n_bytes)
+    copying = asyncio.get_running_loop().run_in_executor(None, _in_memory, pieces, n_bytes)
+    try:
+        return await asyncio.shield(copying)
+    except asyncio.CancelledError:
+        copying.add_done_callback(_drop_copy)
+        raise
 
 
 def _in_memory(pieces: Iterable[memoryview], n_bytes: int) -> Payload:
@@ -67,6 +72,12 @@ def drop(payload: Payload) -> None:
     """Free what will not be sent."""
     if payload.descriptor is not None:
         os.close(payload.descriptor)
+
+
+def _drop_copy(copied: "asyncio.Future[Payload]") -> None:
+    """Free what nobody waits for."""
+    if not copied.cancelled() and copied.exception() is None:
+        drop(copied.result())
 
 
 def told(arrays: Sequence[NDArray[Any]]) -> list[tuple[str, tuple[int, ...]]]:
@@ -133,6 +144,12 @@ class Channel:
             self.close()
             self._on_end()
 
+    def _finish(self) -> None:
+        """Read what the other side sent before it went."""
+        if self._is_open:
+            self._read()
+            self._end()
+
     def _write(self) -> None:
         try:
             while self._unsent:
@@ -149,7 +166,7 @@ class Channel:
         except BlockingIOError:
             self._loop.add_writer(self._socket, self._write)
         except OSError:
-            self._loop.call_soon(self._end)
+            self._loop.call_soon(self._finish)
         else:
             self._loop.remove_writer(self._socket)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from facenet_server.config import Config
 from facenet_server.errors import ItemError, StartError
@@ -36,12 +36,20 @@ _ON_CUDA_AT_ONCE = 4  # jobs of a worker: decoding goes on while the device comp
 _log = logging.getLogger(__name__)
 
 
+class _Waiting(NamedTuple):
+    """Whoever waits for a place: for a job on an image of so many pixels, and whether with nothing beside it."""
+
+    place: "asyncio.Future[Job]"
+    pixels: int
+    is_alone: bool
+
+
 class WorkerPool:
     """``n_workers`` processes that do jobs, and one that stands by for any of them that ends.
 
-    A job goes to whoever is free: what goes on with something begun before what begins something. A worker has one
-    job, and a second where that is far smaller than an image that is large. ``n_cores`` are shared among the jobs: a
-    lone one may use them all. ``command`` starts a worker; ``on_lost`` is called where every worker loses the device.
+    A job goes to whoever is free; what goes on with something begun and what begins something take turns. A worker has
+    one job, and a second where that is far smaller than an image that is large. The jobs share ``n_cores``: a lone one
+    may use them all. ``command`` starts a worker; ``on_lost`` is called where every worker loses the device.
     """
 
     def __init__(
@@ -69,8 +77,9 @@ class WorkerPool:
         self._starting: dict[asyncio.Task[None], Worker | None] = {}
         self._files: Sequence[str] = ()  # that each worker opens at its start
         self._at_once = 1
-        self._going_on: deque[asyncio.Future[Job]] = deque()
-        self._beginning: deque[tuple[asyncio.Future[Job], int]] = deque()  # with the images' pixels
+        self._going_on: deque[_Waiting] = deque()
+        self._beginning: deque[_Waiting] = deque()
+        self._is_beginnings_turn = False  # where both wait
         self._young_ends = 0  # workers that ended as soon as they were there, since a job was last done
         self._lost = 0  # the same, for want of their device
         self._had_one_s = time.monotonic()
@@ -82,7 +91,13 @@ class WorkerPool:
     async def verify(self) -> tuple[list[ModelInfo], list[str]]:
         """Start the workers, and have the first open every model: what they are, and ONNX Runtime's providers. Raises
         StartError."""
-        self._active = [self._new() for _ in range(self.n_workers)]
+        try:
+            for _ in range(self.n_workers):
+                self._active.append(self._new())
+        except OSError as error:
+            raise StartError(
+                f"cannot start {self.n_workers} worker processes: {error}; try fewer (--workers)"
+            ) from error
         self._hearts = asyncio.create_task(self._watch_hearts())
         answer = await self._ask_at_start(self._active[0], {"op": "verify"})
         return [info_of(values) for values in answer["infos"]], answer["providers"]
@@ -110,8 +125,8 @@ class WorkerPool:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(worker.end(_END_S) for worker in workers if worker is not None))
-        for waiting in (*self._going_on, *(future for future, _ in self._beginning)):
-            waiting.cancel()
+        for waiting in (*self._going_on, *self._beginning):
+            waiting.place.cancel()
 
     def can_serve(self) -> bool:
         """Whether there is a worker, or was a moment ago."""
@@ -132,14 +147,11 @@ class WorkerPool:
 
     # ---- jobs ----
 
-    async def reserve(self, *, begins: bool = False, pixels: int = 0) -> Job:
-        """A place in the next free worker, for a job on an image of so many pixels, or on none. Whoever gets it asks
-        its worker, or gives it up."""
+    async def reserve(self, *, begins: bool = False, pixels: int = 0, is_alone: bool = False) -> Job:
+        """A place in the next free worker, for a job on an image of so many pixels, or on none; in one that has nothing
+        else to do where the job ``is_alone``. Whoever gets it asks its worker, or gives it up."""
         place: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
-        if begins:
-            self._beginning.append((place, pixels))
-        else:
-            self._going_on.append(place)
+        (self._beginning if begins else self._going_on).append(_Waiting(place, pixels, is_alone))
         self._dispatch()
         try:
             return await place
@@ -156,37 +168,46 @@ class WorkerPool:
         return _checked(answer), payload
 
     def _dispatch(self) -> None:
-        """Give places to those who wait for them."""
+        """Give places to those who wait for them. Where both wait, what goes on and what begins take turns: batches
+        take all crops that wait, so that they keep up with the images, and a stream of crops holds up no image."""
         while self._going_on or self._beginning:
-            waiting, pixels = (self._going_on[0], 0) if self._going_on else self._beginning[0]
-            worker = None if waiting.done() else self._free_for(pixels)
-            if worker is None and not waiting.done():
+            begins = not self._going_on or (self._is_beginnings_turn and bool(self._beginning))
+            if self._going_on and self._going_on[0].is_alone:
+                begins = False  # or others would take each place before a worker has nothing else
+            queue = self._beginning if begins else self._going_on
+            if queue[0].place.done():
+                queue.popleft()
+            elif worker := self._free_for(queue[0]):
+                self._is_beginnings_turn = not begins
+                self._give(queue.popleft(), worker)
+            else:
                 self._dispatch_small()
                 break
-            (self._going_on if self._going_on else self._beginning).popleft()
-            if worker is not None:
-                self._give(waiting, worker, pixels)
         self._share_threads()
 
     def _dispatch_small(self) -> None:
         """Where every worker is busy: what is far smaller than a large image can be done beside it."""
-        for waiting, pixels in list(self._beginning):
-            if not waiting.done() and (worker := self._free_for(pixels)):
-                self._beginning.remove((waiting, pixels))
-                self._give(waiting, worker, pixels)
+        for waiting in list(self._beginning):
+            if not waiting.place.done() and (worker := self._free_for(waiting, beside=True)):
+                self._beginning.remove(waiting)
+                self._give(waiting, worker)
 
-    def _give(self, waiting: "asyncio.Future[Job]", worker: Worker, pixels: int) -> None:
-        job = Job(worker, pixels)
+    def _give(self, waiting: "_Waiting", worker: Worker) -> None:
+        job = Job(worker, waiting.pixels, is_alone=waiting.is_alone)
         worker.jobs.add(job)
-        waiting.set_result(job)
+        waiting.place.set_result(job)
 
-    def _free_for(self, pixels: int) -> Worker | None:
-        idlest = min(self._active, key=lambda worker: len(worker.jobs), default=None)
-        if idlest is None or len(idlest.jobs) < self._at_once:
+    def _free_for(self, waiting: "_Waiting", *, beside: bool = False) -> Worker | None:
+        """A worker for a job; ``beside``: only one that has a large image."""
+        open_to_others = [worker for worker in self._active if not any(job.is_alone for job in worker.jobs)]
+        idlest = min(open_to_others, key=lambda worker: len(worker.jobs), default=None)
+        if idlest is None or waiting.is_alone:
+            return None if idlest is None or idlest.jobs else idlest
+        if not beside and len(idlest.jobs) < self._at_once:
             return idlest
-        for worker in self._active:
-            (first, *others) = worker.jobs
-            if not others and first.pixels >= max(_LARGE_PIXELS, _LESS * pixels):
+        for worker in open_to_others:
+            pixels = [job.pixels for job in worker.jobs]
+            if len(pixels) == 1 and pixels[0] >= max(_LARGE_PIXELS, _LESS * waiting.pixels):
                 return worker
         return None
 
@@ -208,7 +229,7 @@ class WorkerPool:
 
     async def _ask_at_start(self, worker: Worker, header: Header) -> Header:
         """Raises StartError, also where the worker ends."""
-        job = Job(worker, 0)
+        job = Job(worker)
         worker.jobs.add(job)
         header = {**header, "config": wire.config_header(self._config)}
         try:
@@ -230,7 +251,7 @@ class WorkerPool:
         if self._is_closing:
             return
         self.counts.ended += 1
-        self._young_ends += worker.age_s < _YOUNG_S
+        self._young_ends += worker.ready_s is not None and worker.age_s < _YOUNG_S
         self._lost = self._lost + 1 if exit_code == EXIT_LOST else 0
         _log.warning("worker %d ended (%s) with %d jobs", worker.number, shown_exit(exit_code), len(worker.jobs))
         if worker is self._spare:
@@ -258,7 +279,7 @@ class WorkerPool:
     async def _start_one(self) -> None:
         """Another worker, after a pause where workers end as soon as they are there."""
         if (ends := self._young_ends - self.n_workers) > 0:
-            await asyncio.sleep(min(_MOST_PAUSE_S, _FIRST_PAUSE_S * 2**ends))
+            await asyncio.sleep(min(_MOST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(ends, 10)))
         task = asyncio.current_task()
         assert task is not None
         worker = self._starting[task] = self._new()

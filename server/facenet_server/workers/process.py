@@ -36,7 +36,7 @@ from facenet_server.telemetry.error_id import log_error
 from facenet_server.vision.sources import Encoded
 from facenet_server.workers import wire
 from facenet_server.workers.board import Board
-from facenet_server.workers.channel import Channel, Header, arrays_of, packed, told
+from facenet_server.workers.channel import Channel, Header, Payload, arrays_of, packed, told
 
 EXIT_LOST = 76  # the device is lost
 _PR_SET_PDEATHSIG = 1
@@ -84,7 +84,13 @@ class Worker:
             if job := self._jobs.get(number):
                 job.cancel()
             return
-        self._jobs[number] = asyncio.create_task(self._answer(number, header, payload))
+        self._jobs[number] = job = asyncio.create_task(self._answer(number, header, payload))
+        job.add_done_callback(lambda _: self._tell_unbegun(number))
+
+    def _tell_unbegun(self, number: int) -> None:
+        """The end of a job that was cancelled before it began."""
+        if self._jobs.pop(number, None):
+            self._channel.send({"id": number, "cancelled": True})
 
     async def _answer(self, number: int, header: Header, payload: Any) -> None:
         pieces: Sequence[Any] = ()
@@ -98,8 +104,12 @@ class Worker:
             answer = {"error": wire.error_header(error)}
         except Exception:  # noqa: BLE001 (a job's failure is its own)
             answer = {"error": wire.error_header(InternalError(log_error("a job failed")))}
-        del self._jobs[number]
-        self._channel.send({"id": number, **answer, "stages": self._stats.drain()}, await packed(pieces))
+        del self._jobs[number]  # it cannot be cancelled any more
+        try:
+            payload = await packed(pieces)
+        except OSError:  # no memory, no descriptor
+            answer, payload = {"error": wire.error_header(InternalError(log_error("an answer was lost")))}, Payload()
+        self._channel.send({"id": number, **answer, "stages": self._stats.drain()}, payload)
 
     # ---- the jobs ----
 

@@ -6,17 +6,16 @@ there when three are killed, or takes longer than its limit, is given up, and it
 
 import asyncio
 import hashlib
-import itertools
 import signal
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
-from facenet_server.errors import DeviceLost, InternalError
+from facenet_server.errors import DeviceLost, InternalError, TimedOut
 from facenet_server.serving.barrier import BatchBarrier
 from facenet_server.serving.batcher import Outputs, Part, Run, Runner, drop_abandoned
 from facenet_server.serving.image_task import FoundFaces, ImageTask, ReadyCrop
@@ -35,13 +34,17 @@ _IN_THREAD_BYTES = 1 << 20  # more are hashed off the event loop
 
 
 class Refusals:
-    """Bytes that ended workers: refused for ten minutes. Only their SHA-256 is kept, and nothing of it is told."""
+    """Bytes that ended workers: refused for ten minutes. Only their SHA-256 is kept, and nothing of it is told.
+
+    Those that ended one worker are under suspicion until they have run again: others that are alike wait for that.
+    """
 
     def __init__(self) -> None:
-        self._until: OrderedDict[tuple[int, bytes], tuple[float, str]] = OrderedDict()  # with the error's id
+        self._until: OrderedDict[_Key, tuple[float, str]] = OrderedDict()  # with the error's id
+        self._suspects: dict[_Key, asyncio.Event] = {}
 
-    def __len__(self) -> int:
-        return len(self._until)
+    def __bool__(self) -> bool:
+        return bool(self._until or self._suspects)
 
     async def add(self, data: Any, error_id: str) -> None:
         """Refuse these from now on."""
@@ -50,16 +53,45 @@ class Refusals:
             self._until.popitem(last=False)
 
     async def check(self, data: Any) -> None:
-        """Raises InternalError, of the id that was told at first, where they are refused."""
+        """Raises InternalError, of the id that was told at first, where they are refused; waits while they are under
+        suspicion."""
+        while await self.concern(data):
+            key = await _key(data)
+            if known := self._until.get(key):
+                raise InternalError(known[1])
+            if suspect := self._suspects.get(key):
+                await suspect.wait()
+
+    async def concern(self, data: Any) -> bool:
+        """Whether they are refused, or under suspicion."""
         now = time.monotonic()
         while self._until and next(iter(self._until.values()))[0] < now:
             self._until.popitem(last=False)
         n_bytes = memoryview(data).nbytes
-        if any(size == n_bytes for size, _ in self._until) and (known := self._until.get(await _key(data))):
+        if not any(size == n_bytes for size, _ in (*self._until, *self._suspects)):
+            return False
+        key = await _key(data)
+        return key in self._until or key in self._suspects
+
+    @asynccontextmanager
+    async def suspected(self, data: Any) -> AsyncIterator[None]:
+        """Meanwhile they run again."""
+        key = await _key(data)
+        while suspect := self._suspects.get(key):  # others that are alike, in a worker that ended, too
+            await suspect.wait()
+        if known := self._until.get(key):
             raise InternalError(known[1])
+        self._suspects[key] = asyncio.Event()
+        try:
+            yield
+        finally:
+            self._suspects.pop(key).set()
 
 
-async def _key(data: Any) -> tuple[int, bytes]:
+_Key = tuple[int, bytes]  # how many bytes, and their SHA-256
+
+
+async def _key(data: Any) -> _Key:
     n_bytes = memoryview(data).nbytes
 
     def digest() -> bytes:
@@ -81,6 +113,7 @@ class RemoteWorkers:
         limit_s: float = JOB_LIMIT_S,
     ) -> None:
         self._limit_s = limit_s
+        self._blaming: set[asyncio.Future[Exception]] = set()
         self._pool = pool
         self._stage: Stage = stats.stage("decode")
         self._refusals = refusals
@@ -97,23 +130,48 @@ class RemoteWorkers:
         return wire.crop_of(*await self._done(header, crop.data, 0))
 
     def crops_ahead(self, count: int) -> AbstractContextManager[None]:
-        """Nothing to do: batches go before images that have not begun."""
+        """Nothing to do: batches take turns with images that have not begun."""
         return nullcontext()
 
     async def _done(self, header: Header, data: bytes, pixels: int) -> tuple[Header, Any]:
-        await self._refusals.check(data)
         limit_s, since_ns = self._limit_s * (1 + pixels / 1e7), time.monotonic_ns()
-        with self._stage.at_work():
-            for n_ended in itertools.count():
-                job = await self._pool.reserve(begins=not n_ended, pixels=pixels)
-                self._stage.queue_ns += 0 if n_ended else time.monotonic_ns() - since_ns
-                try:
-                    return await self._pool.ask(job, header, [data], limit_s)
-                except WorkerDied as died:
-                    if not runs_again(died, n_ended + 1, self._n_attempts):
-                        raise await given_up(self._pool, self._refusals, data, died) from None
+        while True:  # until it is not refused once there is a place for it
+            await self._refusals.check(data)
+            job = await self._pool.reserve(begins=True, pixels=pixels)
+            if not (self._refusals and await self._refusals.concern(data)):
+                break
+            job.worker.give_up(job)
+        self._stage.queue_ns += time.monotonic_ns() - since_ns
+        try:
+            return await self._once(job, header, data, limit_s)
+        except WorkerDied as error:
+            died = error
+        async with self._refusals.suspected(data):
+            n_ended = 1
+            while runs_again(died, n_ended, self._n_attempts):
                 self._pool.counts.jobs_run_again += 1
-        raise AssertionError("a job ends")
+                try:
+                    return await self._once(await self._pool.reserve(is_alone=True), header, data, limit_s)
+                except WorkerDied as error:
+                    died, n_ended = error, n_ended + 1
+            raise await given_up(self._pool, self._refusals, data, died)
+
+    async def _once(self, job: Job, header: Header, data: bytes, limit_s: float) -> tuple[Header, Any]:
+        """In one worker. It is under way until the worker says so, or ends, whether the caller waits for it or not."""
+        self._stage.begin()
+        job.answer.add_done_callback(lambda _: self._stage.end())
+        try:
+            return await self._pool.ask(job, header, [data], limit_s)
+        except asyncio.CancelledError:
+            job.answer.add_done_callback(lambda _: self._blame(job, data))
+            raise
+
+    def _blame(self, job: Job, data: bytes) -> None:
+        """Refuse what nobody waits for any more, where it took too long all the same."""
+        if job.is_slow:
+            slow = given_up(self._pool, self._refusals, data, WorkerDied(0, was_slow=True))
+            self._blaming.add(task := asyncio.ensure_future(slow))
+            task.add_done_callback(self._blaming.discard)
 
 
 class RemoteRunner(Runner):
@@ -138,7 +196,11 @@ class RemoteRunner(Runner):
         """In its place; again, each row in one of its own, where the worker ends."""
         drop_abandoned(batch)
         rows = [np.ascontiguousarray(part.inputs[0]) for part in batch]
-        refused = await self._refused(rows) if len(self._refusals) else {}
+        refused: dict[int, Exception] = {}
+        if self._refusals and await self._concern(rows):
+            self.give_back(place)  # whatever is under suspicion needs one to run again
+            refused = await self._refused(rows)
+            place = await self._pool.reserve()
         left = [some for number, some in enumerate(rows) if number not in refused]
         found, compute_ns = list[Outputs | Exception](), 0
         if not left:
@@ -148,12 +210,16 @@ class RemoteRunner(Runner):
                 found, compute_ns = await self._embed(place, left)
             except WorkerDied as died:
                 since_ns = time.monotonic_ns()
-                found = list(await asyncio.gather(*(self._row_by_row(some, died) for some in left)))
+                parts = [part for number, part in enumerate(batch) if number not in refused]
+                found = list(await asyncio.gather(*(self._row_by_row(part, died) for part in parts)))
                 compute_ns = time.monotonic_ns() - since_ns
         answers = iter(found)
         outcomes = [refused[number] if number in refused else next(answers) for number in range(len(rows))]
         end_ns = time.monotonic_ns()
         return Run(outcomes, end_ns - compute_ns, end_ns)
+
+    async def _concern(self, rows: Sequence[Any]) -> bool:
+        return any([await self._refusals.concern(row) for some in rows for row in some])
 
     async def _refused(self, rows: Sequence[Any]) -> dict[int, Exception]:
         refused: dict[int, Exception] = {}
@@ -181,9 +247,10 @@ class RemoteRunner(Runner):
         ]
         return found, answer["compute_ns"]
 
-    async def _row_by_row(self, rows: Any, died: WorkerDied) -> Outputs | Exception:
+    async def _row_by_row(self, part: Part, died: WorkerDied) -> Outputs | Exception:
         """One call's rows, each by itself, after the worker that had them ended."""
-        found = await asyncio.gather(*(self._row(row[np.newaxis], died) for row in rows), return_exceptions=True)
+        rows = part.inputs[0]
+        found = await asyncio.gather(*(self._row(row, part, died) for row in rows), return_exceptions=True)
         vectors = list[Any]()
         for one in found:
             if isinstance(one, Exception):
@@ -191,19 +258,25 @@ class RemoteRunner(Runner):
             vectors.append(one)
         return (np.concatenate(vectors),)
 
-    async def _row(self, row: Any, died: WorkerDied) -> Any:
-        n_ended = 1
-        while runs_again(died, n_ended, self._n_attempts):
-            self._pool.counts.jobs_run_again += 1
-            try:
-                (outcome,), _ = await self._embed(await self._pool.reserve(), [row])
-            except WorkerDied as error:
-                died, n_ended = error, n_ended + 1
-            else:
-                if isinstance(outcome, Exception):
-                    raise outcome
-                return outcome[0]
-        raise await given_up(self._pool, self._refusals, row, died)
+    async def _row(self, row: Any, part: Part, died: WorkerDied) -> Any:
+        row = np.ascontiguousarray(row)
+        async with self._refusals.suspected(row):
+            n_ended = 1
+            while runs_again(died, n_ended, self._n_attempts):
+                place = await self._pool.reserve(is_alone=True)
+                if part.outputs.done() or part.deadline < asyncio.get_running_loop().time():
+                    self.give_back(place)
+                    raise TimedOut
+                self._pool.counts.jobs_run_again += 1
+                try:
+                    (outcome,), _ = await self._embed(place, [row[np.newaxis]])
+                except WorkerDied as error:
+                    died, n_ended = error, n_ended + 1
+                else:
+                    if isinstance(outcome, Exception):
+                        raise outcome
+                    return outcome[0]
+            raise await given_up(self._pool, self._refusals, row, died)
 
 
 def runs_again(died: WorkerDied, n_ended: int, n_attempts: int) -> bool:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from facenet_server.workers.board import Board
 from facenet_server.workers.channel import Channel, Header, Payload, packed
 
 _SILENT_S = 2.0
-_LINE_BYTES = 1 << 16
+_LINE_BYTES, _READ_BYTES, _LAST_READS = 1 << 16, 1 << 12, 32
 _LEVELS = logging.getLevelNamesMapping()
 
 _log = logging.getLogger("facenet_server.workers")
@@ -35,11 +35,13 @@ class WorkerDied(Exception):
 
 
 class Job:
-    """A place in a worker, and the answer that it is to give. ``pixels``: how large its image is."""
+    """A place in a worker, and the answer that it is to give. ``pixels``: how large its image is; ``is_alone``: nothing
+    is done beside it."""
 
-    def __init__(self, worker: "Worker", pixels: int) -> None:
+    def __init__(self, worker: "Worker", pixels: int = 0, *, is_alone: bool = False) -> None:
         self.worker = worker
         self.pixels = pixels
+        self.is_alone = is_alone
         self.is_slow = False
         # What came, or how its worker ended: no exception, which would hold the frames that it passes, and itself.
         self.answer: asyncio.Future[tuple[Header, Any] | int] = asyncio.get_running_loop().create_future()
@@ -64,25 +66,32 @@ class Worker:
         self._numbers = itertools.count()
         self._on_idle, self._on_end = on_idle, on_end
         self.board = Board()
-        ours, theirs = socket.socketpair()
-        lines, writes = os.pipe()
-        with theirs:
-            descriptors = theirs.fileno(), self.board.descriptor
-            self.process = subprocess.Popen(
-                [*command, *map(str, descriptors), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=writes,
-                stderr=writes,
-                pass_fds=descriptors,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
-        os.close(writes)
+        with ExitStack() as unless_started:
+            unless_started.callback(self.board.close)
+            ours, theirs = socket.socketpair()
+            unless_started.enter_context(ours)
+            lines, writes = os.pipe()
+            unless_started.callback(os.close, lines)
+            with theirs, open(writes, "wb") as output:
+                self.process = self._started(command, theirs.fileno(), output)
+            unless_started.pop_all()
         self._channel = Channel(ours, self._on_message, self._on_closed)
         self._lines = Lines(lines, number)
         self.exit_code: int | None = None
         self._reaping: asyncio.Task[None] | None = None
         self._signs: tuple[int, float] = (0, 0.0)  # of life
         self._since_s = time.monotonic()
+
+    def _started(self, command: Sequence[str], end: int, output: Any) -> "subprocess.Popen[bytes]":
+        descriptors = end, self.board.descriptor
+        return subprocess.Popen(
+            [*command, *map(str, descriptors), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=descriptors,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
 
     @property
     def age_s(self) -> float:
@@ -116,14 +125,17 @@ class Worker:
     def give_up(self, job: Job) -> None:
         """A place that is not needed."""
         self.jobs.discard(job)
+        job.answer.cancel()  # there will be none
         self._on_idle({})
 
     def check_heart(self) -> None:
         """End it where its heart has not beaten for a while, and it computes nothing: it is stopped, or stuck. One that
         computes is slow, which its job's limit is for."""
-        signs = self.board.beats, cpu_seconds(self.process.pid)
-        now_s = time.monotonic()
-        if signs != self._signs:
+        beats, now_s = self.board.beats, time.monotonic()
+        signs = beats, cpu_seconds(self.process.pid)
+        if not beats:  # its start has a limit of its own
+            self._since_s = now_s
+        elif signs != self._signs:
             self._signs, self._since_s = signs, now_s
         elif now_s - self._since_s > _SILENT_S:
             _log.warning("worker %d has been silent for %g s: ending it", self.number, _SILENT_S)
@@ -186,8 +198,9 @@ class Lines:
         asyncio.get_running_loop().add_reader(descriptor, self._read)
 
     def close(self) -> None:
-        """Log what is left."""
-        self._read()
+        """Log what is left, or some of it."""
+        for _ in range(_LAST_READS):
+            self._read()
         if self._descriptor is not None:
             self._end()
 
@@ -200,18 +213,20 @@ class Lines:
             self._tell(self._rest)
 
     def _read(self) -> None:
+        """A little at a time: whoever writes without end holds up nobody."""
+        if self._descriptor is None:
+            return
         with suppress(BlockingIOError):
-            while self._descriptor is not None:
-                data = os.read(self._descriptor, _LINE_BYTES)
-                if not data:
-                    self._end()
-                    return
-                *lines, self._rest = (self._rest + data).split(b"\n")
-                for line in lines:
-                    self._tell(line)
-                if len(self._rest) > _LINE_BYTES:
-                    self._tell(self._rest)
-                    self._rest = b""
+            data = os.read(self._descriptor, _READ_BYTES)
+            if not data:
+                self._end()
+                return
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                self._tell(line)
+            if len(self._rest) > _LINE_BYTES:
+                self._tell(self._rest)
+                self._rest = b""
 
     def _tell(self, line: bytes) -> None:
         text = line.decode(errors="replace")
