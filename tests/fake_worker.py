@@ -1,5 +1,6 @@
 """A worker process on the stand-in networks, which does as images and crops tell it: one whose first pixel is CRASH
-ends the process, one of HANG never comes back, one of FLOOD writes thousands of lines."""
+ends the process, one of HANG never comes back, one of FLOOD writes thousands of lines,
+one of LOSE loses the device."""
 
 import os
 import signal
@@ -13,7 +14,7 @@ from facenet_server.workers.channel import Header
 from facenet_server.workers.process import Answer, Worker, main
 from nets import embed, fake_networks
 
-CRASH, HANG, STOP, FLOOD = (201, 0, 7), (202, 0, 7), (203, 0, 7), (204, 0, 7)
+CRASH, HANG, STOP, FLOOD, LOSE = (201, 0, 7), (202, 0, 7), (203, 0, 7), (204, 0, 7), (205, 0, 7)
 
 
 def _obey(first_pixel: Any) -> None:
@@ -26,6 +27,8 @@ def _obey(first_pixel: Any) -> None:
         case (204, 0, 7):
             for _ in range(20_000):
                 os.write(2, b"a line of a native library\n")
+        case (205, 0, 7):
+            raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
         case (203, 0, 7):
             os.kill(os.getpid(), signal.SIGSTOP)
 

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ SETTINGS: dict[str, Any] = {"listen": "127.0.0.1:0", "workers": "2", "threads": 
 
 
 @asynccontextmanager
-async def served(settings: dict[str, Any] | None = None, **parts: Any) -> AsyncIterator[tuple[str, Built]]:
+async def served(
+    settings: dict[str, Any] | None = None, on_lost: Callable[[], object] = lambda: None, **parts: Any
+) -> AsyncIterator[tuple[str, Built]]:
     """A server with two workers and a spare one."""
     config = Config(**{**SETTINGS, **(settings or {})}).with_streams_for(None)
-    async with built(config, Parts(**{"worker_command": COMMAND, **parts})) as server:
+    async with built(config, Parts(**{"worker_command": COMMAND, **parts}), on_lost) as server:
         await server.grpc_server.start()
         try:
             yield f"127.0.0.1:{server.port}", server
@@ -141,6 +143,21 @@ async def test_an_image_that_takes_longer_than_its_limit_ends_with_its_worker_an
         again = await detected(target, stuck)
         assert again[0].error.message == first[0].error.message
         assert counts(server).ended == 1
+
+
+async def test_a_device_lost_in_one_worker_ends_that_worker_and_in_all_the_server() -> None:
+    lost: list[str] = []
+    async with served(on_lost=lambda: lost.append("all")) as (target, server):
+        await ready(server)
+        first = await embedded(target, crop(*fake_worker.LOSE))
+        assert [result.error.reason for result in first] == ["DEVICE_LOST"]
+        assert counts(server).ended == 2
+        assert not lost
+        assert not (await embedded(target, crop(1, 2, 3 + 1)))[0].HasField("error"), "others have theirs"
+        await ready(server)
+        for _ in range(2):
+            await embedded(target, crop(*fake_worker.LOSE))
+        assert lost
 
 
 async def test_without_a_second_attempt_a_dead_workers_jobs_fail() -> None:
