@@ -16,6 +16,7 @@ import click
 from chaos.checks import CHECKS, Check
 from chaos.process import SERVER_CORE
 from chaos.report import Report
+from chaos.stub import WORKERS
 
 
 def _estimates() -> str:
@@ -36,8 +37,13 @@ def _estimates() -> str:
     show_default=True,
     help="The real networks, for T20 and the checks whose names end in -real.",
 )
+@click.option(
+    "--workers", type=click.IntRange(min=0), help="Worker processes of each server.  [default: 0, but for T38 to T40]"
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The figures as JSON.")
-def main(names: tuple[str, ...], short: bool, no_controls: bool, models: Path, out: Path | None) -> None:
+def main(
+    names: tuple[str, ...], short: bool, no_controls: bool, models: Path, workers: int | None, out: Path | None
+) -> None:
     """Prove the promises under load and faults, by name or all: servers on loopback, each figure with its bound.
 
     Ends with 0 where every bound holds, and every control breaks the bound that its protection is for.
@@ -45,6 +51,8 @@ def main(names: tuple[str, ...], short: bool, no_controls: bool, models: Path, o
     if unknown := set(names) - set(CHECKS):
         raise click.BadParameter(f"no check {', '.join(sorted(unknown))}; there is {', '.join(CHECKS)}")
     chosen = names or tuple(CHECKS)
+    if workers is not None:
+        os.environ[WORKERS] = str(workers)
     if any(CHECKS[name].real for name in chosen) and not (models / "manifest.json").exists():
         raise click.UsageError(f"no models in {models}, which checks on the real networks need: run `make models`")
     if hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) > 1:

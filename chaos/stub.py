@@ -42,6 +42,7 @@ NO_MEMORY = "Failed to allocate memory for requested buffer of size 104857600"
 FAILED = "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node."
 LOST = "CUDA failure 700: an illegal memory access was encountered"
 POISON = b"poison of workers"  # a crop that begins so ends the worker process that embeds it
+WORKERS = "CHAOS_WORKERS"  # a variable: how many worker processes servers have, where a check does not say
 LOSE, TELL = signal.SIGUSR1, signal.SIGUSR2
 
 _lost = threading.Event()
@@ -59,7 +60,7 @@ class Behaviour:
     photos: bool = False  # are sent, or it is to start as long as it does
     dimension: int = DIMENSION
     keepalive_s: tuple[float, float] | None = None  # between probes, and for their answers; None: the server's own
-    workers: int = 0  # processes that do the work; 0: the server's own does
+    workers: int = field(default_factory=lambda: int(os.environ.get(WORKERS, 0)))  # processes that do the work
     core: int | None = None  # -1: any
     memory_rows: int = 0  # rows for which the device has memory; 0: enough
     failing_share: float = 0.0  # of runs, at random
