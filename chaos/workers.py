@@ -67,7 +67,7 @@ async def killed(
     report.most("other errors", outcomes.total() - outcomes["answered"] - outcomes["wrong"] - given_up, 0)
     in_order = counts.answered_items + counts.abandoned_items + counts.items_in_flight
     report.most("accepted − answered − abandoned − in flight", abs(counts.accepted_items - in_order), 0)
-    report.least("workers that were seen to end, over kills", told.workers.ended / max(1, kills.total()), 0.9)
+    report.least("workers that were seen to end, over kills", told.workers.ended / max(1, kills.total()), 0.8)
     report.most("seconds until all workers are there again", whole_s, 20)
     report.most("descriptors more than before", files - before, 8)
     report.most("zombies", zombies, 0)
