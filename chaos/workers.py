@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -106,18 +107,24 @@ async def restarts(*, servers: int, kills: int) -> Report:
         async with Server(Behaviour({}, "", _BATCH_S, workers=_WORKERS, core=-1)) as server:
             await whole(server)
             opened = server.usage.files
-            for _ in range(kills):
+            for count in range(1, kills + 1):
                 ended[kill_one(server)] += 1
-                await _noticed(server, ended.total() - kills * number)
+                await _noticed(server, count)
                 await whole(server)
             left["descriptors"] += max(0, server.usage.files - opened)
             left["zombies"] += _zombies(server)
             pids, last = workers_of(server), _LAST[number % len(_LAST)]
             ended[f"server {last.name}"] += 1
             server.signal(last)
-            await asyncio.to_thread(server.wait, 30)
+            try:
+                await asyncio.to_thread(server.wait, 20)
+            except subprocess.TimeoutExpired:
+                left["servers alive"] += 1
+                report.note += "".join(server.log[-9:])
+                server.signal(signal.SIGKILL)
             left["workers alive"] += await asyncio.to_thread(_alive_after, pids, 5.0)
-    report.note = ", ".join(f"{count} {name}" for name, count in ended.items())
+    report.note += ", ".join(f"{count} {name}" for name, count in ended.items())
+    report.most("servers that did not end within 20 s", left["servers alive"], 0)
     report.most("workers that outlived their server by 5 s", left["workers alive"], 0)
     report.most("descriptors more", left["descriptors"], 0)
     report.most("zombies", left["zombies"], 0)
