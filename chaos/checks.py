@@ -192,7 +192,7 @@ CHECKS = {
         real=True,
     ),
     "T39": Check(workers.poison, 0.5, {"others": 8}, {"others": 24}),
-    "T40": Check(workers.restarts, 12, {"servers": 2, "kills": 2}, {"servers": 20, "kills": 5}),
+    "T40": Check(workers.restarts, 16, {"servers": 2, "kills": 2}, {"servers": 20, "kills": 10}),
     "T35": Check(
         folders.interrupted_runs,
         5,
