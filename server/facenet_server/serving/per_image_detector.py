@@ -53,7 +53,7 @@ class InThreads:
 
     def crops_ahead(self, count: int) -> AbstractContextManager[None]:
         """Around the embedding of an image's crops: where embedders share the cores, few images begin meanwhile."""
-        return self._compute.threads.ahead(count)
+        return self._compute.crops_ahead(count)
 
 
 def warm_up() -> None:

@@ -21,7 +21,6 @@ from facenet_server.workers.channel import Header
 from facenet_server.workers.worker import Job, Worker, WorkerDied, shown_exit
 
 COMMAND = (sys.executable, "-m", "facenet_server.workers.process")
-EXIT_LOST = 76  # of a worker whose device is lost
 
 _START_LIMIT_S = 180.0
 _LOOK_S = 0.5  # at the workers' hearts
@@ -133,17 +132,12 @@ class WorkerPool:
         return bool(self._active) or time.monotonic() - self._had_one_s < _NONE_S
 
     def _counted(self) -> WorkerCounts:
-        return replace(self.counts, working=len(self._active), standing_by=int(self.has_spare))
+        return replace(self.counts, working=len(self._active), standing_by=int(self._spare is not None))
 
     @property
     def pids(self) -> list[int]:
         """Of all workers that work, and of the spare one."""
         return [worker.process.pid for worker in (*self._active, self._spare) if worker is not None]
-
-    @property
-    def has_spare(self) -> bool:
-        """Whether one stands by."""
-        return self._spare is not None
 
     # ---- jobs ----
 
@@ -252,7 +246,7 @@ class WorkerPool:
             return
         self.counts.ended += 1
         self._young_ends += worker.ready_s is not None and worker.age_s < _YOUNG_S
-        self._lost = self._lost + 1 if exit_code == EXIT_LOST else 0
+        self._lost = self._lost + 1 if exit_code == wire.EXIT_LOST else 0
         _log.warning("worker %d ended (%s) with %d jobs", worker.number, shown_exit(exit_code), len(worker.jobs))
         if worker is self._spare:
             self._spare = None

@@ -38,7 +38,6 @@ from facenet_server.workers import wire
 from facenet_server.workers.board import Board
 from facenet_server.workers.channel import Channel, Header, Payload, arrays_of, packed, told
 
-EXIT_LOST = 76  # the device is lost
 _PR_SET_PDEATHSIG = 1
 _OOM_SCORE = 300  # beside the server's own: a worker is ended before it
 _GIVE_BACK_S = 10.0
@@ -198,7 +197,7 @@ def _told(error: Exception) -> Header:
 def _lost() -> None:
     """A process cannot get out of a poisoned CUDA context; another may do what this one had."""
     logging.getLogger(__name__).error("the device is lost: this worker ends")
-    os._exit(EXIT_LOST)
+    os._exit(wire.EXIT_LOST)
 
 
 def _die_with(parent: int) -> None:

@@ -24,7 +24,7 @@ from facenet_server.telemetry.error_id import log_error
 from facenet_server.vision.sources import DecodeLimits, Encoded
 from facenet_server.workers import wire
 from facenet_server.workers.channel import Header, arrays_of
-from facenet_server.workers.pool import EXIT_LOST, WorkerPool
+from facenet_server.workers.pool import WorkerPool
 from facenet_server.workers.worker import Job, WorkerDied
 
 JOB_LIMIT_S, _LIMIT_S_A_ROW = 10.0, 0.5  # some ten times what they take
@@ -288,7 +288,7 @@ def runs_again(died: WorkerDied, n_ended: int, n_attempts: int) -> bool:
 
 async def given_up(pool: WorkerPool, refusals: Refusals, data: Any, died: WorkerDied) -> Exception:
     """What to tell of a job that workers ended with."""
-    if died.exit_code == EXIT_LOST:
+    if died.exit_code == wire.EXIT_LOST:
         return DeviceLost()
     pool.counts.jobs_given_up += 1
     how = "took longer than its limit" if died.was_slow else "ended the workers that had it"

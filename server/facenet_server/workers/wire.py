@@ -16,6 +16,8 @@ from facenet_server.vision.options import DetectOptions, FaceSelection
 from facenet_server.vision.sources import DecodeLimits, Encoded, Image, Pixels, Raw
 from facenet_server.workers.channel import Header, arrays_of, told
 
+EXIT_LOST = 76  # of a worker whose device is lost
+
 _ERRORS: Mapping[str, type[ItemError]] = {
     error.__name__: error for error in (InvalidInput, Overloaded, TimedOut, DeviceLost, InternalError)
 }
