@@ -1,6 +1,7 @@
 """The group ``facenet``; each command has its own module."""
 
 import errno
+from importlib.metadata import entry_points
 from typing import Any
 
 import click
@@ -17,12 +18,23 @@ from facenet_client.cli.find import detect, embed
 from facenet_client.cli.identify import identify
 from facenet_client.cli.state import health, info, stats
 
+OTHERS = "facenet.commands"  # entry points: commands of rooms that stand on this one
 ITEMS_FAILED, USAGE, NO_SERVER, INTERRUPTED = 1, 2, 3, 130
 
 
 class _Group(click.Group):
     """Our errors, and those of files, as one line and an exit code, not as a traceback; options of the original tools
-    with the one that stands for them here."""
+    with the one that stands for them here. Commands of other rooms are found by their entry points."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *entry_points(group=OTHERS).names})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for found in () if cmd_name in self.commands else entry_points(group=OTHERS, name=cmd_name):
+            command: click.Command = found.load()
+            after_command(command)
+            self.add_command(command, cmd_name)
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

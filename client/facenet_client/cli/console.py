@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -87,19 +88,26 @@ def tell_passed_over(*walks: Walk, verbose: bool = False) -> None:
 
 class Progress(AbstractContextManager["Progress"]):
     """How far a run is, on stderr: a bar in a terminal, otherwise a line every ten seconds; where it is cut short, how
-    many were done. ``hidden`` for what shows its progress by its results."""
+    many were done. ``total`` is None where nobody knows. ``hidden`` for what shows its progress by its results."""
 
-    def __init__(self, total: int, what: str = "images", hidden: bool = False, tell_s: float = TELL_S) -> None:
+    def __init__(self, total: int | None, what: str = "images", hidden: bool = False, tell_s: float = TELL_S) -> None:
         self._total, self._what, self._tell_s = total, what, tell_s
-        self._done, self._start_s = 0, time.monotonic()
+        self._done, self._note, self._start_s = 0, "", time.monotonic()
         is_terminal = sys.stderr.isatty()
-        self._is_told = total > 1 and not hidden and not is_terminal
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        is_shown = (total is None or total > 1) and not hidden
+        self._is_told = is_shown and not is_terminal
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
         console = Console(stderr=True, force_terminal=is_terminal)
-        disabled = total <= 1 or hidden or not is_terminal
         # Results go to stdout by themselves: redirected, they would end up on stderr.
+        disabled = not (is_shown and is_terminal)
         self._bar = Bar(*columns, console=console, disable=disabled, transient=True, redirect_stdout=False)
-        self._task = self._bar.add_task(what, total=total)
+        self._task = self._bar.add_task(what, total=total, note="")
         self._ended = threading.Event()
         self._teller = threading.Thread(target=self._tell, daemon=True)
 
@@ -115,22 +123,35 @@ class Progress(AbstractContextManager["Progress"]):
         self._ended.set()
         self._bar.stop()
         is_unread = isinstance(error, BrokenPipeError)  # as by `| head`, which has what it wants
-        if error is not None and self._total > 1 and not is_unread:
-            note(f"cut short: {self._done:,} of {self._total:,} {self._what} were done")
+        if error is not None and (self._total is None or self._total > 1) and not is_unread:
+            note(f"cut short: {self._so_far} were done")
 
-    def advance(self) -> None:
-        """One more is done."""
-        self.to(self._done + 1)
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """So many more are done; with a note on what came of them."""
+        self._note = note
+        self.to(self._done + count)
 
     def to(self, done: int) -> None:
         """So many are done."""
         self._done = done
-        self._bar.update(self._task, completed=done)
+        self._bar.update(self._task, completed=done, note=f"{self._per_s:,.1f}/s {self._note}".rstrip())
+
+    @property
+    def _per_s(self) -> float:
+        return self._done / max(1e-9, time.monotonic() - self._start_s)
+
+    @property
+    def _so_far(self) -> str:
+        of_all = "" if self._total is None else f" of {self._total:,}"
+        return f"{self._done:,}{of_all} {self._what}"
 
     def _tell(self) -> None:
         while not self._ended.wait(self._tell_s):
-            rate = self._done / (time.monotonic() - self._start_s)
-            note(f"{self._done:,} of {self._total:,} {self._what}, {rate:,.1f}/s")
+            left = ""
+            if self._total is not None and self._done:
+                left_s = (self._total - self._done) / self._per_s
+                left = f", {timedelta(seconds=round(left_s))} left"
+            note(f"{self._so_far}, {self._per_s:,.1f}/s{left}{'; ' if self._note else ''}{self._note}")
 
 
 @contextmanager

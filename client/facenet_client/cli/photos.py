@@ -41,7 +41,7 @@ class Walk:
 
     def photos(self, paths: Iterable[Path]) -> list[Path]:
         """Files, whatever their names, and the photos below folders, each folder's in order."""
-        return [photo for path in paths for photo in (self._below(path) if os.path.isdir(path) else [path])]
+        return [photo for path in paths for photo in (sorted(self.below(path)) if os.path.isdir(path) else [path])]
 
     def people(self, root: Path, leave_out: Path | None = None) -> dict[str, list[Path]]:
         """The names of the folders in ``root``, in order, and the photos in each, without those of folders within.
@@ -60,22 +60,23 @@ class Walk:
         self.passed_over.extend((path, NESTED) for path, is_folder in entries if is_folder)
         return [path for path, is_folder in entries if not is_folder]
 
-    def _below(self, root: Path) -> list[Path]:
-        """The photos below a folder. Links wait until all else is walked, so that they take nothing away from it."""
-        photos: list[Path] = []
-        waiting = deque([root])
-        while waiting:
-            folder = waiting.popleft()
+    def below(self, root: Path) -> Iterator[Path]:
+        """The photos below a folder, as they are met, in an order that stays: those of a folder, then those of folders
+        in it. Links wait until all else is walked, so that they take nothing away from it."""
+        waiting, links = [root], deque[Path]()
+        while waiting or links:
+            folder = waiting.pop() if waiting else links.popleft()
             if not self._is_new(folder):
                 continue
+            folders = list[Path]()
             for path, is_folder in self._entries(folder):
                 if not is_folder:
-                    photos.append(path)
+                    yield path
                 elif path.is_symlink():
-                    waiting.append(path)
+                    links.append(path)
                 else:
-                    waiting.appendleft(path)
-        return sorted(photos)
+                    folders.append(path)
+            waiting.extend(reversed(folders))
 
     def _is_new(self, folder: Path) -> bool:
         """Whether the folder is met for the first time, whatever its name; otherwise it is passed over."""

@@ -1,0 +1,147 @@
+"""A worker process as the one who starts it sees it: shards in, tallies out, whatever becomes of the process."""
+
+import asyncio
+import json
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from facenet_bulk.engines import OnImage
+from facenet_bulk.errors import BulkError
+from facenet_bulk.table import Tally
+
+COMMAND = (sys.executable, "-m", "facenet_bulk.worker")
+IMAGE_LIMIT_S = 60.0  # some hundred times what one takes
+_END_S = 5.0
+_TRIES, _FRUITLESS = 2, 3  # processes that may end with an image, and without one, in a row
+_FILE_ERROR = "none of the images of a shard can be read: is the place where they lie mounted?"
+
+
+class WorkerProcess:
+    """One process. Where it ends, or takes too long over an image, another one does the shard again, image by image:
+    so the one that ends processes is found, and is refused."""
+
+    def __init__(
+        self,
+        setup: Mapping[str, Any],
+        on_image: OnImage = lambda count, reason: None,
+        command: Sequence[str] = COMMAND,
+        image_limit_s: float = IMAGE_LIMIT_S,
+    ) -> None:
+        self._setup, self._on_image, self._command, self._limit_s = setup, on_image, command, image_limit_s
+        self._process: Process | None = None
+
+    async def about(self) -> dict[str, Any]:
+        """What the models folder holds. Raises BulkError."""
+        await self._start()
+        return await self._told()
+
+    async def shard(self, number: int) -> Tally:
+        """Do a shard, and write its part. Raises BulkError."""
+        refused, ended_with, fruitless, is_careful = set[str](), Counter[str](), 0, False
+        while True:
+            attempt = _Attempt(self._on_image)
+            tally = await self._attempt(attempt, {"shard": number, "careful": is_careful, "refused": sorted(refused)})
+            if tally is not None:
+                return tally
+            attempt.take_back()
+            fruitless = 0 if attempt.in_flight else fruitless + 1
+            if fruitless == _FRUITLESS:
+                raise BulkError("worker processes end again and again without an image: their log is above")
+            if is_careful:
+                ended_with.update(attempt.in_flight)
+                refused |= {sha256 for sha256, count in ended_with.items() if count >= _TRIES}
+            is_careful = True
+
+    async def end(self) -> None:
+        """End the process."""
+        if (process := self._process) is None:
+            return
+        self._process = None
+        if process.stdin:
+            process.stdin.close()
+        if process.returncode is None:
+            ending = asyncio.create_task(process.wait())
+            await asyncio.wait({ending}, timeout=_END_S)
+            if not ending.done():
+                with suppress(ProcessLookupError):
+                    process.kill()
+            await ending
+
+    async def _attempt(self, attempt: "_Attempt", job: Mapping[str, Any]) -> Tally | None:
+        """None where the process ended, or had to be ended."""
+        try:
+            if self._process is None:
+                await self._start()
+                await self._told()  # that it is ready
+            self._send(job)
+            while True:
+                told = await self._told(self._limit_s if attempt.in_flight else None)
+                if "done" in told:
+                    return Tally(**told["tally"])
+                if "nothing_readable" in told:
+                    raise BulkError(_FILE_ERROR)
+                attempt.take(told)
+        except (EOFError, OSError, TimeoutError):
+            if self._process and self._process.returncode is None:
+                with suppress(ProcessLookupError):
+                    self._process.kill()
+            await self.end()
+            return None
+
+    async def _start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(*self._command, stdin=PIPE, stdout=PIPE)
+        self._send(self._setup)
+
+    def _send(self, line: Mapping[str, Any]) -> None:
+        assert self._process
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(line).encode() + b"\n")
+
+    async def _told(self, limit_s: float | None = None) -> dict[str, Any]:
+        """Its next line. Raises EOFError where it has ended, TimeoutError where it says nothing for so long."""
+        assert self._process
+        assert self._process.stdout
+        reading = asyncio.create_task(self._process.stdout.readline())
+        try:
+            await asyncio.wait({reading}, timeout=limit_s)
+        finally:
+            if not reading.done():
+                reading.cancel()
+        if not reading.done():
+            raise TimeoutError
+        line = reading.result()
+        if not line.endswith(b"\n"):
+            raise EOFError
+        told: dict[str, Any] = json.loads(line)
+        if "cannot" in told:
+            raise BulkError(told["cannot"])
+        return told
+
+
+class _Attempt:
+    """What a process has told of a shard's images so far."""
+
+    def __init__(self, on_image: OnImage) -> None:
+        self.in_flight: list[str] = []  # by SHA-256; twins twice
+        self._on_image = on_image
+        self._ended = Counter[str]()  # by reason
+
+    def take(self, told: Mapping[str, Any]) -> None:
+        """A line about an image."""
+        if "begun" in told:
+            self.in_flight.append(told["begun"])
+            return
+        if "ended" in told:
+            self.in_flight.remove(told["ended"])
+        reason = told.get("failed", "")
+        self._ended[reason] += 1
+        self._on_image(1, reason)
+
+    def take_back(self) -> None:
+        """They are done again."""
+        for reason, count in self._ended.items():
+            self._on_image(-count, reason)

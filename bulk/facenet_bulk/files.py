@@ -1,0 +1,97 @@
+"""OUT as a folder of files that are whole or not there: local, or through fsspec."""
+
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+from facenet_bulk.errors import BulkError
+from facenet_bulk.sources import is_url
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_ASIDE = ".unfinished-"
+
+
+class Files:
+    """Files below one place. A local one is written aside and renamed; an object store shows an object once it is
+    whole."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place if is_url(place) else os.path.abspath(place)
+        self._local = None if is_url(place) else Path(self.place)
+        self._fs: Any = None
+        self._root = ""
+        if self._local is None:
+            self._fs, self._root = fsspec.core.url_to_fs(place)
+
+    def names(self, folder: str = "") -> set[str]:
+        """The files of a folder below; none where it is not there."""
+        if self._local:
+            with suppress(FileNotFoundError):
+                return set(os.listdir(self._local / folder))
+            return set()
+        with suppress(FileNotFoundError):
+            listed = self._fs.ls(f"{self._root}/{folder}".rstrip("/"), detail=False, refresh=True)
+            return {each.rstrip("/").rpartition("/")[2] for each in listed}
+        return set()
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file to read. Raises FileNotFoundError."""
+        if self._local:
+            return open(self._local / name, "rb")
+        opened: IO[bytes] = self._fs.open(f"{self._root}/{name}", "rb")
+        return opened
+
+    @contextmanager
+    def written(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write, which takes its place at the end, if there was no error."""
+        if self._local is None:
+            data = io.BytesIO()
+            yield data
+            self._fs.pipe_file(f"{self._root}/{name}", data.getvalue())
+            return
+        path = self._local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            with aside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        if self._local:
+            (self._local / name).unlink()
+        else:
+            self._fs.rm_file(f"{self._root}/{name}")
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Meanwhile no other run of this machine has the folder; what one left unfinished goes. Raises BulkError where
+        another has it. Elsewhere nothing happens."""
+        if self._local is None or fcntl is None:
+            yield
+            return
+        path = self._local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BulkError(f"another run is at work on {self.place}") from None
+            for unfinished in (*self._local.glob(f"{_ASIDE}*"), *path.parent.glob(f"{_ASIDE}*")):
+                unfinished.unlink(missing_ok=True)
+            yield

@@ -1,0 +1,110 @@
+"""The list of a run, fixed before its work starts: which images there are, and which of them a shard has."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice, zip_longest
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from facenet_client.cli.files import portable
+
+from facenet_bulk.files import Files
+from facenet_bulk.sources import Entry
+
+NAME = "_bulk/manifest.parquet"
+_LEAST, _MOST = 100, 10_000  # images of a shard
+_SHARDS = 64  # of a run, between these: enough for all cores, whose last ones end together
+_SCHEMA = pa.schema(
+    [
+        ("path", pa.binary()),
+        ("size", pa.int64()),
+        ("modified_ns", pa.int64()),
+        ("row_group", pa.int32()),
+        ("n_images", pa.int64()),
+    ]
+)
+
+
+class Change(NamedTuple):
+    """The first place where a list differs from what it was: what was there, and what is there now."""
+
+    then: Entry | None
+    now: Entry | None
+
+    def __str__(self) -> str:
+        if self.then is None or self.now is None or self.then.path != self.now.path:
+            return f"where {_name(self.then)} was, there is {_name(self.now)} now"
+        return f"{_name(self.now)} has changed: its size, or when it was modified"
+
+
+class Manifest:
+    """The list of a run in its folder: a Parquet file, a row group a shard."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._file = pq.ParquetFile(files.open(NAME))
+
+    @property
+    def n_shards(self) -> int:
+        """How many shards there are."""
+        return int(self._file.num_row_groups)
+
+    def shard(self, number: int) -> list[Entry]:
+        """The entries of a shard, in order."""
+        return [Entry(**row) for row in self._file.read_row_group(number).to_pylist()]
+
+    def n_images(self) -> list[int]:
+        """Of each shard; -1 where only reading tells."""
+        counts = []
+        for number in range(self.n_shards):
+            each = self._file.read_row_group(number, columns=["n_images"]).column(0).to_numpy()
+            counts.append(-1 if (each < 0).any() else int(each.sum()))
+        return counts
+
+    def difference(self, entries: Iterable[Entry]) -> Change | None:
+        """The first place where the entries are not those of the manifest."""
+        then = (entry for number in range(self.n_shards) for entry in self.shard(number))
+        pairs = (Change(*pair) for pair in zip_longest(then, entries))
+        return next((pair for pair in pairs if pair.then != pair.now), None)
+
+    def close(self) -> None:
+        """Close its file."""
+        self._file.close()
+
+
+def write(files: Files, entries: Iterable[Entry], shard_images: int | None) -> int:
+    """Fix the list; returns how many entries it has. ``shard_images`` go into a shard, None: as many as suits."""
+    with _spooled(entries) as (count, spooled), files.written(NAME) as out:
+        size = shard_images or min(_MOST, max(_LEAST, -(-count // _SHARDS)))
+        with pq.ParquetWriter(out, _SCHEMA, compression="zstd") as writer:
+            for shard in _shards(spooled, size):
+                writer.write_table(_table(shard), row_group_size=len(shard))
+    return count
+
+
+@contextmanager
+def _spooled(entries: Iterable[Entry]) -> Iterator[tuple[int, Iterator[Entry]]]:
+    """How many entries there are, and they themselves: in memory as Arrow's columns, which take a tenth of lists."""
+    tables, left = list[pa.Table](), iter(entries)
+    while some := list(islice(left, _MOST)):
+        tables.append(_table(some))
+    yield sum(map(len, tables)), (Entry(**row) for table in tables for row in table.to_pylist())
+
+
+def _shards(entries: Iterator[Entry], size: int) -> Iterator[Sequence[Entry]]:
+    """Archives are a shard each."""
+    for first in entries:
+        yield [first] if first.n_images < 0 or first.row_group >= 0 else [first, *islice(entries, size - 1)]
+
+
+def _table(entries: Sequence[Entry]) -> pa.Table:
+    columns = zip(*entries, strict=True) if entries else ((),) * len(_SCHEMA)
+    return pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
+    )
+
+
+def _name(entry: Entry | None) -> str:
+    return "nothing" if entry is None else portable(os.fsdecode(entry.path))
