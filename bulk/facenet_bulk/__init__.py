@@ -5,7 +5,17 @@ the SDK (``--engine server``); nothing imports it. ``shard`` is the work, ``engi
 what is left to do.
 """
 
+from typing import Any
+
 from facenet_bulk.errors import BulkError, OtherRun
-from facenet_bulk.table import schema, vectors
 
 __all__ = ["BulkError", "OtherRun", "schema", "vectors"]
+
+
+def __getattr__(name: str) -> Any:
+    """``schema`` and ``vectors``, which need pyarrow: ``facenet --help`` does without."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from facenet_bulk import table
+
+    return getattr(table, name)

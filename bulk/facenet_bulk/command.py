@@ -135,7 +135,8 @@ def _done(run: "Run", as_json: bool) -> "Tally":
                 n_parts, last_s = n_parts + 1, time.monotonic()
                 first_s = last_s if n_parts == 1 else first_s
     except BaseException:
-        console.note(f"{before + n_parts:,} of {run.n_shards:,} parts are whole; the same command goes on from there")
+        n_whole = len(run.output.whole())
+        console.note(f"{n_whole:,} of {run.n_shards:,} parts are whole; the same command goes on from there")
         raise
     seconds = time.monotonic() - start_s
     summary = {**asdict(tally), "parts": n_parts, "seconds": seconds, "images_per_s": tally.images / seconds,

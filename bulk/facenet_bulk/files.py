@@ -57,17 +57,19 @@ class Files:
         if self._local is None:
             data = io.BytesIO()
             yield data
-            self._fs.pipe_file(f"{self._root}/{name}", data.getvalue())
+            path = f"{self._root}/{name}"
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(path, data.getvalue())
             return
-        path = self._local / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}")
+        file_path = self._local / name
+        file_path.parent.mkdir(parents=True, exist_ok=True)
+        aside = file_path.with_name(f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}")
         try:
             with aside.open("wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(path)
+            aside.replace(file_path)
         finally:
             aside.unlink(missing_ok=True)
 

@@ -43,8 +43,8 @@ class Manifest:
     """The list of a run in its folder: a Parquet file, a row group a shard."""
 
     def __init__(self, files: Files) -> None:
-        self._files = files
-        self._file = pq.ParquetFile(files.open(NAME))
+        self._raw = files.open(NAME)
+        self._file = pq.ParquetFile(self._raw)
 
     @property
     def n_shards(self) -> int:
@@ -72,6 +72,7 @@ class Manifest:
     def close(self) -> None:
         """Close its file."""
         self._file.close()
+        self._raw.close()
 
 
 def write(files: Files, entries: Iterable[Entry], shard_images: int | None) -> int:

@@ -3,17 +3,15 @@
 import os
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from facenet_client.cli.files import portable
 from facenet_client.cli.photos import SUFFIXES
 
-from facenet_bulk.sources import UNREADABLE, Entry, Source, Status, Unreadable, opened, status_of
+from facenet_bulk.sources import UNREADABLE, Entry, Source, Status, Unreadable, opened, parquet, status_of
 
 CHANGED, TOO_LARGE = "SOURCE_CHANGED", "IMAGE_TOO_LARGE"
 _ROWS_A_READ = 64
@@ -64,7 +62,8 @@ def _bytes_of(entry: Entry, max_bytes: int) -> bytes:
         _check_unchanged(entry, status_of(entry.path))
         _check_size(entry.size, max_bytes)
         with opened(entry.path) as file:
-            return _held(file.read(max_bytes + 1), max_bytes)  # not all tell their size before
+            most = max_bytes + 1 if entry.size < 0 else entry.size  # where nobody tells it before
+            return _held(file.read(most), max_bytes)
     except (OSError, ValueError) as error:
         raise Unreadable(UNREADABLE, f"cannot be read: {_said(error)}") from error
 
@@ -85,7 +84,7 @@ def _members(entry: Entry, source: Source, max_bytes: int) -> Iterator[tuple[str
 
 def _rows(entry: Entry, source: Source, max_bytes: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """The images of a row group; each is named by the number of its row in the file."""
-    with closing(pq.ParquetFile(opened(entry.path))) as file:
+    with parquet(entry.path) as file:
         before = (file.metadata.row_group(number).num_rows for number in range(entry.row_group))
         number = sum(before)
         for batch in file.iter_batches(_ROWS_A_READ, row_groups=[entry.row_group], columns=[source.column]):

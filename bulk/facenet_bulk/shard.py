@@ -8,6 +8,7 @@ from contextlib import aclosing
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
+from facenet_bulk.errors import BulkError
 from facenet_bulk.reading import Item, items
 from facenet_bulk.sources import UNREADABLE, Entry, Source, Unreadable
 from facenet_bulk.table import Answer, Rows
@@ -32,8 +33,11 @@ Embed = Callable[[AsyncIterator[Image]], AsyncGenerator[tuple[Image, Answer]]]
 """What an engine is to a shard: each image with its answer, in order. An image with a failure keeps it."""
 
 
-class NothingReadable(Exception):
+class NothingReadable(BulkError):
     """None of a shard's images can be read: what they lie on is away."""
+
+    def __init__(self) -> None:
+        super().__init__("none of the images of a shard can be read: is the place where they lie mounted?")
 
 
 async def rows_of(shard: Iterable[Entry], source: Source, embed: Embed, dimension: int, max_bytes: int) -> Rows:

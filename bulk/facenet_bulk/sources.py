@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -71,7 +71,7 @@ class Source:
         """The paths of a list: lines of a text, or a column of Parquet files. Relative ones start here."""
         if Path(self.place).suffix == ".parquet" or self.column:
             for archive in _archives(self.place, "parquet"):
-                with closing(pq.ParquetFile(opened(archive.path))) as file:
+                with parquet(archive.path) as file:
                     for batch in file.iter_batches(columns=[self.column]):
                         yield from (_listed_photo(str(name)) for name in batch.column(0).to_pylist() if name)
             return
@@ -79,7 +79,7 @@ class Source:
             yield from (_listed_photo(os.fsdecode(line.rstrip(b"\r\n"))) for line in file if line.strip())
 
     def _row_groups(self, archive: Entry) -> Iterator[Entry]:
-        with closing(pq.ParquetFile(opened(archive.path))) as file:
+        with parquet(archive.path) as file:
             for number in range(file.num_row_groups):
                 yield archive._replace(row_group=number, n_images=file.metadata.row_group(number).num_rows)
 
@@ -95,6 +95,8 @@ def find(place: str, column: str = "") -> Source:
             raise BulkError(f"{place} holds photos and archives: name one kind, as '{place.rstrip('/')}/*.{kinds[0]}'")
         kind: Kind = kinds[0] if kinds else "photos"
     else:
+        if not _is_there(where):
+            raise BulkError(f"no such file or folder: {place}")
         found = next((each for suffix, each in _ARCHIVES.items() if where.lower().endswith(suffix)), None)
         if found is None and not where.lower().endswith(_LISTS):
             raise BulkError(
@@ -106,10 +108,7 @@ def find(place: str, column: str = "") -> Source:
             return Source(where, "photos", is_list=True)
     if kind != "parquet":
         return Source(where, kind)
-    first = next(_archives(where, "parquet"), None)
-    if first is None:
-        raise BulkError(f"no such file: {place}")
-    column, is_list = _image_column(first, column)
+    column, is_list = _image_column(next(_archives(where, "parquet")), column)
     return Source(where, "photos" if is_list else "parquet", is_list, column)
 
 
@@ -196,9 +195,14 @@ def _is_folder(where: str) -> bool:
     return bool(files.isdir(path))
 
 
+def _is_there(where: str) -> bool:
+    files, path = fsspec.core.url_to_fs(where)
+    return bool(files.exists(path))
+
+
 def _image_column(archive: Entry, wanted: str) -> tuple[str, bool]:
     """The column with the images, and whether it holds their paths. Raises BulkError."""
-    with closing(pq.ParquetFile(opened(archive.path))) as file:
+    with parquet(archive.path) as file:
         schema = file.schema_arrow
     with_bytes = [field.name for field in schema if _holds_bytes(field.type)]
     texts = [field.name for field in schema if _is_text(field.type)]
@@ -228,6 +232,13 @@ def known_total(entries: Iterable[int]) -> int | None:
             return None
         total += n_images
     return total
+
+
+@contextmanager
+def parquet(path: bytes) -> Iterator[pq.ParquetFile]:
+    """A Parquet file to read. Raises OSError and ArrowException."""
+    with opened(path) as raw, closing(pq.ParquetFile(raw)) as file:
+        yield file
 
 
 def opened(path: bytes) -> IO[bytes]:

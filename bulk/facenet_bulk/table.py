@@ -135,7 +135,9 @@ class Rows:
 def vectors(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float32]:
     """A column of fixed-size lists without nulls as (N, D) float32: the memory of the table itself where the column is
     one piece, else one copy of the whole. Raises ValueError where a row has none."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = column
+    if isinstance(column, pa.ChunkedArray):
+        array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if array.null_count:
         raise ValueError("rows of images without a face have no vector: leave them out, as where face_index is null")
     values: NDArray[np.float32] = array.flatten().to_numpy(zero_copy_only=True)

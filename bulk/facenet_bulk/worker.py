@@ -87,6 +87,7 @@ class PipelineEmbed:
 class Worker:
     """``run`` does what it is told until stdin ends. Whoever needs other networks replaces what opens them."""
 
+    embed: type[PipelineEmbed] = PipelineEmbed
     open_all: Callable[[Config], Networks] = staticmethod(inference.open_networks)
     open_files: Callable[[Config, list[str]], Networks] = staticmethod(inference.open_files)
 
@@ -135,12 +136,12 @@ class Worker:
             while True:
                 job = await self._jobs.get()
                 at_once = 1 if job["careful"] else AT_ONCE * max(1, config.threads)
-                embed = PipelineEmbed(opened, record, self._tell, at_once, frozenset(job["refused"]))
+                embed = self.embed(opened, record, self._tell, at_once, frozenset(job["refused"]))
                 shard, most = listed.shard(job["shard"]), config.max_image_mib * MIB
                 try:
                     rows = await rows_of(shard, record.source, embed, record.model.dimension, most)
-                except NothingReadable:
-                    self._tell({"nothing_readable": job["shard"]})
+                except NothingReadable as error:
+                    self._tell({"cannot": str(error)})
                     continue
                 await asyncio.to_thread(output.write, job["shard"], rows, record)
                 self._tell({"done": job["shard"], "tally": asdict(rows.tally)})

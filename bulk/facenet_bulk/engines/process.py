@@ -17,7 +17,6 @@ COMMAND = (sys.executable, "-m", "facenet_bulk.worker")
 IMAGE_LIMIT_S = 60.0  # some hundred times what one takes
 _END_S = 5.0
 _TRIES, _FRUITLESS = 2, 3  # processes that may end with an image, and without one, in a row
-_FILE_ERROR = "none of the images of a shard can be read: is the place where they lie mounted?"
 
 
 class WorkerProcess:
@@ -61,15 +60,16 @@ class WorkerProcess:
         if (process := self._process) is None:
             return
         self._process = None
-        if process.stdin:
-            process.stdin.close()
-        if process.returncode is None:
-            ending = asyncio.create_task(process.wait())
-            await asyncio.wait({ending}, timeout=_END_S)
-            if not ending.done():
-                with suppress(ProcessLookupError):
-                    process.kill()
-            await ending
+        assert process.stdin
+        assert process.stdout
+        process.stdin.close()
+        reading = asyncio.create_task(process.stdout.read())  # to its end, which is the process's
+        await asyncio.wait({reading}, timeout=_END_S)
+        if process.returncode is None and not reading.done():
+            with suppress(ProcessLookupError):
+                process.kill()
+        await reading
+        await process.wait()
 
     async def _attempt(self, attempt: "_Attempt", job: Mapping[str, Any]) -> Tally | None:
         """None where the process ended, or had to be ended."""
@@ -82,8 +82,6 @@ class WorkerProcess:
                 told = await self._told(self._limit_s if attempt.in_flight else None)
                 if "done" in told:
                     return Tally(**told["tally"])
-                if "nothing_readable" in told:
-                    raise BulkError(_FILE_ERROR)
                 attempt.take(told)
         except (EOFError, OSError, TimeoutError):
             if self._process and self._process.returncode is None:
@@ -109,9 +107,11 @@ class WorkerProcess:
         try:
             await asyncio.wait({reading}, timeout=limit_s)
         finally:
-            if not reading.done():
+            is_late = not reading.done()
+            if is_late:
                 reading.cancel()
-        if not reading.done():
+                await asyncio.wait({reading})
+        if is_late:
             raise TimeoutError
         line = reading.result()
         if not line.endswith(b"\n"):

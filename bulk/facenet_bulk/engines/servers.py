@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from facenet_bulk.engines import Done, OnImage, model_of
 from facenet_bulk.engines.side_by_side import side_by_side
 from facenet_bulk.errors import BulkError
 from facenet_bulk.output import Model, Output, Record
-from facenet_bulk.shard import Image, NothingReadable, rows_of
+from facenet_bulk.shard import Image, rows_of
 from facenet_bulk.table import Answer, Rows, Tally
 
 _SHARDS_A_SERVER = 2  # at once: one begins while the other ends
@@ -61,7 +61,8 @@ class ServerEngine:
             await asyncio.to_thread(output.write, number, rows, record)
             return rows.tally
 
-        yield from side_by_side(self._runner, numbers, [shard] * self.n_workers)
+        with closing(listed):
+            yield from side_by_side(self._runner, numbers, [shard] * self.n_workers)
 
     async def _rows(self, record: Record, shard: Sequence[Any], max_bytes: int, on_image: OnImage) -> Rows:
         """A shard's rows; anew, where all servers go away and one comes back."""
@@ -76,10 +77,6 @@ class ServerEngine:
 
             try:
                 return await rows_of(shard, record.source, embed, record.model.dimension, max_bytes)
-            except NothingReadable:
-                raise BulkError(
-                    "none of the images of a shard can be read: is the place where they lie mounted?"
-                ) from None
             except TemporaryError:
                 if not left:
                     raise
