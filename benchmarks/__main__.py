@@ -7,7 +7,19 @@ from pathlib import Path
 
 import click
 
-from benchmarks import bursts, capacity, detection, embedding, importing, scaling, serving, serving_gpu, sweep, work
+from benchmarks import (
+    bulk,
+    bursts,
+    capacity,
+    detection,
+    embedding,
+    importing,
+    scaling,
+    serving,
+    serving_gpu,
+    sweep,
+    work,
+)
 from benchmarks.environments import FOLDER
 from benchmarks.errors import BenchmarkError
 from benchmarks.figures import Section, proven
@@ -25,6 +37,7 @@ PARTS: dict[str, Callable[[Plan], Section]] = {
     "f": capacity.measure,
     "g": bursts.measure,
     "scaling": scaling.measure,
+    "bulk": bulk.measure,
 }
 ON_CUDA = {**PARTS, "b": sweep.measure, "c": serving_gpu.measure}
 THOROUGH, QUICK = Pace(rounds=15, slice_s=0.5), Pace(rounds=3, slice_s=0.2)
@@ -40,8 +53,8 @@ def main(models: Path, only: str, device: str, quick: bool, out: Path) -> None:
     """Measure FaceNet Serve beside its peers: a table on standard output, it and latest.json in the --out folder.
 
     Parts: (a) detection, (b) embedding, (c) the server over loopback, (d) cost against work, (e) the SDK's import, (f)
-    cost against load, (g) bursts of callers, (scaling) what one front carries. Ends with 0 where every bound holds, 1
-    where one does not or was not measured, 2 where something is missing.
+    cost against load, (g) bursts of callers, (scaling) what one front carries, (bulk) bulk runs. Ends with 0 where
+    every bound holds, 1 where one does not or was not measured, 2 where something is missing.
     """
     if unknown := set(only.split(",")) - set(PARTS):
         raise click.BadParameter(f"no part {', '.join(sorted(unknown))}", param_hint="--only")

@@ -58,6 +58,10 @@ class InProcess:
         """All the image files, so many on the way at a time."""
         self._run(self._detect_encoded(photos, at_once))
 
+    def embed_encoded(self, photos: Sequence[bytes], at_once: int, model: str) -> None:
+        """The same, with the embeddings of their faces."""
+        self._run(self._embed_encoded(photos, at_once, EmbedOptions(model=model)))
+
     def embed(self, model: str, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(N, dimension) of ready crops, as one message brings them."""
         return self._run(self._embed(EmbedOptions(model=model), crops))
@@ -72,6 +76,15 @@ class InProcess:
         async def work() -> None:
             for photo in left:
                 await self._pipeline.detect(Encoded(photo), DetectOptions(), ByteBudget(0), BatchBarrier(1))
+
+        await asyncio.gather(*(work() for _ in range(at_once)))
+
+    async def _embed_encoded(self, photos: Sequence[bytes], at_once: int, options: EmbedOptions) -> None:
+        left = iter(photos)
+
+        async def work() -> None:
+            for photo in left:
+                await self._pipeline.embed(Encoded(photo), options, ByteBudget(0), BatchBarrier(1))
 
         await asyncio.gather(*(work() for _ in range(at_once)))
 

@@ -39,7 +39,7 @@ def portraits() -> tuple[Pixels, Pixels]:
 
 def small_photos() -> list[bytes]:
     """96 JPEG files of 250×250: of LFW where the research photos are, else of the portraits at many sizes."""
-    folder = _research_photos() / "lfw"
+    folder = research_photos() / "lfw"
     files = sorted(folder.rglob("*.jpg"))[:SMALL_PHOTOS]
     if len(files) == SMALL_PHOTOS:
         return [file.read_bytes() for file in files]
@@ -53,7 +53,7 @@ def large_photos() -> list[bytes]:
 
 def detection_photos() -> list[Photo]:
     """A portrait, and a group of six; where the group photo is missing, six portraits side by side."""
-    folder = _research_photos()
+    folder = research_photos()
     golden = folder / "faces_golden.json"
     known = json.loads(golden.read_text()) if golden.exists() else {}
 
@@ -97,7 +97,8 @@ def crops(count: int) -> Pixels:
     return np.stack([np.asarray(Image.fromarray(face).resize((160, 160))) for face in made])
 
 
-def _research_photos() -> Path:
+def research_photos() -> Path:
+    """Their folder, which need not be there."""
     return Path(os.environ.get("FACENET_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 

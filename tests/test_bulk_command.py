@@ -100,8 +100,8 @@ def test_options_and_precision_count(portraits: Path, models: Path, tmp_path: Pa
 
 def test_a_server_that_is_not_there_is_told(portraits: Path, tmp_path: Path) -> None:
     ended = bulk(portraits, tmp_path / "out", "--engine", "server", "--timeout-s", "1")
-    assert ended.returncode == 1
-    assert "--target says where" in ended.stderr
+    assert ended.returncode == 3
+    assert "--server says where one listens" in ended.stderr
 
 
 def test_a_models_folder_that_is_not_there_is_told(portraits: Path, tmp_path: Path) -> None:

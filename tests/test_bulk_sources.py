@@ -168,7 +168,7 @@ def test_an_empty_source_is_told_and_leaves_no_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "shard_images", "n_shards"), [(10, None, 1), (20_000, None, 64), (10, 3, 4), (0, 3, 0)]
+    ("count", "shard_images", "n_shards"), [(10, None, 1), (6_400, None, 64), (10, 3, 4), (0, 3, 0)]
 )
 def test_shards_suit_the_number_of_images_or_are_as_given(
     tmp_path: Path, count: int, shard_images: int | None, n_shards: int

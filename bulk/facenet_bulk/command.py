@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from facenet_bulk.table import Tally
 
 ENGINES = ("local", "ray", "server")
-_OF_THE_LOCAL, _OF_RAY = ("models", "device"), ("ray_address", "gpus_per_worker")
+_DEFAULTS = {"min_face_px": 20, "thresholds": (0.6, 0.7, 0.7), "margin_px": options.MARGIN_PX, "faces": "all"}
+_OF_ENGINES = ("engine", "models", "device", "workers", "target", "ray_address", "gpus_per_worker")
+_OF_PLANS = ("model", "precision", "image_formats", "shard_images", "as_listed", "verify", "redo_failed")
 
 
 @click.command()
@@ -29,7 +31,7 @@ _OF_THE_LOCAL, _OF_RAY = ("models", "device"), ("ray_address", "gpus_per_worker"
 @click.option("--models", type=click.Path(path_type=Path), default=Path("models"), show_default=True,
               help="local, ray: folder with the ONNX files.")  # fmt: skip
 @click.option("--target", help="server: addresses, with commas between.  [default: --server]")
-@click.option("--ray-address", help="ray: the cluster.  [default: RAY_ADDRESS, or one started here]")
+@click.option("--ray-address", help="ray: the cluster.  [default: RAY_ADDRESS, one that runs here, or a new one]")
 @click.option("--workers", type=click.IntRange(min=1),
               help="Worker processes; server: shards at once.  [default: one a core; two a server]")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True,
@@ -45,7 +47,7 @@ _OF_THE_LOCAL, _OF_RAY = ("models", "device"), ("ray_address", "gpus_per_worker"
 @click.option("--image-formats", default="JPEG,PNG,WEBP", show_default=True,
               help="local, ray: formats to decode; a server has its own.")  # fmt: skip
 @click.option("--image-column", default="", help="The column of Parquet files that holds images or their paths.")
-@click.option("--shard-images", type=click.IntRange(min=1), help="Photos of a part.  [default: 100 to 10,000]")
+@click.option("--shard-images", type=click.IntRange(min=1), help="Photos of a part.  [default: 32 to 10,000]")
 @click.option("--as-listed", is_flag=True, help="Go on with what was listed, without comparing SOURCE with it.")
 @click.option("--verify", is_flag=True, help="First read the images of whole parts again, and compare their SHA-256.")
 @click.option("--redo-failed", is_flag=True, help="Do parts again that have images which may succeed another time.")
@@ -63,17 +65,14 @@ def bulk(access: Access, /, source: str, out: str, as_json: bool, verbose: bool,
         from facenet_bulk.errors import BulkError, OtherRun
     except ImportError as error:
         raise _missing(error, "bulk") from error
-    chosen = {name: given.pop(name) for name in (*_OF_THE_LOCAL, *_OF_RAY, "engine", "target", "workers")}
+    if given["engine"] == "server":
+        given["image_formats"] = "as the servers are set"
+    of_engine, of_plan = ({name: given.pop(name) for name in names} for names in (_OF_ENGINES, _OF_PLANS))
     walk = Walk()
     try:
-        plan = runs.Plan(
-            source=sources.find(source, given.pop("image_column")),
-            out=out,
-            **{name: given.pop(name) for name in ("model", "precision", "image_formats", "shard_images", "as_listed",
-                                                  "verify", "redo_failed")},
-            options=options.request(given),
-        )  # fmt: skip
-        with _engine(access, **chosen) as engine, runs.begun(plan, engine, walk, console.note) as run:
+        where = sources.find(source, given.pop("image_column"))
+        plan = runs.Plan(source=where, out=out, options={**_DEFAULTS, **options.request(given)}, **of_plan)
+        with _engine(access, **of_engine) as engine, runs.begun(plan, engine, walk, console.note) as run:
             tally = _done(run, as_json)
     except OtherRun as error:
         raise click.UsageError(console.shown(error)) from error

@@ -73,13 +73,6 @@ class Files:
         finally:
             aside.unlink(missing_ok=True)
 
-    def remove(self, name: str) -> None:
-        """Remove a file."""
-        if self._local:
-            (self._local / name).unlink()
-        else:
-            self._fs.rm_file(f"{self._root}/{name}")
-
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
         """Meanwhile no other run of this machine has the folder; what one left unfinished goes. Raises BulkError where

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice, zip_longest
 from typing import NamedTuple
 
@@ -14,8 +13,8 @@ from facenet_bulk.files import Files
 from facenet_bulk.sources import Entry
 
 NAME = "_bulk/manifest.parquet"
-_LEAST, _MOST = 100, 10_000  # images of a shard
-_SHARDS = 64  # of a run, between these: enough for all cores, whose last ones end together
+_LEAST, _MOST = 32, 10_000  # images of a shard
+_SHARDS, _SHARDS_A_WORKER = 64, 8  # of a run, at least: so that all workers end at nearly the same time
 _SCHEMA = pa.schema(
     [
         ("path", pa.binary()),
@@ -75,23 +74,26 @@ class Manifest:
         self._raw.close()
 
 
-def write(files: Files, entries: Iterable[Entry], shard_images: int | None) -> int:
-    """Fix the list; returns how many entries it has. ``shard_images`` go into a shard, None: as many as suits."""
-    with _spooled(entries) as (count, spooled), files.written(NAME) as out:
-        size = shard_images or min(_MOST, max(_LEAST, -(-count // _SHARDS)))
-        with pq.ParquetWriter(out, _SCHEMA, compression="zstd") as writer:
-            for shard in _shards(spooled, size):
-                writer.write_table(_table(shard), row_group_size=len(shard))
+def write(files: Files, entries: Iterable[Entry], shard_images: int | None, n_workers: int = 1) -> int:
+    """Fix the list; returns how many entries it has. ``shard_images`` go into a shard; None: as many as suits so many
+    workers, for which all entries are held in memory first."""
+    count = 0
+    if shard_images is None:
+        total, entries = _spooled(entries)
+        shard_images = min(_MOST, max(_LEAST, -(-total // max(_SHARDS, _SHARDS_A_WORKER * n_workers))))
+    with files.written(NAME) as out, pq.ParquetWriter(out, _SCHEMA, compression="zstd") as writer:
+        for shard in _shards(iter(entries), shard_images):
+            writer.write_table(_table(shard), row_group_size=len(shard))
+            count += len(shard)
     return count
 
 
-@contextmanager
-def _spooled(entries: Iterable[Entry]) -> Iterator[tuple[int, Iterator[Entry]]]:
-    """How many entries there are, and they themselves: in memory as Arrow's columns, which take a tenth of lists."""
+def _spooled(entries: Iterable[Entry]) -> tuple[int, Iterator[Entry]]:
+    """How many entries there are, and they themselves: meanwhile Arrow's columns, which take a tenth of lists."""
     tables, left = list[pa.Table](), iter(entries)
     while some := list(islice(left, _MOST)):
         tables.append(_table(some))
-    yield sum(map(len, tables)), (Entry(**row) for table in tables for row in table.to_pylist())
+    return sum(map(len, tables)), (Entry(**row) for table in tables for row in table.to_pylist())
 
 
 def _shards(entries: Iterator[Entry], size: int) -> Iterator[Sequence[Entry]]:

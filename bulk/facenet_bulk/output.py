@@ -81,11 +81,12 @@ class Output:
             raise BulkError(f"{self.files.place} was made by another version: give a new OUT")
         return Record.of(told)
 
-    def begin(self, record: Record, entries: Iterable[Entry], shard_images: int | None) -> None:
-        """Fix the list and the record of a new run. Raises BulkError where OUT holds something else."""
+    def begin(self, record: Record, entries: Iterable[Entry], shard_images: int | None, n_workers: int) -> None:
+        """Fix the list and the record of a new run, for so many workers. Raises BulkError where OUT holds something
+        else."""
         if foreign := sorted(name for name in self.files.names() if not name.startswith("_bulk")):
             raise BulkError(f"{self.files.place} holds {foreign[0]}: give a new folder as OUT")
-        if not manifest.write(self.files, entries, shard_images):
+        if not manifest.write(self.files, entries, shard_images, n_workers):
             raise BulkError(f"there are no images at {record.source.place}")
         with self.files.written(RECORD) as file:
             file.write(json.dumps(record.to_dict(), indent=1).encode())
@@ -123,12 +124,9 @@ class Output:
         """What came of a part's images."""
         return counted(self._read(number, ["face_index", "reason"]))
 
-    def remove_failed(self, whole: Iterable[int]) -> list[int]:
-        """Remove the parts with images that may succeed another time; returns their shards."""
-        removed = [number for number in whole if self.tally(number).failed.keys() & _SOMETIMES]
-        for number in removed:
-            self.files.remove(part_name(number))
-        return removed
+    def failed(self, whole: Iterable[int]) -> set[int]:
+        """Of whole parts those that have images which may succeed another time."""
+        return {number for number in whole if self.tally(number).failed.keys() & _SOMETIMES}
 
     def hashes(self, number: int) -> list[tuple[str, str | None]]:
         """Source and SHA-256 of each image of a part, in order."""

@@ -72,7 +72,8 @@ def _members(entry: Entry, source: Source, max_bytes: int) -> Iterator[tuple[str
     """The images of a tar file, in WebDataset's layout or any other: members with a photo's suffix."""
     with opened(entry.path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
         for member in archive:
-            if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
+            name = Path(member.name)
+            if member.isfile() and name.suffix.lower() in SUFFIXES and not name.name.startswith("."):
                 is_small = member.size <= max_bytes
                 content = archive.extractfile(member) if is_small else None
                 data = content.read() if content else None

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,10 @@ from facenet_bulk.engines import Done, Engine, OnImage
 from facenet_bulk.errors import OtherRun
 from facenet_bulk.manifest import Manifest
 from facenet_bulk.output import LOCK, Output, Record
-from facenet_bulk.reading import items
+from facenet_bulk.reading import Item, items
 from facenet_bulk.sources import Source, Unreadable, known_total
 
-_ANY_SIZE = 1 << 62  # bytes: what was answered was within the limit
+_MOST_BYTES = 1 << 31  # of an image: what was answered was within the limit
 
 Say = Callable[[str], object]
 
@@ -69,7 +70,7 @@ def begun(plan: Plan, engine: Engine, walk: Walk, say: Say) -> Iterator[Run]:
         is_new = output.read_record() is None
         if is_new:
             say("listing the images")
-            output.begin(record, plan.source.entries(walk), plan.shard_images)
+            output.begin(record, plan.source.entries(walk), plan.shard_images, engine.n_workers)
         else:
             output.check(record)
         with closing(output.manifest()) as listed:
@@ -77,9 +78,11 @@ def begun(plan: Plan, engine: Engine, walk: Walk, say: Say) -> Iterator[Run]:
                 _check_source(plan.source, output, listed, walk, say)
             if plan.verify:
                 _verify(plan.source, output, listed, say)
-            if plan.redo_failed and (removed := output.remove_failed(sorted(output.whole()))):
-                say(f"doing {len(removed):,} parts again that have failed images")
             whole, counts = output.whole(), listed.n_images()
+            if plan.redo_failed:
+                failed = output.failed(whole)
+                say(f"doing {len(failed):,} parts again that have failed images")
+                whole -= failed
             missing = [number for number in range(listed.n_shards) if number not in whole]
             total = known_total(counts[number] for number in missing)
             run = Run(record, engine, output, listed.n_shards, missing, total)
@@ -100,14 +103,19 @@ def _verify(source: Source, output: Output, listed: Manifest, say: Say) -> None:
     """Raises OtherRun where an image of a part is not the one that was answered."""
     whole = sorted(output.whole())
     say(f"reading the images of {len(whole):,} parts again")
-    for number in whole:
-        images = (item for entry in listed.shard(number) for item in items(entry, source, _ANY_SIZE))
-        for item, (name, then) in zip(images, output.hashes(number), strict=False):
-            if then is None:
-                continue
-            try:
-                is_same = hashlib.sha256(item.read()).hexdigest() == then
-            except Unreadable:
-                is_same = False
-            if not is_same:
-                raise OtherRun(f"{name} is not the image any more that was answered in part {number}: give a new OUT")
+    with ThreadPoolExecutor() as threads:
+        for number in whole:
+            images = [item for entry in listed.shard(number) for item in items(entry, source, _MOST_BYTES)]
+            then = output.hashes(number)
+            are_same = threads.map(_is_same, images, (sha256 for _, sha256 in then))
+            other = next((name for is_same, (name, _) in zip(are_same, then, strict=True) if not is_same), None)
+            if other is not None:
+                raise OtherRun(f"{other} is not the image any more that was answered in part {number}: give a new OUT")
+
+
+def _is_same(item: Item, then: str | None) -> bool:
+    """Whether an image has this SHA-256. One that could not be read at all is no other one."""
+    try:
+        return then is None or hashlib.sha256(item.read()).hexdigest() == then
+    except Unreadable:
+        return False

@@ -4,9 +4,11 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -22,6 +24,8 @@ _ARCHIVES: dict[str, Kind] = {".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".
 _LISTS = (".txt", ".lst", ".list")
 _PATH_COLUMNS, _BYTES_COLUMNS = ("path", "file", "file_name", "filename", "url", "uri", "source"), ("image", "bytes")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(::|://)")
+
+_LOOK_UPS, _A_TURN = 16, 1000
 
 UNREADABLE = "UNREADABLE"
 
@@ -72,11 +76,13 @@ class Source:
         if Path(self.place).suffix == ".parquet" or self.column:
             for archive in _archives(self.place, "parquet"):
                 with parquet(archive.path) as file:
-                    for batch in file.iter_batches(columns=[self.column]):
-                        yield from (_listed_photo(str(name)) for name in batch.column(0).to_pylist() if name)
+                    batches = file.iter_batches(columns=[self.column])
+                    yield from _looked_up(
+                        str(name) for batch in batches for name in batch.column(0).to_pylist() if name
+                    )
             return
         with opened(os.fsencode(self.place)) as file:
-            yield from (_listed_photo(os.fsdecode(line.rstrip(b"\r\n"))) for line in file if line.strip())
+            yield from _looked_up(os.fsdecode(line.rstrip(b"\r\n")) for line in file if line.strip())
 
     def _row_groups(self, archive: Entry) -> Iterator[Entry]:
         with parquet(archive.path) as file:
@@ -153,6 +159,13 @@ def _archives(place: str, kind: Kind) -> Iterator[Entry]:
 
 def _names(files: Any, folder: str) -> list[str]:
     return [each.rstrip("/").rpartition("/")[2] for each in files.ls(folder, detail=False)]
+
+
+def _looked_up(names: Iterator[str]) -> Iterator[Entry]:
+    """Photos by name, in order; many are asked for at once, since each may be far away."""
+    with ThreadPoolExecutor(_LOOK_UPS) as threads:
+        while some := list(islice(names, _A_TURN)):
+            yield from threads.map(_listed_photo, some)
 
 
 def _listed_photo(name: str) -> Entry:

@@ -6,15 +6,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from facenet_server.build import wanted_workers
-from facenet_server.config import Config
 from facenet_server.models.contract import info_of
+from facenet_server.telemetry import process_memory
 from facenet_server.telemetry.cgroups import usable_cores
 
 from facenet_bulk.engines import Done, OnImage, model_of
 from facenet_bulk.engines.process import COMMAND, IMAGE_LIMIT_S, WorkerProcess
 from facenet_bulk.engines.side_by_side import side_by_side
 from facenet_bulk.output import Model, Record
+
+_WORKER_BYTES = 500_000_000  # of memory
 
 
 class LocalEngine:
@@ -30,7 +31,8 @@ class LocalEngine:
         image_limit_s: float = IMAGE_LIMIT_S,
     ) -> None:
         cores = usable_cores()
-        self.n_workers = n_workers or max(1, wanted_workers(Config(), cores))
+        memory_bytes = process_memory.usable_bytes() or cores * 2 * _WORKER_BYTES
+        self.n_workers = n_workers or max(1, min(cores, memory_bytes // 2 // _WORKER_BYTES))
         self._setup = {
             "models": str(models.absolute()),
             "device": device,

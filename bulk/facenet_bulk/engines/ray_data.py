@@ -5,6 +5,7 @@ Photos are read where they are worked on, and parts are written there: what trav
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,7 @@ from facenet_bulk.table import Tally
 
 
 class RayEngine:
-    """Actors of a CPU each on the cluster at ``address`` (None: RAY_ADDRESS, or one that is started here), at most
+    """Actors of a CPU each on the cluster at ``address`` (None: RAY_ADDRESS, one that runs here, or a new one), at most
     ``n_workers`` (None: as many as the cluster has CPUs), each with ``gpus`` of a GPU. Models, source and OUT have the
     same paths on all nodes."""
 
@@ -36,6 +37,8 @@ class RayEngine:
         address: str | None = None,
         gpus: float = 0.0,
     ) -> None:
+        if device == "cuda" and not gpus:
+            raise BulkError("--device cuda needs --gpus-per-worker: Ray gives an actor no GPU that it does not ask for")
         self._setup = {"models": str(models.absolute()), "device": device if gpus else "cpu", "threads": 1}
         self._address, self._wanted, self._gpus = address, n_workers, gpus
         self.n_workers = 0
@@ -49,6 +52,7 @@ class RayEngine:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False  # the run has its own
         context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         return self
 
     def __exit__(
@@ -72,7 +76,7 @@ class RayEngine:
             min_size=1,
             max_size=self.n_workers,
             initial_size=min(self.n_workers, len(numbers)),
-            max_tasks_in_flight_per_actor=2,
+            max_tasks_in_flight_per_actor=1,  # or a shard would wait behind another one while others are idle
         )
         done = listed.map_batches(
             ShardActor,

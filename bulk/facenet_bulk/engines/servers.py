@@ -8,17 +8,16 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from facenet_client import AsyncClient, CallError, Detection, TemporaryError
+from facenet_client import AsyncClient, Detection, TemporaryError
 
 from facenet_bulk.engines import Done, OnImage, model_of
 from facenet_bulk.engines.side_by_side import side_by_side
-from facenet_bulk.errors import BulkError
 from facenet_bulk.output import Model, Output, Record
 from facenet_bulk.shard import Image, rows_of
 from facenet_bulk.table import Answer, Rows, Tally
 
 _SHARDS_A_SERVER = 2  # at once: one begins while the other ends
-_WAIT_S = 600.0  # for a server that is away
+_START_S, _WAIT_S = 10.0, 600.0  # for a server: at first, and where it was there before
 _TRIES = 4  # of an image that may succeed another time
 
 
@@ -41,23 +40,18 @@ class ServerEngine:
         self._runner.close()
 
     def model(self, name: str | None, precision: str | None) -> Model:
-        """The embedder of this name in this precision. Raises BulkError."""
-        try:
-            info = self._runner.run(self._client.server_info())
-        except CallError as error:
-            raise BulkError(f"{error}; --target says where servers listen") from error
+        """The embedder of this name in this precision. Raises BulkError and CallError."""
+        self._runner.run(self._client.wait_until_ready(_START_S))
+        info = self._runner.run(self._client.server_info())
         return model_of(info.models, info.default_embedder, name, precision)
 
     def shards(self, record: Record, out: str, numbers: Sequence[int], on_image: OnImage) -> Iterator[Done]:
-        """Each of the shards once it is written, in any order. Raises BulkError."""
+        """Each of the shards once it is written, in any order. Raises BulkError and CallError."""
         output, max_bytes = Output(out), self._runner.run(self._client.server_info()).limits["max_image_bytes"]
         listed = output.manifest()
 
         async def shard(number: int) -> Tally:
-            try:
-                rows = await self._rows(record, listed.shard(number), max_bytes, on_image)
-            except CallError as error:
-                raise BulkError(str(error)) from error
+            rows = await self._rows(record, listed.shard(number), max_bytes, on_image)
             await asyncio.to_thread(output.write, number, rows, record)
             return rows.tally
 
