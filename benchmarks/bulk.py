@@ -239,10 +239,14 @@ def _memory(plan: Plan, room: Path, count: int, engine: str) -> Figure:
         watch = lambda: samples.append((200 * len(list(out.glob("part-*"))), free - _available_bytes()))  # noqa: E731
         _bulk(plan, out, source, *words, watch=watch)
     early_count = count * _EARLY // _MEMORY_IMAGES
-    early = median([taken for done, taken in samples if early_count <= done <= 2 * early_count])
-    late = median([taken for done, taken in samples if done >= count - early_count])
-    note = f"{early / 1e6:.0f} MB after {early_count:,}, {late / 1e6:.0f} MB"
-    return Figure(f"{engine}: memory after {count:,} images", late / early, "×", at_most=GROWTH, note=note)
+    early_on = [taken for done, taken in samples if early_count <= done <= 2 * early_count]
+    late_on = [taken for done, taken in samples if done >= count - early_count]
+    name = f"{engine}: memory after {count:,} images over that after {early_count:,}"
+    if not early_on or not late_on:
+        return Figure(name, None, "×", at_most=GROWTH, note="too quick to be seen")
+    early, late = median(early_on), median(late_on)
+    note = f"{early / 1e6:.0f} MB, then {late / 1e6:.0f} MB"
+    return Figure(name, late / early, "×", at_most=GROWTH, note=note)
 
 
 def _small_images(folder: Path, count: int) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos import (
+    bulk,
     determinism,
     engines,
     failures,
@@ -200,6 +201,22 @@ CHECKS = {
         {"photos": 2000, "messes": 4},
         {"photos": 400, "messes": 1, "continued": False},
         bites=("detect: answers twice",),
+        real=True,
+    ),
+    "T41": Check(
+        bulk.killed_drivers,
+        6,
+        {"photos": 60, "kills": 2, "within_s": 1},
+        {"photos": 1200, "kills": 10, "within_s": 4},
+        {"photos": 30, "kills": 0, "within_s": 1, "tampered": True},
+        bites=("rows lost", "rows twice"),
+        real=True,
+    ),
+    "T42": Check(
+        bulk.lost_nodes,
+        8,
+        {"photos": 60, "kills": 1, "within_s": 1},
+        {"photos": 1200, "kills": 10, "within_s": 4},
         real=True,
     ),
     "T1-real": Check(

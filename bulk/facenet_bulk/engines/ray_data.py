@@ -4,6 +4,7 @@ Photos are read where they are worked on, and parts are written there: what trav
 """
 
 import asyncio
+import atexit
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,6 +103,7 @@ class ShardActor:
     def __init__(self, setup: Mapping[str, Any]) -> None:
         self._runner = asyncio.Runner()
         self._worker = WorkerProcess(setup)
+        atexit.register(self._end)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Do the shards of these numbers. A run that cannot go on is told, not raised: Ray would try again."""
@@ -115,6 +117,10 @@ class ShardActor:
             for name, value in (("shard", number), ("tally", json.dumps(asdict(tally))), ("error", error)):
                 told[name].append(value)
         return told
+
+    def _end(self) -> None:
+        self._runner.run(self._worker.end())
+        self._runner.close()
 
 
 def _about(setup: Mapping[str, Any]) -> dict[str, Any]:
