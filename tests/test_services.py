@@ -125,21 +125,3 @@ def test_a_celery_worker_of_forked_processes(server: str, pictures: Path) -> Non
     first, second = ended.stdout.splitlines()
     assert first == "[128]", ended.stdout + ended.stderr
     assert second.startswith("ImageError cannot read")
-
-
-def test_a_bulk_script_with_several_processes(server: str, pictures: Path) -> None:
-    env = place("bulk.py", pictures, server)
-    (pictures / "broken.jpg").write_bytes(b"no photo")
-
-    def run() -> list[str]:
-        command = [sys.executable, "bulk.py", ".", "out"]
-        ended = subprocess.run(command, env=env, cwd=pictures, capture_output=True, text=True, timeout=90, check=False)
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout.splitlines()
-
-    error, told = run()
-    assert error.startswith("broken.jpg: not an image")
-    assert told == "part 0: 4 photos, 2 faces, 1 errors"
-    with np.load(pictures / "out" / "0.npz") as found:
-        assert (found["names"].tolist(), found["vectors"].shape) == (["a.png", "b.png"], (2, 128))
-    assert run() == []  # all of it is there
