@@ -53,7 +53,7 @@ async def lost_nodes(*, photos: int, kills: int, within_s: float, models: str) -
 
 
 async def _disturbed(case: "_Case", kills: int, within_s: float, tampered: bool, engine: list[str]) -> Report:
-    report, chance, changed = Report(), random.Random(1), 0
+    report, chance, changed, killed = Report(), random.Random(1), 0, 0
     expected = await case.reference()
     for number in range(kills):
         before = case.parts()
@@ -63,6 +63,7 @@ async def _disturbed(case: "_Case", kills: int, within_s: float, tampered: bool,
         await asyncio.wait({asyncio.ensure_future(driver.wait())}, timeout=chance.uniform(0.5, within_s))
         if driver.returncode is None:
             driver.kill()
+            killed += 1
         await driver.wait()
         after = case.parts()
         changed += sum(after.get(name) != data for name, data in before.items())
@@ -74,7 +75,8 @@ async def _disturbed(case: "_Case", kills: int, within_s: float, tampered: bool,
     if tampered:
         (one, data), (other, _) = list(after.items())[:2]
         after[other] = after[one] if data else b""
-    report.note = f"{case.photos} photos, {kills} runs killed; {len(before)} parts whole before the last run"
+    report.note = f"{case.photos} photos; {len(before)} parts there before the last run"
+    report.least("runs killed", killed, kills)
     report.most("exit code of the last run", code, 0)
     _compare(report, _table(after), expected)
     report.most("whole parts that were touched", changed, 0)
@@ -89,6 +91,8 @@ def _compare(report: Report, found: pa.Table, expected: pa.Table, which: str = "
     report.most(f"{which}rows twice, or of nothing", sum((Counter(rows) - Counter(wanted)).values()), 0)
     report.most(f"{which}rows out of order", sum(a != b for a, b in zip(rows, wanted, strict=False)), 0)
     if rows == wanted:
+        others = [name for name in found.column_names if name != "embedding" and found[name] != expected[name]]
+        report.most(f"{which}other columns that differ", len(others), 0)
         a, b = (np.stack(t["embedding"].drop_null().to_numpy(zero_copy_only=False)) for t in (found, expected))
         report.most(f"{which}largest difference of an embedding", float(np.abs(a - b).max()), _SAME)
 

@@ -215,7 +215,7 @@ CHECKS = {
     "T42": Check(
         bulk.lost_nodes,
         8,
-        {"photos": 60, "kills": 1, "within_s": 1},
+        {"photos": 40, "kills": 0, "within_s": 1},
         {"photos": 1200, "kills": 10, "within_s": 4},
         real=True,
     ),

@@ -55,6 +55,7 @@ class InstantEngine:
     """An engine that looks at no image: each PNG has one face, whose embedding is made of its SHA-256."""
 
     n_workers = 1
+    image_formats = "JPEG,PNG,WEBP"
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +102,8 @@ def run(source: Path | str, out: Path | str, engine: Any = None, *, column: str 
     """A run to its end, by the instant engine unless there is another; what came of its images."""
     tally, where = Tally(), find(str(source), column)
     settings: dict[str, Any] = {"source": where, "out": str(out), "options": OPTIONS, "shard_images": 4, **plan}
-    with engine or InstantEngine() as opened, begun(Plan(**settings), opened, Walk(), lambda _: None) as begun_run:
+    chosen: Any = engine or InstantEngine()
+    with chosen as opened, begun(Plan(**settings), opened, Walk(), lambda _: None) as begun_run:
         for part in begun_run.parts(lambda count, reason: None):
             tally.update(part.tally)
     return tally

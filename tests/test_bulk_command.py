@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from bulk_runs import parts, rows
 from commandline import command_of, facenet
-from conftest import ROOT, Pixels
+from conftest import ROOT, Pixels, server_process
 from facenet_client import Client, Detection, Face
 from PIL import Image
 
@@ -38,6 +38,20 @@ def portraits(tmp_path: Path, astronaut: Pixels, hopper: Pixels) -> Path:
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "broken.jpg").write_bytes(b"no photo")
     return folder
+
+
+def many(folder: Path, portrait: Pixels, count: int) -> Path:
+    """A folder of so many small photos, no two alike."""
+    folder.mkdir()
+    for number in range(count):
+        Image.fromarray(np.roll(portrait, number, axis=1)).resize((256, 303)).save(folder / f"{number:03}.jpg")
+    return folder
+
+
+def with_rooms(environment: dict[str, str]) -> dict[str, str]:
+    """An environment in which a process finds all that a bulk run needs."""
+    rooms = [environment["PYTHONPATH"], str(ROOT / "bulk"), str(ROOT / "server")]
+    return {**environment, "PYTHONPATH": os.pathsep.join(rooms)}
 
 
 def bulk(*arguments: Any, server: str = "127.0.0.1:1") -> "subprocess.CompletedProcess[str]":
@@ -78,18 +92,52 @@ def test_its_rows_are_what_the_server_answers(portraits: Path, models: Path, ser
             assert row["landmarks"] == [number for point in face.landmarks for number in point]
             assert np.abs(row["embedding"] - np.asarray(face.embedding)).max() < 1e-5
 
+    again = bulk(portraits, tmp_path / "out", "--engine", "server", "--target", server)
+    assert again.returncode == 0, again.stderr  # another engine goes on where this one ended
     by_servers = bulk(portraits, tmp_path / "by servers", "--engine", "server", "--target", server)
     assert by_servers.returncode == 1, by_servers.stderr
     same(rows(tmp_path / "by servers"), found)
 
 
+def test_servers_answer_around_images_that_cannot_be_read(portraits: Path, server: str, tmp_path: Path) -> None:
+    listed = ["none.jpg", "collins.png", "nor this.jpg", "broken.jpg", "hopper.jpg", "nor that.jpg", "collins.png"]
+    (tmp_path / "list.txt").write_text("".join(f"{portraits / name}\n" for name in listed))
+    ended = bulk(tmp_path / "list.txt", tmp_path / "out", "--engine", "server", "--target", server)
+    assert ended.returncode == 1, ended.stderr
+    found = rows(tmp_path / "out")
+    assert [Path(row["source"]).name for row in found] == listed
+    reasons = [row["reason"] for row in found]
+    assert reasons == ["UNREADABLE", None, "UNREADABLE", "UNSUPPORTED_FORMAT", None, "UNREADABLE", None]
+    assert found[1]["embedding"] == found[6]["embedding"] != found[4]["embedding"]
+
+
+@pytest.mark.slow
+def test_a_run_by_servers_outlives_one_that_is_killed_and_comes_back(
+    models: Path, tmp_path: Path, hopper: Pixels
+) -> None:
+    folder = many(tmp_path / "photos", hopper, 60)
+    settings = ("--models", str(models))
+    with server_process(*settings) as (target, process):
+        arguments = [folder, tmp_path / "out", "--engine", "server", "--target", target, "--shard-images", "10"]
+        command, environment = command_of(target, "bulk", *arguments, "--timeout-s", "5")
+        run = subprocess.Popen(command, env=with_rooms(environment), stderr=subprocess.PIPE, text=True)
+        while not parts(tmp_path / "out"):
+            assert run.poll() is None
+        process.kill()
+        with server_process(*settings, "--listen", target):
+            _, said = run.communicate(timeout=120)
+    assert run.returncode == 0, said
+    assert [Path(row["source"]).name for row in rows(tmp_path / "out")] == [f"{n:03}.jpg" for n in range(60)]
+
+
 def test_options_and_precision_count(portraits: Path, models: Path, tmp_path: Path) -> None:
     settings = ("--models", models, "--faces", "largest", "--no-exif", "--model", "20180408-102900")
     ended = bulk(portraits, tmp_path / "out", *settings)
-    assert "there are" not in ended.stderr
+    assert "2 failed" in ended.stderr
     found = rows(tmp_path / "out")
     assert max(row["face_index"] or 0 for row in found) == 0
     assert {len(row["embedding"]) for row in found if row["embedding"]} == {512}
+    assert not any(row["score"] for row in found if "lying" in row["source"])  # no face lies down
     refused = bulk(portraits, tmp_path / "other", "--models", models, "--model", "none", "--precision", "int8")
     assert refused.returncode == 1
     assert "there is no embedder 'none-int8'" in refused.stderr
@@ -121,15 +169,11 @@ def test_without_its_packages_it_says_how_to_get_them(portraits: Path, tmp_path:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_ends_it_and_says_how_to_go_on(models: Path, tmp_path: Path, hopper: Pixels) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(200):
-        Image.fromarray(np.roll(hopper, number, axis=1)).resize((256, 303)).save(folder / f"{number:03}.jpg")
+    folder = many(tmp_path / "photos", hopper, 200)
     arguments = [folder, tmp_path / "out", "--models", models, "--shard-images", "10"]
     command, environment = command_of("127.0.0.1:1", "bulk", *arguments)
-    path = f"{environment['PYTHONPATH']}{os.pathsep}{ROOT / 'bulk'}{os.pathsep}{ROOT / 'server'}"
     process = subprocess.Popen(
-        command, env={**environment, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, env=with_rooms(environment), stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     while not parts(tmp_path / "out"):
         assert process.poll() is None
@@ -137,7 +181,7 @@ def test_ctrl_c_ends_it_and_says_how_to_go_on(models: Path, tmp_path: Path, hopp
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130, said
     n_parts = len(parts(tmp_path / "out"))
-    assert f"{n_parts:,} of 20 parts are whole; the same command goes on from there" in said
+    assert f"{n_parts:,} of 20 parts are there; the same command goes on from there" in said
     assert "Traceback" not in said
     ended = bulk(*arguments)
     assert ended.returncode == 0, ended.stderr

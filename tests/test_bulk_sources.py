@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bulk_runs import names, parts, photo, photos, rows, run
-from facenet_bulk import BulkError
+from facenet_bulk import BulkError, OtherRun
 from facenet_bulk.manifest import Manifest, write
 from facenet_bulk.output import Output
 from facenet_bulk.sources import Entry, find
@@ -91,6 +91,58 @@ def test_a_tar_file_that_breaks_off_gives_what_it_has_and_a_row_that_says_so(tmp
     assert last["message"].startswith("the archive cannot be read on")
 
 
+def test_a_tar_file_with_a_damaged_header_or_no_end_says_so(tmp_path: Path) -> None:
+    data = bytearray(tar_of(tmp_path / "whole.tar", photos(tmp_path / "photos", 5)).read_bytes())
+    second = data.index(b"001.png")
+    data[second + 150] ^= 0xFF
+    (tmp_path / "damaged.tar").write_bytes(data)
+    run(tmp_path / "damaged.tar", tmp_path / "damaged")
+    first, last = rows(tmp_path / "damaged")
+    assert (names([first]), last["reason"]) == (["damaged.tar#000.png"], "UNREADABLE")
+    third = (tmp_path / "whole.tar").read_bytes().index(b"002.png")
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "whole.tar").read_bytes()[:third])
+    assert run(tmp_path / "cut.tar", tmp_path / "cut").failed == {"UNREADABLE": 1}
+    assert run(tmp_path / "whole.tar", tmp_path / "whole").failed == {}
+
+
+def test_links_and_hidden_files_in_tar_files(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(photo(tmp_path / "a.png"), "a.png")
+        archive.add(tmp_path / "a.png", "._a.png")
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.png"
+        archive.addfile(link)
+    run(tmp_path / "a.tar", tmp_path / "out")
+    assert [(Path(row["source"]).name, row["reason"]) for row in rows(tmp_path / "out")] == [
+        ("a.tar#a.png", None), ("a.tar#link.png", "UNREADABLE"),
+    ]  # fmt: skip
+    run(tmp_path / "a.tar", tmp_path / "out", verify=True)
+
+
+def test_a_tar_file_that_is_another_now_is_told_by_verify(tmp_path: Path) -> None:
+    made = tar_of(tmp_path / "a.tar", photos(tmp_path / "photos", 3))
+    run(made, tmp_path / "out")
+    status = made.stat()
+    photo(tmp_path / "photos" / "002.png", 99)
+    tar_of(made, tmp_path / "photos")
+    os.utime(made, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(OtherRun):
+        run(made, tmp_path / "out", verify=True, as_listed=True)
+
+
+def test_a_parquet_file_that_lacks_the_column_fails_and_the_others_are_answered(tmp_path: Path) -> None:
+    data = [file.read_bytes() for file in sorted(photos(tmp_path / "photos", 4).iterdir())]
+    (tmp_path / "files").mkdir()
+    pq.write_table(pa.table({"image": data[:2]}), tmp_path / "files" / "a.parquet")
+    pq.write_table(pa.table({"photo": data[2:]}), tmp_path / "files" / "b.parquet")
+    pq.write_table(pa.table({"image": ["text", "text"]}), tmp_path / "files" / "c.parquet")
+    pq.write_table(pa.table({"image": data[2:]}), tmp_path / "files" / "d.parquet")
+    assert run(tmp_path / "files", tmp_path / "out").failed == {"UNREADABLE": 3}
+    found = rows(tmp_path / "out")
+    assert sum(row["face_index"] == 0 for row in found) == 4
+    assert next(row["message"] for row in found if "b.parquet" in row["source"]) == "it has no column image"
+
+
 def test_parquet_files_with_bytes_are_a_shard_a_row_group(tmp_path: Path) -> None:
     data = [file.read_bytes() for file in sorted(photos(tmp_path / "photos", 5).iterdir())]
     table = pa.table({"id": range(6), "image": pa.array([*data, None], pa.binary())})
@@ -154,9 +206,37 @@ def test_a_source_that_is_none_is_told(tmp_path: Path, source: str, told: str) -
 
 def test_a_folder_with_photos_and_archives_asks_which(tmp_path: Path) -> None:
     tar_of(tmp_path / "photos.tar", photos(tmp_path / "photos", 2))
+    photo(tmp_path / "a.png")
     with pytest.raises(BulkError, match=r"photos and archives"):
         find(str(tmp_path))
     assert find(f"{tmp_path}/*.tar").kind == "tar"
+    run(f"{tmp_path}/*.png", tmp_path / "out")
+    assert names(rows(tmp_path / "out")) == ["a.png"]
+
+
+def test_a_folder_that_is_called_like_an_archive_is_none(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", 2)
+    run(folder, tmp_path / "faces.parquet")
+    (tmp_path / "faces.parquet").rename(folder / "faces.parquet")
+    assert find(str(folder)).kind == "photos"
+
+
+def test_a_source_whose_name_is_no_text_is_told_escaped(tmp_path: Path) -> None:
+    folder = photos(tmp_path / os.fsdecode(b"caf\xe9"), 1)
+    run(folder, tmp_path / "out")
+    assert rows(tmp_path / "out")[0]["source"].endswith("caf\\udce9/000.png")
+
+
+@pytest.mark.parametrize("place", ["nothing://bucket/photos", "hdfs://bucket/photos"])
+def test_a_url_that_cannot_be_listed_is_told(place: str) -> None:
+    with pytest.raises(BulkError, match=place.partition(":")[0]):
+        find(place)
+
+
+def test_a_broken_parquet_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"no Parquet")
+    with pytest.raises(BulkError, match="cannot list"):
+        find(str(tmp_path / "a.parquet"))
 
 
 def test_an_empty_source_is_told_and_leaves_no_run(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 ENGINES = ("local", "ray", "server")
 _DEFAULTS = {"min_face_px": 20, "thresholds": (0.6, 0.7, 0.7), "margin_px": options.MARGIN_PX, "faces": "all"}
-_OF_ENGINES = ("engine", "models", "device", "workers", "target", "ray_address", "gpus_per_worker")
-_OF_PLANS = ("model", "precision", "image_formats", "shard_images", "as_listed", "verify", "redo_failed")
+_OF_ENGINES = ("engine", "models", "device", "workers", "image_formats", "target", "ray_address", "gpus_per_worker")
+_OF_PLANS = ("model", "precision", "shard_images", "as_listed", "verify", "redo_failed")
 
 
 @click.command()
@@ -39,7 +39,7 @@ _OF_PLANS = ("model", "precision", "image_formats", "shard_images", "as_listed",
 @click.option(
     "--gpus-per-worker", type=click.FloatRange(min=0), default=0.0, help="ray: GPUs of each; 0.25 shares one."
 )
-@options.MODEL
+@click.option("--model", help="The embedder.  [default: that of the models folder, or the server's]")
 @click.option("--precision", type=click.Choice(["fp32", "int8", "fp16"]), help="The model's form of this precision.")
 @options.looking
 @options.max_faces
@@ -65,20 +65,19 @@ def bulk(access: Access, /, source: str, out: str, as_json: bool, verbose: bool,
         from facenet_bulk.errors import BulkError, OtherRun
     except ImportError as error:
         raise _missing(error, "bulk") from error
-    if given["engine"] == "server":
-        given["image_formats"] = "as the servers are set"
     of_engine, of_plan = ({name: given.pop(name) for name in names} for names in (_OF_ENGINES, _OF_PLANS))
     walk = Walk()
     try:
         where = sources.find(source, given.pop("image_column"))
         plan = runs.Plan(source=where, out=out, options={**_DEFAULTS, **options.request(given)}, **of_plan)
         with _engine(access, **of_engine) as engine, runs.begun(plan, engine, walk, console.note) as run:
+            console.tell_passed_over(walk, verbose=verbose)
+            console.end_on_sigterm()  # Ray has put its own end in this one's place
             tally = _done(run, as_json)
     except OtherRun as error:
         raise click.UsageError(console.shown(error)) from error
     except BulkError as error:
         raise click.ClickException(console.shown(error)) from error
-    console.tell_passed_over(walk, verbose=verbose)
     if tally.n_failed or walk.unreadable:
         raise SystemExit(1)
 
@@ -90,6 +89,7 @@ def _engine(
     models: Path,
     device: str,
     workers: int | None,
+    image_formats: str,
     target: str | None,
     ray_address: str | None,
     gpus_per_worker: float,
@@ -99,16 +99,19 @@ def _engine(
         from facenet_bulk.engines.servers import ServerEngine
 
         targets = [each.strip() for each in (target or access.server).split(",")]
-        return ServerEngine(targets, workers, **access.settings)
+        try:
+            return ServerEngine(targets, workers, **access.settings)
+        except ValueError as error:  # no address
+            raise click.UsageError(f"--target: {error}") from error
     try:
         if engine == "local":
             from facenet_bulk.engines.local import LocalEngine
 
-            return LocalEngine(models, device, workers)
+            return LocalEngine(models, device, workers, image_formats)
         from facenet_bulk.engines.ray_data import RayEngine
     except ImportError as error:
         raise _missing(error, "bulk" if engine == "local" else "ray") from error
-    return RayEngine(models, device, workers, address=ray_address, gpus=gpus_per_worker)
+    return RayEngine(models, device, workers, image_formats, address=ray_address, gpus=gpus_per_worker)
 
 
 def _done(run: "Run", as_json: bool) -> "Tally":
@@ -134,8 +137,8 @@ def _done(run: "Run", as_json: bool) -> "Tally":
                 n_parts, last_s = n_parts + 1, time.monotonic()
                 first_s = last_s if n_parts == 1 else first_s
     except BaseException:
-        n_whole = len(run.output.whole())
-        console.note(f"{n_whole:,} of {run.n_shards:,} parts are whole; the same command goes on from there")
+        n_whole = len(run.output.finished())
+        console.note(f"{n_whole:,} of {run.n_shards:,} parts are there; the same command goes on from there")
         raise
     seconds = time.monotonic() - start_s
     summary = {**asdict(tally), "parts": n_parts, "seconds": seconds, "images_per_s": tally.images / seconds,

@@ -18,14 +18,15 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_ASIDE = ".unfinished-"
+_ASIDE = ".bulk-unfinished-"
+_SHOW_WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}  # file systems that have no half ones
 
 
 class Files:
-    """Files below one place. A local one is written aside and renamed; an object store shows an object once it is
-    whole."""
+    """Files below one place: each is written aside and renamed, but where a store shows whole objects only."""
 
     def __init__(self, place: str) -> None:
+        place = place.removeprefix("file://")
         self.place = place if is_url(place) else os.path.abspath(place)
         self._local = None if is_url(place) else Path(self.place)
         self._fs: Any = None
@@ -58,25 +59,30 @@ class Files:
             data = io.BytesIO()
             yield data
             path = f"{self._root}/{name}"
-            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self._fs.pipe_file(path, data.getvalue())
+            folder = path.rpartition("/")[0]
+            self._fs.makedirs(folder, exist_ok=True)
+            protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else {*self._fs.protocol}
+            aside = path if protocols & _SHOW_WHOLE_OBJECTS else f"{folder}/{_ASIDE}{secrets.token_hex(4)}"
+            self._fs.pipe_file(aside, data.getvalue())
+            if aside != path:
+                self._fs.mv(aside, path)
             return
         file_path = self._local / name
         file_path.parent.mkdir(parents=True, exist_ok=True)
-        aside = file_path.with_name(f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}")
+        beside = file_path.with_name(f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}")
         try:
-            with aside.open("wb") as file:
+            with beside.open("wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(file_path)
+            beside.replace(file_path)
         finally:
-            aside.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Meanwhile no other run of this machine has the folder; what one left unfinished goes. Raises BulkError where
-        another has it. Elsewhere nothing happens."""
+        """Meanwhile no other run of this machine has the folder; at the end, what was left unfinished goes. Raises
+        BulkError where another run has it. Elsewhere nothing happens."""
         if self._local is None or fcntl is None:
             yield
             return
@@ -87,6 +93,8 @@ class Files:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BulkError(f"another run is at work on {self.place}") from None
-            for unfinished in (*self._local.glob(f"{_ASIDE}*"), *path.parent.glob(f"{_ASIDE}*")):
-                unfinished.unlink(missing_ok=True)
-            yield
+            try:
+                yield
+            finally:
+                for unfinished in (*self._local.glob(f"{_ASIDE}*"), *path.parent.glob(f"{_ASIDE}*")):
+                    unfinished.unlink(missing_ok=True)

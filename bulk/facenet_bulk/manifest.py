@@ -56,10 +56,10 @@ class Manifest:
 
     def n_images(self) -> list[int]:
         """Of each shard; -1 where only reading tells."""
-        counts = []
+        each, at, counts = self._file.read(columns=["n_images"]).column(0).to_numpy(), 0, list[int]()
         for number in range(self.n_shards):
-            each = self._file.read_row_group(number, columns=["n_images"]).column(0).to_numpy()
-            counts.append(-1 if (each < 0).any() else int(each.sum()))
+            some = each[at : (at := at + self._file.metadata.row_group(number).num_rows)]
+            counts.append(-1 if (some < 0).any() else int(some.sum()))
         return counts
 
     def difference(self, entries: Iterable[Entry]) -> Change | None:

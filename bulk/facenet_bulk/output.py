@@ -1,12 +1,14 @@
 """OUT: the record of a run, its list, and a Parquet file a shard."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from facenet_client.cli.files import portable
 
 from facenet_bulk import manifest
 from facenet_bulk.errors import BulkError, OtherRun
@@ -17,7 +19,10 @@ from facenet_bulk.table import Rows, Tally, counted
 
 RECORD, LOCK = "_bulk/run.json", "_bulk/lock"
 FORMAT = 1
-_SOMETIMES = {"UNREADABLE", "INTERNAL", "OVERLOADED", "TIMED_OUT", "DEVICE_LOST", "ENDED_ITS_WORKER"}
+_PART = re.compile(r"part-(\d{6,})\.parquet")
+_RETRYABLE = {
+    "UNREADABLE", "SOURCE_CHANGED", "INTERNAL", "OVERLOADED", "TIMED_OUT", "DEVICE_LOST", "WORKER_CRASHED",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +63,7 @@ class Record:
             "facenet.onnx_sha256": self.model.onnx_sha256,
             "facenet.detector_sha256s": json.dumps(dict(self.model.detector_sha256s)),
             "facenet.options": json.dumps(dict(self.options)),
-            "facenet.source": self.source.place,
+            "facenet.source": portable(self.source.place),
         }
 
 
@@ -81,11 +86,14 @@ class Output:
             raise BulkError(f"{self.files.place} was made by another version: give a new OUT")
         return Record.of(told)
 
+    def check_place(self) -> None:
+        """Raises BulkError where OUT holds something that is no run's."""
+        names = self.files.names()
+        if "_bulk" not in names and names:
+            raise BulkError(f"{self.files.place} holds {min(names)}: give a new folder as OUT")
+
     def begin(self, record: Record, entries: Iterable[Entry], shard_images: int | None, n_workers: int) -> None:
-        """Fix the list and the record of a new run, for so many workers. Raises BulkError where OUT holds something
-        else."""
-        if foreign := sorted(name for name in self.files.names() if not name.startswith("_bulk")):
-            raise BulkError(f"{self.files.place} holds {foreign[0]}: give a new folder as OUT")
+        """Fix the list and the record of a new run, for so many workers. Raises BulkError."""
         if not manifest.write(self.files, entries, shard_images, n_workers):
             raise BulkError(f"there are no images at {record.source.place}")
         with self.files.written(RECORD) as file:
@@ -93,25 +101,24 @@ class Output:
 
     def check(self, record: Record) -> None:
         """Raises OtherRun where the run that is there is another one."""
-        then, now = self.read_record(), record
-        if then is None or then.to_dict() == now.to_dict():
+        if (before := self.read_record()) is None:
             return
-        pairs = {**_flat(then.to_dict()), **_flat(now.to_dict())}
+        then, now = _flat(before.to_dict()), _flat(record.to_dict())
         other = [
-            f"{name} {_flat(then.to_dict()).get(name)}, now {_flat(now.to_dict()).get(name)}"
-            for name in pairs
-            if _flat(then.to_dict()).get(name) != _flat(now.to_dict()).get(name)
+            f"{name} {then.get(name)}, now {now.get(name)}"
+            for name in {**then, **now}
+            if then.get(name) != now.get(name)
         ]
-        raise OtherRun(f"{self.files.place} was made otherwise ({'; '.join(other)}): give a new OUT")
+        if other:
+            raise OtherRun(f"{self.files.place} was made otherwise ({'; '.join(other)}): give a new OUT")
 
     def manifest(self) -> Manifest:
         """The list of the run."""
         return Manifest(self.files)
 
-    def whole(self) -> set[int]:
-        """The shards that are there."""
-        names = (name for name in self.files.names() if name.startswith("part-") and name.endswith(".parquet"))
-        return {int(name.removeprefix("part-").removesuffix(".parquet")) for name in names}
+    def finished(self) -> set[int]:
+        """The shards whose parts are there."""
+        return {int(found[1]) for name in self.files.names() if (found := _PART.fullmatch(name))}
 
     def write(self, number: int, rows: Rows, record: Record) -> None:
         """Write a shard's part, whole or not at all."""
@@ -126,7 +133,7 @@ class Output:
 
     def failed(self, whole: Iterable[int]) -> set[int]:
         """Of whole parts those that have images which may succeed another time."""
-        return {number for number in whole if self.tally(number).failed.keys() & _SOMETIMES}
+        return {number for number in whole if self.tally(number).failed.keys() & _RETRYABLE}
 
     def hashes(self, number: int) -> list[tuple[str, str | None]]:
         """Source and SHA-256 of each image of a part, in order."""

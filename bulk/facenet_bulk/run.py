@@ -16,7 +16,7 @@ from facenet_bulk.output import LOCK, Output, Record
 from facenet_bulk.reading import Item, items
 from facenet_bulk.sources import Source, Unreadable, known_total
 
-_MOST_BYTES = 1 << 31  # of an image: what was answered was within the limit
+_MOST_BYTES = 1 << 30  # of an image: what was answered was within its limit
 
 Say = Callable[[str], object]
 
@@ -33,7 +33,6 @@ class Plan:
     source: Source
     out: str
     options: dict[str, Any] = field(default_factory=dict)
-    image_formats: str = "JPEG,PNG,WEBP"
     model: str | None = None
     precision: str | None = None
     shard_images: int | None = None
@@ -64,9 +63,10 @@ class Run:
 def begun(plan: Plan, engine: Engine, walk: Walk, say: Say) -> Iterator[Run]:
     """A new run, or what another one left to do. Meanwhile no other of this machine has OUT. Raises BulkError."""
     output = Output(plan.out)
+    output.check_place()
     with output.files.locked(LOCK):
         model = engine.model(plan.model, plan.precision)
-        record = Record(source=plan.source, model=model, options=plan.options, image_formats=plan.image_formats)
+        record = Record(source=plan.source, model=model, options=plan.options, image_formats=engine.image_formats)
         is_new = output.read_record() is None
         if is_new:
             say("listing the images")
@@ -78,12 +78,12 @@ def begun(plan: Plan, engine: Engine, walk: Walk, say: Say) -> Iterator[Run]:
                 _check_source(plan.source, output, listed, walk, say)
             if plan.verify:
                 _verify(plan.source, output, listed, say)
-            whole, counts = output.whole(), listed.n_images()
+            finished, counts = output.finished(), listed.n_images()
             if plan.redo_failed:
-                failed = output.failed(whole)
+                failed = output.failed(finished)
                 say(f"doing {len(failed):,} parts again that have failed images")
-                whole -= failed
-            missing = [number for number in range(listed.n_shards) if number not in whole]
+                finished -= failed
+            missing = [number for number in range(listed.n_shards) if number not in finished]
             total = known_total(counts[number] for number in missing)
             run = Run(record, engine, output, listed.n_shards, missing, total)
         yield run
@@ -101,20 +101,25 @@ def _check_source(source: Source, output: Output, listed: Manifest, walk: Walk, 
 
 def _verify(source: Source, output: Output, listed: Manifest, say: Say) -> None:
     """Raises OtherRun where an image of a part is not the one that was answered."""
-    whole = sorted(output.whole())
-    say(f"reading the images of {len(whole):,} parts again")
+    finished = sorted(output.finished())
+    say(f"reading the images of {len(finished):,} parts again")
     with ThreadPoolExecutor() as threads:
-        for number in whole:
-            images = [item for entry in listed.shard(number) for item in items(entry, source, _MOST_BYTES)]
+        for number in finished:
+            images = (item for entry in listed.shard(number) for item in items(entry, source, _MOST_BYTES))
             then = output.hashes(number)
-            are_same = threads.map(_is_same, images, (sha256 for _, sha256 in then))
-            other = next((name for is_same, (name, _) in zip(are_same, then, strict=True) if not is_same), None)
-            if other is not None:
-                raise OtherRun(f"{other} is not the image any more that was answered in part {number}: give a new OUT")
+            side_by_side = threads.map if source.kind == "photos" else map  # an archive's images pass by
+            are_same = side_by_side(_is_same, [sha256 for _, sha256 in then], images)
+            count = 0
+            for is_same, (name, _) in zip(are_same, then, strict=False):
+                count += 1
+                if not is_same:
+                    raise OtherRun(f"{name} is not the image that was answered in part {number}: give a new OUT")
+            if count < len(then) or next(images, None):
+                raise OtherRun(f"{source.place} has not the images that were answered in part {number}: give a new OUT")
 
 
-def _is_same(item: Item, then: str | None) -> bool:
-    """Whether an image has this SHA-256. One that could not be read at all is no other one."""
+def _is_same(then: str | None, item: Item) -> bool:
+    """Whether an image has this SHA-256. One that could not be read when it was answered is no other one."""
     try:
         return then is None or hashlib.sha256(item.read()).hexdigest() == then
     except Unreadable:

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from itertools import islice
 from typing import NamedTuple, TypeVar
@@ -34,20 +34,21 @@ Embed = Callable[[AsyncIterator[Image]], AsyncGenerator[tuple[Image, Answer]]]
 
 
 class NothingReadable(BulkError):
-    """None of a shard's images can be read: what they lie on is away."""
+    """None of a shard's images can be read, though all were there when they were listed."""
 
     def __init__(self) -> None:
         super().__init__("none of the images of a shard can be read: is the place where they lie mounted?")
 
 
-async def rows_of(shard: Iterable[Entry], source: Source, embed: Embed, dimension: int, max_bytes: int) -> Rows:
+async def rows_of(shard: Sequence[Entry], source: Source, embed: Embed, dimension: int, max_bytes: int) -> Rows:
     """The rows of a shard's images, in order. Raises NothingReadable, and what ``embed`` raises."""
     rows = Rows(dimension)
     reading = ordered(_read, _items(shard, source, max_bytes), _READ_AHEAD)
     async with aclosing(reading) as images, aclosing(embed(images)) as answers:
         async for image, answer in answers:
             rows.add(image.source, image.sha256, answer)
-    if rows.tally.images > _HARDLY_ALL and rows.tally.failed.get(UNREADABLE, 0) == rows.tally.images:
+    were_there = all(entry.size >= 0 for entry in shard)
+    if were_there and rows.tally.images > _HARDLY_ALL and rows.tally.failed.get(UNREADABLE, 0) == rows.tally.images:
         raise NothingReadable
     return rows
 

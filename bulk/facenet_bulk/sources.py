@@ -64,6 +64,10 @@ class Source:
 
     def entries(self, walk: Walk) -> Iterator[Entry]:
         """Everything there is, in an order that stays. Raises BulkError."""
+        with translated(self.place):
+            yield from self._found(walk)
+
+    def _found(self, walk: Walk) -> Iterator[Entry]:
         if self.kind == "photos":
             return self._listed() if self.is_list else _photos(self.place, walk)
         archives = list(_archives(self.place, self.kind))
@@ -92,30 +96,57 @@ class Source:
 
 def find(place: str, column: str = "") -> Source:
     """What a SOURCE is, by its name and what is there. Raises BulkError."""
-    where = place if is_url(place) else os.path.abspath(place)
-    if _is_folder(where) or "*" in where:
-        archives: tuple[Kind, ...] = ("tar", "parquet")
-        kinds = [each for each in archives if next(_archives(where, each), None)]
-        has_photos = bool(kinds) and ("*" not in where and next(_photos(where, Walk()), None) is not None)
-        if len(kinds) + has_photos > 1:
-            raise BulkError(f"{place} holds photos and archives: name one kind, as '{place.rstrip('/')}/*.{kinds[0]}'")
-        kind: Kind = kinds[0] if kinds else "photos"
-    else:
-        if not _is_there(where):
+    with translated(place):
+        where = place if is_url(place) else os.path.abspath(place)
+        if "*" not in where and not _is_there(where):
             raise BulkError(f"no such file or folder: {place}")
-        found = next((each for suffix, each in _ARCHIVES.items() if where.lower().endswith(suffix)), None)
-        if found is None and not where.lower().endswith(_LISTS):
-            raise BulkError(
-                f"{place} is no folder, .tar or .parquet, nor a list of paths ({', '.join(_LISTS)}); a single photo "
-                "needs no bulk run"
-            )
-        kind = found or "photos"
-        if found is None:
+        if where.lower().endswith(_LISTS):
             return Source(where, "photos", is_list=True)
-    if kind != "parquet":
-        return Source(where, kind)
-    column, is_list = _image_column(next(_archives(where, "parquet")), column)
-    return Source(where, "photos" if is_list else "parquet", is_list, column)
+        kind = _kind_of(where, place)
+        if kind != "parquet":
+            return Source(where, kind)
+        column, is_list = _image_column(next(_archives(where, "parquet")), column)
+        return Source(where, "photos" if is_list else "parquet", is_list, column)
+
+
+def _kind_of(where: str, place: str) -> Kind:
+    """By its suffix, or by what a folder holds, and what a pattern meets."""
+    is_pattern = "*" in where
+    if not is_pattern and not _is_folder(where):
+        if found := next((kind for suffix, kind in _ARCHIVES.items() if where.lower().endswith(suffix)), None):
+            return found
+        raise BulkError(
+            f"{place} is no folder, .tar or .parquet, nor a list of paths ({', '.join(_LISTS)}); a single photo needs "
+            "no bulk run"
+        )
+    kinds: tuple[Kind, ...] = ("tar", "parquet")
+    found_kinds = [kind for kind in kinds if next(_archives(where, kind), None)]
+    has_photos = bool(found_kinds) and not is_pattern and next(_photos(where, Walk()), None) is not None
+    if len(found_kinds) + has_photos > 1:
+        folder = place.rstrip("/")
+        raise BulkError(
+            f"{place} holds photos and archives: name one kind by a pattern, as '{folder}/*.{found_kinds[0]}' or "
+            f"'{folder}/*.jpg'"
+        )
+    return found_kinds[0] if found_kinds else "photos"
+
+
+@contextmanager
+def translated(place: str) -> Iterator[None]:
+    """Errors of listing a place as BulkError."""
+    try:
+        yield
+    except BulkError:
+        raise
+    except ImportError as error:
+        raise BulkError(f"{place} needs a package of its file system: {error}") from error
+    except Exception as error:  # any, as of a file system of fsspec
+        raise BulkError(f"cannot list {place}: {said(error)}") from error
+
+
+def said(error: Exception) -> str:
+    """What an error says, on one line."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def is_url(place: str) -> bool:
@@ -132,7 +163,10 @@ class Status(NamedTuple):
 
 
 def _photos(place: str, walk: Walk) -> Iterator[Entry]:
-    """The photos below a folder."""
+    """The photos below a folder, or those that a pattern names."""
+    if "*" in place:
+        yield from _looked_up(os.fsdecode(path) for path in _files_at(place))
+        return
     if not is_url(place):
         for path in walk.below(Path(place)):
             yield _listed_photo(str(path))
@@ -146,19 +180,20 @@ def _photos(place: str, walk: Walk) -> Iterator[Entry]:
 def _archives(place: str, kind: Kind) -> Iterator[Entry]:
     """The archives of one kind that a file, a folder or a pattern names, in order."""
     suffixes = tuple(suffix for suffix, its_kind in _ARCHIVES.items() if its_kind == kind)
+    for path in _files_at(place):
+        if os.fsdecode(path).lower().endswith(suffixes):
+            yield Entry(path, *status_of(path), n_images=-1)
+
+
+def _files_at(place: str) -> list[bytes]:
+    """The files, but no folders, that a file's name, a folder's or a pattern stands for, in order."""
     files, path = fsspec.core.url_to_fs(place)
     if "*" in place:
-        found = files.glob(path)
+        found = files.glob(path, detail=True).values()
     else:
-        found = [path] if files.isfile(path) else [os.path.join(path, name) for name in _names(files, path)]
-    for each in sorted(found):
-        if each.lower().endswith(suffixes):
-            url = files.unstrip_protocol(each) if is_url(place) else each
-            yield Entry(os.fsencode(url), *status_of(os.fsencode(url)), n_images=-1)
-
-
-def _names(files: Any, folder: str) -> list[str]:
-    return [each.rstrip("/").rpartition("/")[2] for each in files.ls(folder, detail=False)]
+        found = [files.info(path)] if files.isfile(path) else files.ls(path, detail=True)
+    names = sorted(each["name"] for each in found if each["type"] != "directory")
+    return [os.fsencode(files.unstrip_protocol(name) if is_url(place) else name) for name in names]
 
 
 def _looked_up(names: Iterator[str]) -> Iterator[Entry]:

@@ -1,6 +1,6 @@
 """Answers as rows of a Parquet table: a row a face; a row for an image without a face, and for one that failed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 class Answer(NamedTuple):
     """What came of an image of height × width px (upright, by ``exif_orientation``): boxes (N, 4) and landmarks
     (N, 5, 2) in px, scores (N,), embeddings (N, D), all float32, by descending score. ``reason`` and ``message`` say
-    why there is none. ``is_temporary``: the same again may succeed."""
+    why there is none."""
 
     height: int = 0
     width: int = 0
@@ -154,6 +154,3 @@ def counted(table: pa.Table) -> Tally:
         if reason is not None:
             tally.failed[reason] = tally.failed.get(reason, 0) + 1
     return tally
-
-
-__all__: Sequence[str] = ("Answer", "Rows", "Tally", "counted", "schema", "vectors")

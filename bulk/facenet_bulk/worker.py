@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -32,42 +33,72 @@ from facenet_server.telemetry.error_id import log_error
 from facenet_server.vision.options import DetectOptions, EmbedOptions, FaceSelection
 from facenet_server.vision.sources import Encoded
 
+from facenet_bulk.errors import BulkError
 from facenet_bulk.output import Output, Record
-from facenet_bulk.shard import Image, NothingReadable, ordered, rows_of
+from facenet_bulk.shard import Image, ordered, rows_of
 from facenet_bulk.table import Answer
 
 AT_ONCE = 8  # images a thread: their crops share batches
 _GIVE_BACK_S = 10.0
-REFUSED = Answer(reason="ENDED_ITS_WORKER", message="the process that had this image ended, twice")
+REFUSED = Answer(
+    reason="WORKER_CRASHED", message="the process that had this image ended, and another one that had it alone"
+)
 
 Tell = Callable[[Mapping[str, Any]], None]
 Networks = Mapping[str, Any]
 
 
 class PipelineEmbed:
-    """The server's pipeline as what embeds a shard's images. ``refused`` are not tried, by their SHA-256."""
+    """The server's pipeline as what embeds a shard's images, so many at once. By their SHA-256, ``suspected`` ones have
+    the process for themselves, and ``refused`` ones are not tried."""
 
     def __init__(
-        self, opened: Opened, record: Record, tell: Tell, at_once: int, refused: Collection[str] = frozenset()
+        self,
+        opened: Opened,
+        record: Record,
+        tell: Tell,
+        at_once: int,
+        suspected: Collection[str] = frozenset(),
+        refused: Collection[str] = frozenset(),
     ) -> None:
         options = dict(record.options)
         self._ignores_exif = not options.pop("apply_exif_orientation")
         faces = FaceSelection(options.pop("faces", "all"))
         self._options = EmbedOptions(DetectOptions(**options), faces, record.model.name)
-        self._pipeline, self._tell, self._at_once, self._refused = opened.pipeline, tell, at_once, refused
+        self._pipeline, self._tell, self._at_once = opened.pipeline, tell, at_once
+        self._suspected, self._refused = suspected, refused
+        self._turn, self._idle, self._n_running = asyncio.Lock(), asyncio.Event(), 0
+        self._idle.set()
 
     def __call__(self, images: AsyncIterator[Image]) -> AsyncGenerator[tuple[Image, Answer]]:
         return ordered(self._answered, images, self._at_once)
 
     async def _answered(self, image: Image) -> tuple[Image, Answer]:
-        if image.failure is None and image.sha256 not in self._refused:
-            self._tell({"begun": image.sha256})
-            answer = await self._embedded(image)
-            self._tell({"ended": image.sha256, "failed": answer.reason})
-        else:
+        if image.failure or image.sha256 in self._refused:
             answer = image.failure or REFUSED
             self._tell({"failed": answer.reason})
+        elif image.sha256 in self._suspected:
+            async with self._turn:
+                await self._idle.wait()
+                answer = await self._tracked(image)
+        else:
+            async with self._turn:  # behind one that is suspected
+                self._n_running += 1
+                self._idle.clear()
+            try:
+                answer = await self._tracked(image)
+            finally:
+                self._n_running -= 1
+                if not self._n_running:
+                    self._idle.set()
         return image._replace(data=b""), answer
+
+    async def _tracked(self, image: Image) -> Answer:
+        """Whoever started this process knows which images it has."""
+        self._tell({"begun": image.sha256})
+        answer = await self._embedded(image)
+        self._tell({"ended": image.sha256, "failed": answer.reason})
+        return answer
 
     async def _embedded(self, image: Image) -> Answer:
         encoded = Encoded(image.data, self._ignores_exif)
@@ -105,8 +136,11 @@ class Worker:
                 await self._work(setup)
             else:
                 self._tell(await asyncio.to_thread(self._about, _config(setup)))
-        except StartError as error:
+        except (BulkError, OSError, StartError) as error:  # no image's: of the models, the list, the disk of OUT
             self._tell({"cannot": str(error)})
+        except Exception:  # noqa: BLE001 (not passed on: the thread that reads would keep this process)
+            traceback.print_exc()
+            os._exit(1)
         await reading
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -121,11 +155,12 @@ class Worker:
     def _about(self, config: Config) -> dict[str, Any]:
         networks = self.open_all(config)
         infos = [asdict(info) for info in inference.infos_of(networks)]
-        return {"models": infos, "default": manifest.stated_default(config.models)}
+        default, providers = manifest.stated_default(config.models), inference.providers_of(networks)
+        return {"models": infos, "default": default, "providers": providers}
 
     async def _work(self, setup: dict[str, Any]) -> None:
         record = Record.of(setup["record"])
-        config = replace(_config(setup), default_embedder=record.model.name, image_formats=record.image_formats)
+        config = replace(_config(setup), default_embedder=record.model.name)
         files = [*record.model.detector_sha256s.values(), record.model.onnx_sha256]
         parts = Parts(open_networks=partial(self.open_files, sha256s=files))  # type: ignore[call-arg]
         async with open_in_process(config, Stats(), parts, _lost) as opened, process_memory.given_back(_GIVE_BACK_S):
@@ -135,20 +170,21 @@ class Worker:
             listed = output.manifest()
             while True:
                 job = await self._jobs.get()
-                at_once = 1 if job["careful"] else AT_ONCE * max(1, config.threads)
-                embed = self.embed(opened, record, self._tell, at_once, frozenset(job["refused"]))
+                at_once = AT_ONCE * max(1, config.threads)
+                suspected, refused = frozenset(job["suspected"]), frozenset(job["refused"])
+                embed = self.embed(opened, record, self._tell, at_once, suspected, refused)
                 shard, most = listed.shard(job["shard"]), config.max_image_mib * MIB
-                try:
-                    rows = await rows_of(shard, record.source, embed, record.model.dimension, most)
-                except NothingReadable as error:
-                    self._tell({"cannot": str(error)})
-                    continue
+                rows = await rows_of(shard, record.source, embed, record.model.dimension, most)
                 await asyncio.to_thread(output.write, job["shard"], rows, record)
                 self._tell({"done": job["shard"], "tally": asdict(rows.tally)})
 
 
 def _config(setup: Mapping[str, Any]) -> Config:
-    return Config(models=Path(setup["models"]), device=setup["device"], threads=setup["threads"])
+    """Raises StartError."""
+    settings = {name: setup[name] for name in ("device", "threads", "image_formats")}
+    config = Config(models=Path(setup["models"]), **settings)
+    config.check()
+    return config
 
 
 def _lost() -> None:

@@ -1,12 +1,14 @@
 """What does the shards of a run: this machine's processes, a Ray cluster, or a fleet of servers."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from facenet_bulk.errors import BulkError
 from facenet_bulk.output import Model, Record
 from facenet_bulk.table import Tally
+
+FORMATS = "JPEG,PNG,WEBP"
+"""What is decoded unless something else is asked for, as by a server."""
 
 OnImage = Callable[[int, str], object]
 """Told as images end: how many (fewer than 0: that they are done again), and the reason where one failed."""
@@ -23,6 +25,7 @@ class Engine(Protocol):
     """An engine is opened as a context, which ends all that it started."""
 
     n_workers: int
+    image_formats: str  # that it decodes, in a fixed order; known once ``model`` was asked
 
     def model(self, name: str | None, precision: str | None) -> Model:
         """The embedder of this name (None: the default one) in this precision. Raises BulkError."""
@@ -31,7 +34,9 @@ class Engine(Protocol):
         """Each of the shards once it is written, in any order. Raises BulkError."""
 
 
-Opened = AbstractContextManager[Engine]
+def in_order(image_formats: Iterable[str]) -> str:
+    """Names of formats as a run's record has them."""
+    return ",".join(sorted({name.strip().upper() for name in image_formats}))
 
 
 def chosen(infos: Sequence[Any], default: str, name: str | None, precision: str | None) -> Any:

@@ -16,12 +16,13 @@ from facenet_bulk.table import Tally
 COMMAND = (sys.executable, "-m", "facenet_bulk.worker")
 IMAGE_LIMIT_S = 60.0  # some hundred times what one takes
 _END_S = 5.0
-_TRIES, _FRUITLESS = 2, 3  # processes that may end with an image, and without one, in a row
+START_LIMIT_S = 600.0
+_FRUITLESS, _MOST_ATTEMPTS = 3, 100  # processes that may end without an image in a row, and in all, over a shard
 
 
 class WorkerProcess:
-    """One process. Where it ends, or takes too long over an image, another one does the shard again, image by image:
-    so the one that ends processes is found, and is refused."""
+    """One process. Where it ends, or takes too long over an image, another one does the shard again. There the images
+    that it had are alone, one by one: so the one that ends processes is found, and is refused."""
 
     def __init__(
         self,
@@ -35,25 +36,28 @@ class WorkerProcess:
 
     async def about(self) -> dict[str, Any]:
         """What the models folder holds. Raises BulkError."""
-        await self._start()
-        return await self._told()
+        try:
+            await self._start()
+            return await self._told(START_LIMIT_S)
+        except (EOFError, OSError, TimeoutError) as error:
+            raise BulkError("the process that opens the models ended, or never answered: its log is above") from error
 
     async def shard(self, number: int) -> Tally:
         """Do a shard, and write its part. Raises BulkError."""
-        refused, ended_with, fruitless, is_careful = set[str](), Counter[str](), 0, False
-        while True:
+        suspected, refused, fruitless = set[str](), set[str](), 0
+        for _ in range(_MOST_ATTEMPTS):
             attempt = _Attempt(self._on_image)
-            tally = await self._attempt(attempt, {"shard": number, "careful": is_careful, "refused": sorted(refused)})
+            job = {"shard": number, "suspected": sorted(suspected), "refused": sorted(refused)}
+            tally = await self._attempt(attempt, job)
             if tally is not None:
                 return tally
             attempt.take_back()
             fruitless = 0 if attempt.in_flight else fruitless + 1
             if fruitless == _FRUITLESS:
-                raise BulkError("worker processes end again and again without an image: their log is above")
-            if is_careful:
-                ended_with.update(attempt.in_flight)
-                refused |= {sha256 for sha256, count in ended_with.items() if count >= _TRIES}
-            is_careful = True
+                break
+            refused |= suspected.intersection(attempt.in_flight)  # it had the process for itself
+            suspected.update(attempt.in_flight)
+        raise BulkError(f"shard {number}: worker processes end again and again; their log is above")
 
     async def end(self) -> None:
         """End the process."""
@@ -76,7 +80,7 @@ class WorkerProcess:
         try:
             if self._process is None:
                 await self._start()
-                await self._told()  # that it is ready
+                await self._told(START_LIMIT_S)  # that it is ready
             self._send(job)
             while True:
                 told = await self._told(self._limit_s if attempt.in_flight else None)
@@ -99,7 +103,7 @@ class WorkerProcess:
         assert self._process.stdin
         self._process.stdin.write(json.dumps(line).encode() + b"\n")
 
-    async def _told(self, limit_s: float | None = None) -> dict[str, Any]:
+    async def _told(self, limit_s: float | None) -> dict[str, Any]:
         """Its next line. Raises EOFError where it has ended, TimeoutError where it says nothing for so long."""
         assert self._process
         assert self._process.stdout

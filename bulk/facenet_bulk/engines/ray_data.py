@@ -16,7 +16,7 @@ from typing import Any, Self
 import ray
 from facenet_server.models.contract import info_of
 
-from facenet_bulk.engines import Done, OnImage, model_of
+from facenet_bulk.engines import FORMATS, Done, OnImage, in_order, model_of
 from facenet_bulk.engines.local import about
 from facenet_bulk.engines.process import WorkerProcess
 from facenet_bulk.errors import BulkError
@@ -34,13 +34,20 @@ class RayEngine:
         models: Path,
         device: str = "auto",
         n_workers: int | None = None,
+        image_formats: str = FORMATS,
         *,
         address: str | None = None,
         gpus: float = 0.0,
     ) -> None:
         if device == "cuda" and not gpus:
             raise BulkError("--device cuda needs --gpus-per-worker: Ray gives an actor no GPU that it does not ask for")
-        self._setup = {"models": str(models.absolute()), "device": device if gpus else "cpu", "threads": 1}
+        self.image_formats = in_order(image_formats.split(","))
+        self._setup = {
+            "models": str(models.absolute()),
+            "device": device if gpus else "cpu",
+            "threads": 1,
+            "image_formats": self.image_formats,
+        }
         self._address, self._wanted, self._gpus = address, n_workers, gpus
         self.n_workers = 0
         self._is_ours = False
@@ -49,7 +56,9 @@ class RayEngine:
         if not ray.is_initialized():
             ray.init(address=self._address, log_to_driver=True, logging_level="WARNING")
             self._is_ours = True
-        self.n_workers = self._wanted or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        there = ray.cluster_resources()
+        most = there.get("GPU", 0.0) / self._gpus if self._gpus else there.get("CPU", 1.0)
+        self.n_workers = self._wanted or max(1, int(min(most, there.get("CPU", 1.0))))
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False  # the run has its own
         context.print_on_execution_start = False
@@ -64,7 +73,7 @@ class RayEngine:
 
     def model(self, name: str | None, precision: str | None) -> Model:
         """The embedder of this name in this precision. Raises BulkError."""
-        told = ray.get(ray.remote(num_cpus=1)(_about).remote(self._setup))
+        told = ray.get(ray.remote(num_cpus=1)(_about).remote({**self._setup, "device": "cpu"}))
         if "error" in told:
             raise BulkError(told["error"])
         return model_of([info_of(info) for info in told["models"]], told["default"], name, precision)

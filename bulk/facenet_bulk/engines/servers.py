@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from facenet_client import AsyncClient, Detection, TemporaryError
 
-from facenet_bulk.engines import Done, OnImage, model_of
+from facenet_bulk.engines import Done, OnImage, in_order, model_of
 from facenet_bulk.engines.side_by_side import side_by_side
 from facenet_bulk.output import Model, Output, Record
 from facenet_bulk.shard import Image, rows_of
@@ -25,7 +25,7 @@ class ServerEngine:
     """Servers at ``targets``, which run the same models. ``settings`` are an AsyncClient's."""
 
     def __init__(self, targets: Sequence[str], n_workers: int | None = None, **settings: Any) -> None:
-        self._client = AsyncClient(targets, **settings)
+        self._client, self.image_formats = AsyncClient(targets, **settings), ""
         self.n_workers = n_workers or _SHARDS_A_SERVER * len(targets)
         self._runner = asyncio.Runner()
 
@@ -43,6 +43,7 @@ class ServerEngine:
         """The embedder of this name in this precision. Raises BulkError and CallError."""
         self._runner.run(self._client.wait_until_ready(_START_S))
         info = self._runner.run(self._client.server_info())
+        self.image_formats = in_order(info.image_formats)
         return model_of(info.models, info.default_embedder, name, precision)
 
     def shards(self, record: Record, out: str, numbers: Sequence[int], on_image: OnImage) -> Iterator[Done]:
@@ -64,10 +65,11 @@ class ServerEngine:
             counts = Tally()
 
             async def embed(images: AsyncIterator[Image]) -> AsyncGenerator[tuple[Image, Answer]]:
-                async for image, answer in self._answers(images, record):
-                    counts.add(answer)  # noqa: B023 (it ends within this turn)
-                    on_image(1, answer.reason)
-                    yield image, answer
+                async with aclosing(self._answers(images, record)) as answers:
+                    async for image, answer in answers:
+                        counts.add(answer)  # noqa: B023 (it ends within this turn)
+                        on_image(1, answer.reason)
+                        yield image, answer
 
             try:
                 return await rows_of(shard, record.source, embed, record.model.dimension, max_bytes)
