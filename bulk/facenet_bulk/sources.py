@@ -80,10 +80,10 @@ class Source:
         if Path(self.place).suffix == ".parquet" or self.column:
             for archive in _archives(self.place, "parquet"):
                 with parquet(archive.path) as file:
-                    batches = file.iter_batches(columns=[self.column])
-                    yield from _looked_up(
-                        str(name) for batch in batches for name in batch.column(0).to_pylist() if name
-                    )
+                    if self.column not in file.schema_arrow.names:
+                        raise BulkError(f"{os.fsdecode(archive.path)} has no column {self.column}")
+                    columns = (batch.column(0) for batch in file.iter_batches(columns=[self.column]))
+                    yield from _looked_up(str(name) for column in columns for name in column.to_pylist() if name)
             return
         with opened(os.fsencode(self.place)) as file:
             yield from _looked_up(os.fsdecode(line.rstrip(b"\r\n")) for line in file if line.strip())
@@ -293,6 +293,7 @@ def opened(path: bytes) -> IO[bytes]:
     """A file to read, local or by fsspec. Raises OSError."""
     name = os.fsdecode(path)
     if is_url(name):
-        opened: IO[bytes] = fsspec.open(name, "rb").open()
+        files, inner = fsspec.core.url_to_fs(name)
+        opened: IO[bytes] = files.open(inner, "rb")
         return opened
     return open(path, "rb")

@@ -15,7 +15,7 @@ from facenet_bulk.table import Tally
 
 COMMAND = (sys.executable, "-m", "facenet_bulk.worker")
 IMAGE_LIMIT_S = 60.0  # some hundred times what one takes
-_END_S = 5.0
+_END_S, _LONGEST_LINE = 5.0, 1 << 24  # bytes: what models say of themselves
 START_LIMIT_S = 600.0
 _FRUITLESS, _MOST_ATTEMPTS = 3, 100  # processes that may end without an image in a row, and in all, over a shard
 
@@ -95,7 +95,9 @@ class WorkerProcess:
             return None
 
     async def _start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(*self._command, stdin=PIPE, stdout=PIPE)
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=PIPE, stdout=PIPE, limit=_LONGEST_LINE
+        )
         self._send(self._setup)
 
     def _send(self, line: Mapping[str, Any]) -> None:
