@@ -178,9 +178,12 @@ def _sum(ledgers: Sequence[Ledger]) -> Ledger:
 
 
 async def deadlines(*, seconds: float) -> Report:
-    """T3: three times the capacity, each message with a random time of 20 to 200 ms; to a server that lets so much in
-    that most of it waits until its time is up, and to a faster one that lets in what it can do within 40 ms. Not so
-    fast that callers have to hurry themselves: what is late on its way would count as what began late."""
+    """T3: three times the capacity, each message with a random time of 20 to 200 ms.
+
+    Two servers get it. One admits so much that most of it waits until its time is up. A faster one admits what it can
+    do within 40 ms. The rate leaves the callers time to spare: a message that they send late would count as one that
+    the server began late.
+    """
     report = Report()
     for limits, batch_s in (({}, 0.02), ({"max_items_in_flight": 4}, 0.01)):
         hurry = await _hurry(limits, batch_s, seconds / 2)

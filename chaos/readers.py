@@ -126,9 +126,12 @@ async def _write_all(call: Any, crops: Marked, salt: int) -> None:
 
 
 async def slow_readers(*, seconds: float, stopped: int = 200, slow: int = 50, stall_s: float = 4.0) -> Report:
-    """T5: callers that take no answers, and callers that take one a second, all sending as fast as they can; a good
-    caller beside them, whose latency counts from when the others have filled what lies on the way: two answers of
-    32 kB to them, 1 MiB of messages from them. Before, as many answers a second go to callers who take them."""
+    """T5: callers that take no answers, and callers that take one a second, all sending as fast as they can.
+
+    Beside them is a good caller. Its latency counts from when the others have filled the buffers on the way: two
+    answers of 32 kB to each, 1 MiB of messages from each. Before the others begin, as many
+    answers a second go to callers who take them.
+    """
     crops, readers, over = Marked(side=80), _Slow(), asyncio.Event()
     calm, beside = Ledger(crops=crops), Ledger(crops=crops)
     # A quarter of the bytes holds four messages of each stalled stream.
@@ -181,9 +184,11 @@ def _on_readers(readers: _Slow, due: float, ends_s: tuple[float, float], stall_s
 
 
 async def _ends(server: Server, start: float, stopped: int, others: int, within_s: float) -> tuple[float, float]:
-    """Seconds until the first, and until the last, of the stopped streams gave its work and its room up: until the
-    server counts one as stalled, and no more than the others are left that are not. One more stream is the good
-    caller's, now and then."""
+    """Seconds until the first, and until the last, of the stopped streams gave its work and its room up.
+
+    The first has when the server counts one stream as stalled. The last has when only the others are left that are not
+    stalled. One more stream is the good caller's, now and then.
+    """
     most, first_s = 0, 0.0
     while (now_s := time.monotonic() - start) < within_s:
         admission = (await server.stats()).admission

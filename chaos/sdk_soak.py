@@ -55,8 +55,10 @@ class _Uses:
 
 
 async def sdk_soak(*, seconds: float, left_open: bool = False, bytes_a_client: float = 2000) -> Report:
-    """T27 of the SDK: clients of both kinds that are opened, make calls, streams, streams that are left, calls with too
-    little time and calls with a broken crop, and are closed; ``left_open``: three a round are not."""
+    """T27 of the SDK: clients of both kinds are opened, used and closed; ``left_open``: three a round are not closed.
+
+    They make calls, streams, streams that are left, calls with too little time and calls with a broken crop.
+    """
     uses, samples, lives, length_s = _Uses(), list[tuple[float, ...]](), list[int](), min(_ROUND_S, seconds / 10)
     async with Server(Behaviour({"max_batch_rows": 64}, batch_s=0.002, side=_SIDE)) as server:
         start = time.monotonic()

@@ -1,13 +1,15 @@
 """The SDK of FaceNet Serve: find, embed and compare faces on a server.
 
-from facenet_client import CallError, Client
+Photos go in, and a result for each comes back, in their order:
 
-with Client("127.0.0.1:50051") as client:
-    try:
-        (photo,) = client.detect(["group.jpg"])
-    except CallError as error:  # the whole call: no server, no room, no answer in time
-        raise SystemExit(str(error))
-    print(photo.error or [face.box for face in photo.faces])
+    from facenet_client import CallError, Client
+
+    with Client("127.0.0.1:50051") as client:
+        try:
+            (photo,) = client.detect(["group.jpg"])
+        except CallError as error:  # the whole call: no server, no room, no answer in time
+            raise SystemExit(str(error))
+        print(photo.error or [face.box for face in photo.faces])
 """
 
 from facenet_client import _process as _process  # before gRPC: it sets what gRPC reads as it is imported

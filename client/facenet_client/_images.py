@@ -138,9 +138,9 @@ def _eight_bits(pixels: NDArray[Any], colour: str | None) -> NDArray[np.uint8]:
     is_unit_float = pixels.dtype.kind == "f" and pixels.size > 0 and pixels.min() >= 0 and pixels.max() <= 1
     if colour is None or not is_unit_float:
         raise unusable(
-            f"an array of {pixels.dtype} is no image of uint8 in 0…255: convert it, as (255 * image).round().astype("
-            "numpy.uint8) for floats in 0…1 (which colour='rgb' does), image.round().astype(numpy.uint8) for floats in "
-            "0…255, (image >> 8).astype(numpy.uint8) for uint16"
+            f"an array of {pixels.dtype} is no image of uint8 in 0…255. Convert floats in 0…1 by colour='rgb', or by "
+            "(255 * image).round().astype(numpy.uint8). Convert floats in 0…255 by image.round().astype(numpy.uint8), "
+            "and uint16 by (image >> 8).astype(numpy.uint8)"
         )
     return (pixels * 255).round().astype(np.uint8)
 

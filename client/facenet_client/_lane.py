@@ -48,8 +48,10 @@ class _End(NamedTuple):
 
 
 class Lane:
-    """A call with a task that writes and one that reads: a server that takes no more messages holds up no other lane,
-    and answers are taken as they come, however slow their consumer, so that a call that ends early loses none.
+    """A call with a task that writes and one that reads.
+
+    A server that takes no more messages holds up no other lane. Answers are taken as they come, however slow their
+    consumer, so that a call that ends early loses none.
 
     ``on_answer`` gets each message with its response. ``on_end`` is told how the call ended, and the messages that
     have no answer: a call that ends in order is no sign that all were answered.

@@ -140,9 +140,11 @@ class Lanes:
         self._again(unanswered, told)
 
     def _again(self, messages: Sequence[Message], error: CallError) -> None:
-        """Send what a server has not answered again after a while, if that may help; what one had no room for, to
-        another one at once where that is free, or as soon as one is: one that refuses is not free for the time that it
-        told, so that this comes to an end."""
+        """Send the messages that a server has not answered again after a while, if that may help.
+
+        A message that a server had no room for goes to another server, at once or as soon as one is free. A server
+        that refuses is not free for the time that it told, so the attempts come to an end.
+        """
         elsewhere = any(map(self._connections.is_free, self._connections.addresses))
         waits_s = [self._wait_s(message, error, elsewhere=elsewhere) for message in messages]
         may_ask = any(wait_s is not None for wait_s in waits_s) and (elsewhere or self._may_ask(error))

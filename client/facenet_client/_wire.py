@@ -117,8 +117,10 @@ def results(exchange: Exchange[Any, ResultT], chunk: Chunk, response: Any) -> li
 
 
 def check_inputs(exchange: Exchange[Any, Any], inputs: Any) -> None:
-    """Raises TypeError, with the right call, for one image where an iterable of images belongs, and for an item that is
-    of no use whatever the others are; the items of an iterator are looked at as they come."""
+    """Raises TypeError, with the right call, for one image where an iterable of images belongs.
+
+    Also for an item of a list or tuple that can be no input. The items of an iterator are checked as they come.
+    """
     name = exchange.name
     most_dimensions = 2 if exchange.options.get("colour") == "grey" else 3
     is_one = isinstance(

@@ -85,8 +85,11 @@ _TOTALS = ("accepted_items", "answered_items", "abandoned_items", "refused_items
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
-    """A server's worker processes: those that work, and stand by, now; those that ended unasked since the start, the
-    jobs that ran once more for it, and those given up, as two workers had ended with them or as they took too long."""
+    """A server's worker processes: those that work, and stand by, now, and those that ended unasked since the start.
+
+    ``jobs_run_again``: jobs that ran once more because their worker ended. ``jobs_given_up``: jobs with which two
+    workers ended, or which took too long.
+    """
 
     working: int = 0
     standing_by: int = 0

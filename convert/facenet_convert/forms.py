@@ -1,7 +1,8 @@
 """An embedder's forms in lower precision, unjudged.
 
 int8 is ONNX's static form (QDQ): kernels per channel in int8, activations in uint8, which is what x86 multiplies
-fastest; the last pooling, the dense layer and the norm cost nothing and stay float32. fp16 is for accelerators.
+fastest. The last pooling, the dense layer and the norm cost nothing and stay float32. The form fp16 is for
+accelerators.
 """
 
 import tempfile

@@ -1,5 +1,8 @@
-"""What a model in lower precision must keep of its fp32 form before it is written: the direction of its embeddings, on
-crops that set none of its ranges, and LFW's accuracy where pairs are given."""
+"""What a model in lower precision must keep of its fp32 form before it is written.
+
+It must keep the direction of its embeddings, on crops that set none of its ranges. Where pairs are given, it must keep
+LFW's accuracy, too.
+"""
 
 from typing import NamedTuple
 

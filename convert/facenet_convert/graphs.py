@@ -1,6 +1,6 @@
 """From a training graph to the inference graph inside it, on the GraphDef: nothing is run.
 
-A released FaceNet graph is cut out of training: its images come from queues, and every batch norm stands under a
+A released FaceNet graph is cut out of training. Its images come from queues. Every batch norm stands under a
 ``tf.cond`` on ``phase_train`` in the old form, Switch and Merge, beside the updates of its moving averages. What is
 wanted of it is the way from ``input`` to ``embeddings`` that is taken when ``phase_train`` is False.
 """

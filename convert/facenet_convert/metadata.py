@@ -55,10 +55,14 @@ def stamp_derived(model: onnx.ModelProto, base: Mapping[str, str], facts: Mappin
     """Write into a model made from another one what it is: what still holds of ``base``, the other's metadata, and
     ``facts``.
 
-    Keys beside those of ``stamp``: ``precision`` (fp16 or int8), ``base`` (the other's name), ``cosine_mean`` and
-    ``cosine_worst`` to it on ``held_out_crops`` crops, ``ranges`` (what they were taken from); where pairs were given
-    ``pairs``, ``pairs_accuracy`` and ``pairs_accuracy_fp32``; where it was measured so, ``interchangeable_with``, a
-    JSON list of names. ``parity_max_abs_diff`` is to the other.
+    Keys beside those of ``stamp``:
+
+    - ``precision`` (fp16 or int8), ``base`` (the other's name), ``ranges`` (what they were taken from)
+    - ``cosine_mean`` and ``cosine_worst`` to the other on ``held_out_crops`` crops
+    - where pairs were given: ``pairs``, ``pairs_accuracy`` and ``pairs_accuracy_fp32``
+    - where it was measured so: ``interchangeable_with``, a JSON list of names
+
+    ``parity_max_abs_diff`` is to the other.
     """
     kept = ("format", "source", "source_sha256", "kind", "preprocessing", "input_size_px", "dimension")
     entries = {key: base[key] for key in kept} | {key: str(value) for key, value in facts.items()}

@@ -2,9 +2,9 @@
 
 Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks" (2016),
 with the weights of davidsandberg/facenet's ``det1-3.npy``. Those were trained column-major: the reference
-feeds images with height and width swapped. The packaged weights have every convolution kernel swapped back
-already; what is left is the order of the rows in the first dense layer of R-Net and O-Net, which is changed
-here, so that the exported graphs take plain (batch, height, width, RGB).
+feeds images with height and width swapped. In the packaged weights every convolution kernel is swapped back.
+The rows in the first dense layer of R-Net and O-Net are not: their order is changed here. So the exported graphs
+take plain (batch, height, width, RGB).
 """
 
 import io
@@ -104,7 +104,9 @@ def pnet(image: Any, weights: Weights) -> dict[str, Any]:
 
 def pnet_canvas(image: Any, valid: Any, weights: Weights) -> dict[str, Any]:
     """P-Net on canvases (N, H, W, 3) uint8 that hold an image each, in the upper left ``valid`` (N, 2) int32 rows and
-    columns: of the outputs, the first ⌈(h − 2) / 2⌉ − 4 rows and as many columns are those of the image alone.
+    columns.
+
+    In the outputs, the first ⌈(h − 2) / 2⌉ − 4 rows, and as many columns, are those of the image alone.
 
     Only the pooling, whose last windows may be half empty, looks past an image's end: there the cells outside do not
     count. So images of all sizes share a few shapes.
@@ -167,9 +169,12 @@ def _conv(x: Any, kernel: np.ndarray, bias: np.ndarray | None = None) -> Any:
 
 
 def _conv_prelu(x: Any, layer: Weights) -> Any:
-    """Convolution and PReLU, s·x + (1 − s)·relu(x), its factors written as 1×1 depthwise convolutions, and its
-    channels filled up to whole blocks with zeros: so ONNX Runtime's CPU provider stays in its blocked layout from
-    one convolution to the next. Its own PRelu kernel would leave it, and takes several times as long."""
+    """Convolution and PReLU, s·x + (1 − s)·relu(x).
+
+    The factors of PReLU are 1×1 depthwise convolutions, and the channels are filled up to whole blocks with zeros. So
+    ONNX Runtime's CPU provider stays in its blocked layout from one convolution to the next. Its own PRelu kernel would
+    leave that layout, and takes several times as long.
+    """
     kernel, bias, slope = layer
     slope = slope.ravel()
     spare = -len(slope) % _BLOCK
@@ -182,8 +187,9 @@ def _conv_prelu(x: Any, layer: Weights) -> Any:
 def _conv_prelu_pool(x: Any, layer: Weights, valid: Any = None) -> Any:
     """Convolution, PReLU and 2×2 max-pooling, with all but the convolution after the pool: on a quarter of the cells.
 
-    Over a window, max prelu(x) is prelu(max x) where the slope s is ≥ 0, and max(P, R) = relu(P − R) + R with
-    P = max x, R = max s·x where it is negative; a second row of the kernel, s times the first, gives s·x.
+    Over a window, max prelu(x) is prelu(max x) where the slope s is ≥ 0. Where s is negative, it is
+    max(P, R) = relu(P − R) + R with P = max x and R = max s·x. A second row of the kernel, s times the first, gives
+    s·x.
     """
     kernel, bias, slope = layer
     slope = slope.ravel()

@@ -2,9 +2,10 @@
 
 MTCNN as davidsandberg/facenet runs it (``align/detect_face.py``): the column-major kernels of ``det1-3.npy``,
 images fed as (N, width, height, channels), outputs transposed back, softmax by hand. It shares no code with
-``facenet_convert.mtcnn``, whose export it judges. FaceNet as its authors published it: the untouched graph,
-in training form where the file has it so, or a Keras file's layers one by one as its ``model_config`` has them, behind
-NumPy's standardisation of the pixels.
+``facenet_convert.mtcnn``, whose export it judges.
+
+FaceNet as its authors published it, behind NumPy's standardisation of the pixels. It is the untouched graph, in
+training form where the file has it so. Of a Keras file, it is the layers one by one as its ``model_config`` has them.
 """
 
 import logging

@@ -141,8 +141,11 @@ def halve_trunk(graph: onnx.GraphProto) -> None:
 
 
 def separate(graph: onnx.GraphProto) -> None:
-    """Put two Identities behind every node. Without its optimiser, ONNX Runtime on a CPU then rounds each value to its
-    type, where it would otherwise go on with the float32 that it computes float16 in (as it would in a single one)."""
+    """Put two Identities behind every node.
+
+    Without its optimiser, ONNX Runtime on a CPU then rounds each value to its type. With none or one, it would go on
+    with the float32 that it computes float16 in.
+    """
     outputs = {value.name for value in graph.output}
     nodes = []
     for node in graph.node:

@@ -33,8 +33,8 @@ Signals = asyncio.Queue[int]
 class StopPolicy:
     """How a server's calls end, once its health says that it drains.
 
-    ``last_answer_s``: how long the answers to what is in flight are waited for, before gRPC's own stop;
-    ``turn_away_s``: how long calls are taken from then on, only to be told; ``last_s``: after the grace, for threads to
+    ``last_answer_s``: how long the answers to what is in flight are waited for, before gRPC's own stop.
+    ``turn_away_s``: how long calls are taken from then on, only to be told. ``last_s``: after the grace, for threads to
     end.
     """
 
@@ -47,7 +47,7 @@ class StopPolicy:
 
         Calls go on being taken for a moment, only to be told that the server drains: those that meet gRPC's own stop on
         their way would be told that they were cancelled. Most come from callers who have just been answered, and so the
-        moment begins at the last answer; but work of many seconds is not waited for, since it is gRPC's stop that sends
+        moment begins at the last answer. Work of many seconds is not waited for, since it is gRPC's stop that sends
         callers elsewhere.
         """
         server.service.drain()

@@ -44,8 +44,9 @@ def embed(
 ) -> None:
     """Find the faces of each image and embed them; or embed ready crops.
 
-    The vectors are in --json, in --csv, and in --out FILE. numpy.load reads FILE.npz: embeddings (N, D), with paths,
-    faces (their number in the image), scores, boxes and landmarks, a row a face; images and errors, one an image.
+    The vectors are in --json, in --csv, and in --out FILE. numpy.load reads FILE.npz. Its arrays embeddings (N, D),
+    paths, faces (the number in the image), scores, boxes and landmarks have a row a face. Its arrays images and errors
+    have a row an image.
     """
     run = _Run(paths, given)
     if crops and (run.request.keys() != {"apply_exif_orientation"} or run.drawings.wanted):

@@ -1,7 +1,8 @@
 """How far a server's answers are from the reference implementation's, on photos whose answers are recorded.
 
-The record is a JSON object: per file ``compare`` and ``align`` (``boxes`` (N, 5) x1 y1 x2 y2 score, ``landmarks``
-(N, 10) x1…x5 y1…y5) and ``embeddings`` (N, D) of the ``compare`` boxes' crops with a margin of 44 px.
+The record is a JSON object with ``compare``, ``align`` and ``embeddings`` for each file. ``compare`` and ``align`` have
+``boxes`` (N, 5), each x1 y1 x2 y2 score, and ``landmarks`` (N, 10), each x1…x5 y1…y5. ``embeddings`` (N, D) are those
+of the ``compare`` boxes' crops with a margin of 44 px.
 """
 
 from collections.abc import Mapping

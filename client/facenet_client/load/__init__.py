@@ -5,7 +5,7 @@
         report = await load.run(client, crops, load.Plan(callers=16, duration_s=10))
     print(report.items_per_s, report.latency.p99_s)
 
-A closed loop has ``callers`` that each wait for an answer before they send the next message; an open one
+A closed loop has ``callers`` that each wait for an answer before they send the next message. An open loop
 (``rate_per_s``) sends when a message is due, however late the answers are, and counts latency from that time. The
 generator costs its machine little: a message is bytes before the clock starts, and an answer is only searched for
 errors.

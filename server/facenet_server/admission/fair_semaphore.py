@@ -33,7 +33,7 @@ class FairSemaphore:
     first. A request costs the larger share that it takes of a limit. One that costs more than a limit runs alone.
 
     Where units come back by the server's own progress, the head of the line waits, and so do all behind it. ``passes``
-    is for units that come back when callers read or write: a flow may then hold limit / (flows + 1) of each kind, and a
+    is for units that come back when callers read or write. A flow may then hold limit / (flows + 1) of each kind. A
     head that does not fit is passed, until others were served one whole limit past it. ``caps`` are what a flow may
     hold at most, of each kind. A flow at its cap is skipped and keeps its turn; a flow that holds nothing may exceed
     its cap once.

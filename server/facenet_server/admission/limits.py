@@ -9,9 +9,12 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
-    """How much may be in flight: items of a stream, of a caller, of all; bytes of request messages, and as many of
-    crops to be sent; streams; connections that have any; images at work and their pixels; raw crops and pairs of
-    embeddings at work."""
+    """How much may be in flight.
+
+    ``items`` and ``n_bytes`` are those of all callers: bytes of request messages, and as many of crops to be sent.
+    ``connections`` are those that have streams. ``images``, their ``pixels``, ``raw_crops`` and ``embeddings`` (pairs)
+    are those at work.
+    """
 
     items_per_stream: int
     items_per_caller: int

@@ -19,8 +19,10 @@ _FAR_MORE = 4.0  # than was in flight when the throughput was measured: batches 
 
 
 class Throughput:
-    """Items per second, over about the last ten seconds in which there was something to do: idle time does not lower
-    it, and the first answers tell as much of it as later ones; after an idle time, more than those before.
+    """Items per second, over about the last ten seconds in which there was something to do.
+
+    Idle time does not lower the rate. The first answers weigh as much as later ones; after an idle time, they weigh
+    more than those before.
 
     Three sums, each weighted by exp(−age / ``_OVER_S``): items gone, the time, and the items in flight over it. Time
     counts in part where there was less in flight than is done at once, ``n_at_once``.
@@ -88,9 +90,11 @@ class WaitEstimator:
         most_of_stream: int | None = None,
         one_takes_all: bool = False,
     ) -> None:
-        """``n_at_once``: items that do not wait for each other; ``most_of_stream``: how many of a stream wait for seats
-        at once, its others behind them; ``one_takes_all``: a lone item has all threads, so that its time is the pace of
-        all."""
+        """``n_at_once``: items that do not wait for each other.
+
+        ``most_of_stream``: how many items of a stream wait for seats at once, its others behind them.
+        ``one_takes_all``: a lone item has all threads, so that its time is the pace of all.
+        """
         self._n_at_once = n_at_once
         self._throughput = Throughput(clock, 1 if one_takes_all else n_at_once)
         self._of_caller = Counter[str]()

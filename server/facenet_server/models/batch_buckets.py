@@ -1,8 +1,8 @@
 """Row counts of runs on a GPU: a few, and each in a session of its own, which never meets another shape.
 
-cuDNN plans a convolution for one shape, and ONNX Runtime keeps no plan but the last: a batch of another size than the
-one before costs R-Net and O-Net 7 to 14 ms and FaceNet in half precision 600 (one H200), where the run itself takes
-less than 4. So rows are padded with zeros up to the next batch-size bucket.
+cuDNN plans a convolution for one shape, and ONNX Runtime keeps no plan but the last. On an H200, a batch of another
+size than the one before costs R-Net and O-Net 7 to 14 ms, and FaceNet in half precision 600 ms. The run itself takes
+less than 4 ms. So rows are padded with zeros up to the next batch-size bucket.
 """
 
 import logging

@@ -32,9 +32,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """How ONNX Runtime runs the networks: on which device ("auto", "cuda" or "cpu"), an embedder on how many threads
-    of the CPU; on a GPU with how much memory for each session (0: no bound), whether in TF32, and with sessions up to
-    how many rows, by the network's kind."""
+    """How ONNX Runtime runs the networks.
+
+    ``device`` is "auto", "cuda" or "cpu". ``threads`` are those of an embedder on the CPU. The others are for a GPU.
+    ``gpu_mem_limit_mb`` is the memory of each session (0: no bound), ``tf32`` whether it computes in TF32.
+    ``most_rows``, by the network's kind, are the most rows that a session is made for.
+    """
 
     device: str
     threads: int

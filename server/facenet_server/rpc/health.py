@@ -23,9 +23,11 @@ _Status = health_pb2.HealthCheckResponse
 
 class Health:
     """gRPC's health service (its "Health Checking Protocol"): of ``services`` whether they are ready, of LIVENESS that
-    the process lives. Ready turns to NOT_SERVING where a stage has something under way and nothing of it has ended for
-    ``stall_s``, or where ``can_serve`` says no, and back once that is over; from ``end`` on nothing is ready, but the
-    process lives while it answers.
+    the process lives.
+
+    Ready turns to NOT_SERVING where a stage has something under way and nothing of it has ended for ``stall_s``. So it
+    does where ``can_serve`` says no. It turns back once that is over. From ``end`` on nothing is ready, but the process
+    lives while it answers.
 
     Not gRPC's own servicer: there a watcher who leaves cuts the others off, and one who stays holds up a drain.
     """

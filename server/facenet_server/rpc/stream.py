@@ -71,8 +71,11 @@ def _messages(message: Any) -> prescan.Messages:
 
 
 class StreamLimits(NamedTuple):
-    """What bounds one stream: messages read and not answered, items of a message, images worked on at once, seconds
-    that its caller may let an answer lie, and within which its first message is whole once there is room for it."""
+    """What bounds one stream: messages read and not answered, items of a message, images worked on at once.
+
+    ``max_write_stall_s``: how long its caller may leave an answer unread. ``first_message_s``: within what time its
+    first message must be whole, once there is room for it.
+    """
 
     max_messages: int
     max_items_per_message: int

@@ -99,10 +99,10 @@ class Batcher:
 
     ``workers`` run one batch each; what arrives meanwhile is the next batch (natural batching), up to ``max_rows``,
     and idle workers share what is there. An idle worker waits for its share of the rows that have been here at a time
-    lately, since callers who were answered together come back together: up to ``max_wait_s`` or as long as a run takes,
-    and half of that since the last arrival. A call is split to fit batches and workers, and rejoined. A cancelled
-    call's waiting rows are dropped, and so are those that even the shortest of the last runs would answer after their
-    deadline. Where a batch fails, each call in it runs once more by itself, and fails by itself. Where
+    lately, since callers who were answered together come back together. It waits up to ``max_wait_s`` or as long as a
+    run takes, and half of that since the last arrival. A call is split to fit batches and workers, and rejoined. A
+    cancelled call's waiting rows are dropped, and so are those that even the shortest of the last runs would answer
+    after their deadline. Where a batch fails, each call in it runs once more by itself, and fails by itself. Where
     ``max_queued_rows`` would wait, a further call is refused. Every run is counted in ``stage``. Batches of a network
     run in ``threads``, or in threads of their own; those of a Runner where it says.
     """

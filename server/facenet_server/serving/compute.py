@@ -112,8 +112,9 @@ class Compute:
     them no job needs; unless it is given, those beyond its own jobs. Where it ``stays``, a job whose caller leaves is
     waited for all the same.
 
-    While many jobs wait, the last ones of items are told to the event loop together, each within ``max_held_s``: each
-    time that it wakes it finds the caches full of the networks' numbers, and Python's lock in the threads' hands.
+    While many jobs wait, the last ones of items are told to the event loop together, each within ``max_held_s``. Each
+    time that the loop wakes, it finds the caches full of the networks' numbers, and Python's lock in the threads'
+    hands.
     """
 
     def __init__(

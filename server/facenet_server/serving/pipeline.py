@@ -42,9 +42,11 @@ class Embedder:
 
 
 class Detection(NamedTuple):
-    """The faces of an upright image of height × width pixels, some of which may be ``damaged``; where
-    asked for, each face's crop (S, S, 3), None for a face outside the image, and its embedding (N, D) by the embedder
-    ``model``."""
+    """The faces of an upright image of height × width pixels, some of which may be ``damaged``.
+
+    Where asked for: each face's crop (S, S, 3), None for a face outside the image, and the embeddings (N, D) by the
+    embedder ``model``.
+    """
 
     faces: Faces
     height: int

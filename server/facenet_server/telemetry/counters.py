@@ -99,8 +99,11 @@ class LoopLag:
 
 @dataclass(slots=True)
 class WorkerCounts:
-    """Worker processes that work, and stand by, now; those that ended unasked, jobs that ran once more for it, and jobs
-    that were given up, as two workers ended with them, or as they took too long."""
+    """Worker processes that work, and stand by, now, and those that ended unasked.
+
+    ``jobs_run_again``: jobs that ran once more because their worker ended. ``jobs_given_up``: jobs with which two
+    workers ended, or which took too long.
+    """
 
     working: int = 0
     standing_by: int = 0

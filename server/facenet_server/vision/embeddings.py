@@ -14,8 +14,9 @@ from facenet_server.errors import InvalidInput, shown
 def check_embedding(
     vector: NDArray[np.float32], made_by: str, makers: Sequence[str], dimension: int
 ) -> NDArray[np.float32]:
-    """The vector, if it is one that the model of the comparison, which is the first of ``makers``, or one of the
-    others, which are interchangeable with it, could have made: of its dimension, of unit length.
+    """The vector, if one of ``makers`` made it, and it has ``dimension`` numbers and unit length.
+
+    The first of ``makers`` is the model of the comparison; the others are interchangeable with it.
 
     Raises InvalidInput: MODEL_MISMATCH, BAD_EMBEDDING.
     """

@@ -109,9 +109,10 @@ def score(level: Pixels, pnet: Net) -> tuple[Array, Array]:
 
 
 def sift(probability: Array, regression: Array, scale: float, threshold: float, max_windows: int) -> Windows:
-    """A level's windows: its cells whose probability is ≥ ``threshold``, less those that non-maximum suppression takes
-    (an intersection over union of more than 0.5 with a kept one), by descending score; of equal ones, the last by
-    column, then row, comes first.
+    """A level's windows: its cells whose probability is ≥ ``threshold``, less those that non-maximum suppression takes.
+
+    It takes those of an intersection over union of more than 0.5 with a kept one. Windows come by descending score; of
+    equal scores, the last by column, then row, comes first.
 
     ``probability`` is P-Net's (h, w) map, ``regression`` its (h, w, 4). Where exactly one cell passes, its regression
     is read from the horizontally mirrored cell, as in the reference. Raises InvalidInput as ``propose``.
@@ -149,8 +150,8 @@ def _check_count(windows: int, max_windows: int) -> None:
 def _sifted(probability: Any, regression: Any, scale: float, threshold: float, max_overlap: float, most: int) -> Any:
     """The arrays that ``sift`` returns, of at most ``most`` + 1 windows.
 
-    Windows of a level have one size, to a pixel, so that a kept one's rivals are found in the few cells around its own:
-    the time grows with the cells, not with the square of the windows.
+    Windows of a level have one size, to a pixel, so that a kept one's rivals are found in the few cells around its own.
+    The time grows with the cells, not with the square of the windows.
     """
     height, width = probability.shape
     least = np.float32(threshold)  # so numpy compares them
