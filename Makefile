@@ -47,11 +47,12 @@ chaos: models  ## the promises under load and faults, each with its figure (CHAO
 $(INT8): %-int8.onnx: models
 	test -e $@ || $(BIN)/facenet-convert quantize $*.onnx --precision int8
 
-lint: install-light  ## style, types, architecture
+lint: install-light  ## style, types, architecture, sentences
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/sentences.py
 
 proto: install  ## the generated code, anew from face.proto
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos \
