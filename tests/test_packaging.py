@@ -97,10 +97,10 @@ def requirements(extra: str) -> set[str]:
     return found
 
 
-def test_the_light_extra_is_all_of_dev_but_what_only_the_conversion_needs() -> None:
-    light, convert, dev = map(requirements, ("dev-light", "convert", "dev"))
-    assert dev == light | convert
-    assert not [requirement for requirement in light if re.match("tensorflow|tf2onnx", requirement)]
+def test_the_light_extra_is_all_of_dev_but_what_the_conversion_and_ray_need() -> None:
+    light, convert, ray, dev = map(requirements, ("dev-light", "convert", "ray", "dev"))
+    assert dev == light | convert | ray
+    assert not [requirement for requirement in light if re.match("ray|tensorflow|tf2onnx", requirement)]
 
 
 def test_extras_that_share_a_package_ask_for_the_same_versions() -> None:
