@@ -68,6 +68,7 @@ def test_a_second_run_does_what_is_missing_and_leaves_the_rest_as_it_is(tmp_path
     assert run(folder, out).images == 0
 
 
+@pytest.mark.slow
 def test_several_workers_give_the_same_rows_as_one(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos", 25)
     run(folder, tmp_path / "one", fake_engine())
@@ -86,6 +87,7 @@ def test_an_image_that_ends_its_worker_fails_and_its_neighbours_are_answered(tmp
     assert tally.faces == 7
 
 
+@pytest.mark.slow
 def test_an_image_that_never_ends_fails_after_its_limit(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos", 3)
     photo(folder / "001x.png", ending=HANG)
@@ -188,9 +190,11 @@ def test_a_run_stops_where_nothing_at_all_can_be_read(tmp_path: Path) -> None:
     folder, out = photos(tmp_path / "photos", 30), tmp_path / "out"
     listed = tmp_path / "list.txt"
     listed.write_text("".join(f"{each}\n" for each in sorted(folder.iterdir())))
+    run(listed, out, shard_images=30)
+    parts(out)[0].unlink()
     folder.rename(tmp_path / "unmounted")
     with pytest.raises(BulkError, match="mounted"):
-        run(listed, out, shard_images=30)
+        run(listed, out, as_listed=True)
     assert not parts(out)
 
 
@@ -266,6 +270,7 @@ def of_session(session: int) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes")
 def test_a_run_that_is_killed_leaves_whole_parts_alone_and_a_second_one_ends_it(tmp_path: Path, slow: Path) -> None:
     out = tmp_path / "out"
@@ -286,6 +291,7 @@ def test_a_run_that_is_killed_leaves_whole_parts_alone_and_a_second_one_ends_it(
     assert rows(out) == rows(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_are_refused(tmp_path: Path, slow: Path) -> None:
     out = tmp_path / "out"
     with bulk_process(slow, out), pytest.raises(BulkError, match="another run is at work"):

@@ -108,7 +108,9 @@ def test_servers_answer_around_images_that_cannot_be_read(portraits: Path, serve
     assert [Path(row["source"]).name for row in found] == listed
     reasons = [row["reason"] for row in found]
     assert reasons == ["UNREADABLE", None, "UNREADABLE", "UNSUPPORTED_FORMAT", None, "UNREADABLE", None]
-    assert found[1]["embedding"] == found[6]["embedding"] != found[4]["embedding"]
+    twins, other = np.subtract(found[1]["embedding"], found[6]["embedding"]), found[4]["embedding"]
+    assert np.abs(twins).max() < 1e-5
+    assert np.linalg.norm(np.subtract(found[1]["embedding"], other)) > 1
 
 
 @pytest.mark.slow
@@ -130,6 +132,7 @@ def test_a_run_by_servers_outlives_one_that_is_killed_and_comes_back(
     assert [Path(row["source"]).name for row in rows(tmp_path / "out")] == [f"{n:03}.jpg" for n in range(60)]
 
 
+@pytest.mark.slow
 def test_options_and_precision_count(portraits: Path, models: Path, tmp_path: Path) -> None:
     settings = ("--models", models, "--faces", "largest", "--no-exif", "--model", "20180408-102900")
     ended = bulk(portraits, tmp_path / "out", *settings)
@@ -146,6 +149,7 @@ def test_options_and_precision_count(portraits: Path, models: Path, tmp_path: Pa
     assert "model.name 20180408-102900, now 20170512-110547" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_told(portraits: Path, tmp_path: Path) -> None:
     ended = bulk(portraits, tmp_path / "out", "--engine", "server", "--timeout-s", "1")
     assert ended.returncode == 3
@@ -167,6 +171,7 @@ def test_without_its_packages_it_says_how_to_get_them(portraits: Path, tmp_path:
     assert facenet("127.0.0.1:1", "--help", before=without).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_ends_it_and_says_how_to_go_on(models: Path, tmp_path: Path, hopper: Pixels) -> None:
     folder = many(tmp_path / "photos", hopper, 200)

@@ -182,7 +182,7 @@ class Worker:
 def _config(setup: Mapping[str, Any]) -> Config:
     """Raises StartError."""
     settings = {name: setup[name] for name in ("device", "threads", "image_formats")}
-    config = Config(models=Path(setup["models"]), **settings)
+    config = Config(models=Path(setup["models"]), **settings).with_streams_for(None)
     config.check()
     return config
 
