@@ -26,14 +26,14 @@ class Measured:
     """What one machine measured. ``photo_time_spread`` is the standard deviation of a photo's time over its mean."""
 
     photos_per_core_s_fp32: float = 12.5
-    photos_per_core_s_int8: float = 15.0
+    photos_per_core_s_int8: float = 13.7
     photo_time_spread: float = 0.5
-    bytes_per_photo_read: float = 15e3
-    bytes_per_face_written: float = 2.35e3
+    bytes_per_photo_read: float = 8.9e3
+    bytes_per_face_written: float = 620.0
     faces_per_photo: float = 1.16
-    listing_entries_per_s: float = 25e3
+    listing_entries_per_s: float = 23e3
     worker_start_s: float = 8.0
-    worker_memory_bytes: float = 450e6
+    worker_memory_bytes: float = 540e6
 
     def photos_per_core_s(self, precision: Precision) -> float:
         """What a worker on a core of its own does in a second."""
