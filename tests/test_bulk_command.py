@@ -176,7 +176,8 @@ def test_without_its_packages_it_says_how_to_get_them(portraits: Path, tmp_path:
 def test_ctrl_c_ends_it_and_says_how_to_go_on(models: Path, tmp_path: Path, hopper: Pixels) -> None:
     folder = many(tmp_path / "photos", hopper, 200)
     arguments = [folder, tmp_path / "out", "--models", models, "--shard-images", "10"]
-    command, environment = command_of("127.0.0.1:1", "bulk", *arguments)
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # where a test's shell ignores it
+    command, environment = command_of("127.0.0.1:1", "bulk", *arguments, before=heard)
     process = subprocess.Popen(
         command, env=with_rooms(environment), stderr=subprocess.PIPE, text=True, start_new_session=True
     )
