@@ -85,6 +85,7 @@ def test_the_promise_holds(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # a Ray cluster takes its time
 @pytest.mark.parametrize("name", REAL)
 def test_the_promise_holds_on_the_real_networks(name: str, models: Path) -> None:
     if name in ON_RAY and find_spec("ray") is None:
