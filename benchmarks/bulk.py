@@ -39,7 +39,7 @@ _SAMPLE_S = 1.0
 
 
 class Done(NamedTuple):
-    """What a run says of itself at its end, and the most memory that it and what it started took, by images done."""
+    """What a run says of itself at its end, and where its parts are."""
 
     summary: dict[str, Any]
     out: Path
