@@ -183,7 +183,7 @@ def cancelled_readings(source: Source) -> Iterator[Finding]:
 
 def unended_reads(source: Source) -> Iterator[Finding]:
     """What is read of a stream and not compared with its end, in that function or in one of the file that gets it. A
-    client's Call raises at its end: who gets one by its Link need not ask."""
+    client's Call raises at its end: who gets one by its Channel need not ask."""
     if any(isinstance(node, ast.ImportFrom) and node.module == CALL for node in ast.walk(source.tree)):
         return
     readings = Readings(source)

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from facenet_client import AnswerTimeout
-from facenet_client._call import Call, Link
+from facenet_client._call import Call, Channel
 from facenet_client.errors import ServerOverloaded, ServerUnavailable
 from scripted import Scripted
 
@@ -19,7 +19,7 @@ EMBED = "/facenet.v1.FaceService/Embed"
 async def called(script: Callable[[Any], Any]) -> AsyncIterator[Call]:
     """A call that the script answers."""
     async with Scripted(script).serve() as target, grpc.aio.insecure_channel(target) as channel:
-        call = Link(target, channel).call(EMBED)
+        call = Channel(target, channel).call(EMBED)
         try:
             yield call
         finally:
@@ -118,7 +118,7 @@ async def test_a_write_that_is_not_in_time_ends_its_call() -> None:
 async def unconnected(silent: str) -> AsyncIterator[Call]:
     """A call to an address that takes connections and says nothing."""
     async with grpc.aio.insecure_channel(silent) as channel:
-        yield Link(silent, channel).call(EMBED)
+        yield Channel(silent, channel).call(EMBED)
 
 
 async def test_a_write_that_waits_for_its_connection_is_not_in_time_either(silent: str) -> None:

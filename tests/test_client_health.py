@@ -8,8 +8,8 @@ import grpc
 import numpy as np
 import pytest
 from facenet_client import AsyncClient, Client, Embedding, ServerUnavailable
-from facenet_client._call import Link
-from facenet_client._health import Health
+from facenet_client._call import Channel
+from facenet_client._endpoint import Endpoint
 from scripted import Scripted, answer, answered, assert_answers, images, tell_changes
 
 SERVICE_UNKNOWN = b"\x08\x03"
@@ -69,11 +69,16 @@ def watched(*scripts: Any) -> Scripted:
     return Scripted(*scripts, ready=True, watch=tell_changes)
 
 
+def endpoint_of(client: AsyncClient, target: str) -> Endpoint:
+    """What the client knows of the server."""
+    return next(endpoint for endpoint in client._endpoints._all if endpoint.address == target)
+
+
 async def turn(server: Scripted, target: str, client: AsyncClient, *, ready: bool) -> None:
     """The server turns, and the client has heard of it."""
     await until(lambda: server.watchers)
     server.ready = ready
-    await until(lambda: client._connections.health.is_ready(target) is ready)
+    await until(lambda: endpoint_of(client, target).is_ready is ready)
 
 
 async def test_a_server_that_turns_unready_gets_no_message_while_another_serves_and_answers_what_it_has() -> None:
@@ -168,7 +173,7 @@ async def test_a_server_that_cannot_be_watched_is_used_as_it_is(watch: Any) -> N
     async with server.serve() as target, AsyncClient(target, timeout_s=10) as client:
         for _ in range(50):
             assert_answers(await client.embed_crops(images(1)), images(1))
-        assert client._connections.trouble == "none was asked"
+        assert endpoint_of(client, target).attempts == 1
     assert server.watches <= 1
 
 
@@ -195,39 +200,38 @@ async def test_who_asks_for_no_work_watches_nothing() -> None:
     server = watched(answer)
     async with server.serve() as target, AsyncClient(target) as client:
         await client.server_info()
-        assert not client._connections.health._watches
+    assert not server.watches
 
 
 async def test_an_address_that_goes_unused_is_not_watched_until_it_is_used_again() -> None:
     server = watched(answer)
     async with server.serve() as target, AsyncClient(target) as client:
-        client._connections.health._idle_s = 0.02
+        endpoint_of(client, target).watch_idle_s = 0.02
         for watches in (1, 2):
             await client.embed_crops(images(1))
             await until(lambda: server.watches == watches and not server.watchers)  # noqa: B023 (it waits here)
 
 
-async def test_what_was_said_after_a_question_counts_more_than_its_answer_and_each_turn_is_told_once() -> None:
-    async def back(link: Link) -> None:
-        told.append(f"{link.address} is back")
+async def test_what_a_watch_says_while_the_server_is_asked_counts_more_than_the_answer() -> None:
+    async def ask(endpoint: Endpoint) -> None:
+        asked.append(endpoint.address)
+        if len(asked) == 2:  # it turns, and is ready again when its health is asked
+            server.ready = False
+            await until(lambda: told == [False])
+            server.ready = True
 
-    server, told = watched(answer), list[str]()
-    async with server.serve() as target, grpc.aio.insecure_channel(target) as channel:
-        link, health = Link(target, channel), Health(lambda address, _: told.append(f"{address} is lost"), back)
-        turns = await health.ask(link)
-        health.follow(link)
+    server, asked, told = watched(answer), list[str](), list[bool]()
+    async with server.serve() as target, grpc.aio.insecure_channel(target) as connection:
+        endpoint = Endpoint([Channel(target, connection)], ask, lambda: told.append(endpoint.is_ready))
+        endpoint.connect()
+        await until(lambda: told == [True])
+        endpoint.used()
         await until(lambda: server.watchers)
-        server.ready = False
-        await until(lambda: told)
-        with pytest.raises(ServerUnavailable, match="not ready"):
-            health.admit(target, turns)
-        assert not health.is_ready(target)
-        server.ready = True
-        await until(lambda: len(told) == 2)
-        health.admit(target, await health.ask(link))
-        assert health.is_ready(target)
-        await health.close()
-    assert told == [f"{target} is lost", f"{target} is back"]
+        told.clear()
+        endpoint.connect()
+        await until(lambda: told and told[-1])
+        await endpoint.close()
+    assert told == [False, False, True]
 
 
 @pytest.mark.parametrize("ready", [True, False])

@@ -1,5 +1,6 @@
 """What the SDK makes of servers that have no room: who waits how long for whom, and what is tried again."""
 
+import asyncio
 import time
 from functools import partial
 from typing import Any
@@ -7,9 +8,19 @@ from typing import Any
 import grpc
 import pytest
 from facenet_client import AsyncClient, RequestRefused, ServerItemError, ServerOverloaded, ServerUnavailable
-from facenet_client._connections import Connections
+from facenet_client._call import Channel
+from facenet_client._endpoint import Endpoint
 from facenet_proto.v1 import face_pb2 as pb
 from scripted import Scripted, answer, answer_all, answered, assert_answers, images, refusing
+
+
+async def known(_: Endpoint) -> None:
+    """What it runs is known."""
+
+
+def unasked() -> Endpoint:
+    """A server that nobody has asked yet."""
+    return Endpoint([Channel("a:1", grpc.aio.insecure_channel("a:1"))], known, lambda: None)
 
 
 async def test_a_call_whose_time_ends_before_there_is_room_is_told_so_at_once() -> None:
@@ -29,29 +40,32 @@ async def test_other_calls_try_a_server_again_before_it_said_that_there_is_room(
         assert_answers(await client.embed_crops(images(1)), images(1))
 
 
-async def test_of_what_an_address_said_of_its_room_the_last_counts() -> None:
-    connections = Connections("a:1", 1, None)
-    for said_s, least_s, most_s in ((30.0, 0.1, 1.0), (0.1, 0.0, 0.1), (0.9, 0.1, 0.9)):
-        connections.refused("a:1", ServerOverloaded("no room", retry_after_s=said_s))
-        assert least_s <= connections.rests.left_s("a:1") <= most_s
-        refusal = connections.rests.refusal("a:1")
-        assert refusal is not None
-        assert refusal.retry_after_s == pytest.approx(connections.rests.left_s("a:1"), abs=0.5)
+async def test_of_what_a_server_said_of_its_room_the_last_counts() -> None:
+    endpoint = unasked()
+    for said_s, opens_least_s, opens_most_s in ((30.0, 0.1, 1.0), (0.1, 0.0, 0.1), (0.9, 0.1, 0.9)):
+        endpoint.refused(ServerOverloaded("no room", retry_after_s=said_s))
+        assert opens_least_s <= endpoint.opens_in_s <= opens_most_s
+        assert endpoint.room_in_s == pytest.approx(said_s, abs=0.1)
 
 
-async def test_an_address_that_was_lost_rests_for_that_whatever_it_said() -> None:
-    connections = Connections("a:1", 1, None)
-    connections.lost("a:1", ServerUnavailable("away"))
-    rest_s = connections.rests.left_s("a:1")
-    connections.refused("a:1", ServerOverloaded("no room", retry_after_s=30))
-    assert connections.rests.left_s("a:1") <= rest_s
-    assert connections.rests.refusal("a:1") is None
+async def test_a_server_that_is_back_has_room_whatever_it_said_before() -> None:
+    async with Scripted(answer).serve() as target, grpc.aio.insecure_channel(target) as connection:
+        changed = asyncio.Event()
+        endpoint = Endpoint([Channel(target, connection)], known, changed.set)
+        endpoint.refused(ServerOverloaded("no room", retry_after_s=30))
+        endpoint.lost(ServerUnavailable("away"))
+        await changed.wait()
+        assert (endpoint.is_ready, endpoint.opens_in_s, endpoint.room_in_s) == (True, 0, 0)
 
 
 async def test_without_retries_no_call_waits_for_another_ones_refusal() -> None:
-    connections = Connections("a:1", 1, None, retry=False)
-    connections.refused("a:1", ServerOverloaded("no room", retry_after_s=30))
-    assert connections.rests.left_s("a:1") == 0
+    server = Scripted(refusing(30), answer)
+    async with server.serve() as target, AsyncClient(target, timeout_s=20, retry=False) as client:
+        with pytest.raises(ServerOverloaded):
+            await client.embed_crops(images(1))
+        began_s = time.monotonic()
+        assert_answers(await client.embed_crops(images(1)), images(1))
+        assert time.monotonic() - began_s < 0.9
 
 
 async def test_a_stream_that_is_refused_is_refused_once_however_many_messages_it_had() -> None:
@@ -118,7 +132,7 @@ async def test_what_comes_too_late_anyway_costs_no_try() -> None:
         for _ in range(15):
             with pytest.raises(ServerOverloaded):
                 await client.embed_crops(images(1))
-            client._connections.rests._rests.clear()  # instead of a second each
+            client._endpoints._all[0]._closed_until = 0.0  # instead of a second each
         assert_answers(await client.embed_crops(images(1)), images(1))
 
 

@@ -158,7 +158,7 @@ def test_a_client_that_was_cancelled_may_be_opened_on_the_next_event_loop() -> N
             task.cancel()
 
     async def answered(client: AsyncClient) -> None:
-        async with Scripted(answer).serve(client._connections.addresses[0]), client:
+        async with Scripted(answer).serve(client._endpoints.addresses[0]), client:
             assert_answers(await client.embed_crops(images(2)), images(2))
 
     client = AsyncClient(free_address(), timeout_s=LONG_S)

@@ -33,7 +33,7 @@ Text = list[Line]  # the lines of a paragraph, a list item or a string
 def files(*patterns: str) -> list[str]:
     """The tracked files that match, as paths from the root."""
     listed = subprocess.run(["git", "ls-files", "-z", *patterns], cwd=ROOT, capture_output=True, text=True, check=True)
-    return [name for name in listed.stdout.split("\0") if name]
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
 
 
 def texts(lines: Iterable[Line]) -> Iterator[Text]:

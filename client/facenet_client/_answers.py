@@ -1,11 +1,12 @@
 """The contract's messages as the SDK's values and errors. No waiting, no connection."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
 import grpc
 import numpy as np
 from facenet_proto.v1 import face_pb2 as pb
+from google.protobuf.message import DecodeError
 
 from facenet_client import errors
 from facenet_client._targets import proxy_note
@@ -21,6 +22,28 @@ from facenet_client.types import (
     OperatingPoint,
     ServerInfo,
 )
+
+
+def parsed_info(target: str, data: bytes) -> pb.GetServerInfoResponse:
+    """Raises ServerFault where the bytes are no such message."""
+    try:
+        return pb.GetServerInfoResponse.FromString(data)
+    except DecodeError:
+        raise errors.ServerFault(f"{target}: what the server says of itself cannot be read") from None
+
+
+def models(info: pb.GetServerInfoResponse) -> tuple[str, list[tuple[str, str]]]:
+    """What servers must have in common to be one for their callers."""
+    return info.default_embedder, sorted((model.name, model.onnx_sha256) for model in info.models)
+
+
+def together(infos: Sequence[pb.GetServerInfoResponse]) -> pb.GetServerInfoResponse:
+    """Several servers as one: the first, with each limit the smallest of theirs."""
+    one = pb.GetServerInfoResponse()
+    one.CopyFrom(infos[0])
+    for name in (field.name for field in pb.Limits.DESCRIPTOR.fields):
+        setattr(one.limits, name, min(getattr(info.limits, name) for info in infos))
+    return one
 
 
 def server_info(message: pb.GetServerInfoResponse) -> ServerInfo:

@@ -4,7 +4,6 @@ from __future__ import annotations  # grpcio's classes take their type arguments
 
 import asyncio
 from collections.abc import Awaitable, Coroutine
-from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import grpc
@@ -62,11 +61,6 @@ class Call:
             self._reading.add_done_callback(look_at_error)
         done, _ = await asyncio.wait({self._reading}, timeout=timeout_s)
         return bool(done)
-
-    async def ended(self, timeout_s: float) -> None:
-        """Wait until the server has ended the call, of which no message more is wanted; no longer than that."""
-        with suppress(CallError):
-            await self._in_time(self._next(), timeout_s)
 
     def cancel(self) -> None:
         """End the call, if it has not ended, and so what is under way of it."""
@@ -149,20 +143,20 @@ def _cancels() -> int:
     return task.cancelling() if task is not None else 0
 
 
-class Link(NamedTuple):
-    """A channel, and the address at its end."""
+class Channel(NamedTuple):
+    """A connection of gRPC's, and the address at its end."""
 
     address: str
-    channel: grpc.aio.Channel
+    connection: grpc.aio.Channel
 
     def call(self, path: str) -> Call:
         """A new stream of messages."""
-        stream: Any = self.channel.stream_stream(path)
+        stream: Any = self.connection.stream_stream(path)
         return Call(self.address, stream())
 
     async def ask(self, path: str, request: bytes, timeout_s: float | None) -> bytes:
         """The one answer to a request. Raises CallError."""
-        method: Any = self.channel.unary_unary(path)
+        method: Any = self.connection.unary_unary(path)
         n_cancels = _cancels()
         try:
             return bytes(await method(request, timeout=timeout_s))

@@ -8,11 +8,12 @@ from typing import Any, NoReturn, Self, TypeVar, Unpack
 import grpc
 
 from facenet_client import _answers, _wire
-from facenet_client._call import Link
-from facenet_client._connections import Connections
+from facenet_client._call import Channel
+from facenet_client._endpoints import Endpoints
 from facenet_client._images import shown
 from facenet_client._requests import check_timeout, known
-from facenet_client._stream import Stream
+from facenet_client._retry import Retry
+from facenet_client._session import Session
 from facenet_client.errors import CallError, RequestRefused
 from facenet_client.stats import ServerStats, together
 from facenet_client.types import (
@@ -59,8 +60,9 @@ class AsyncClient:
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self.timeout_s = timeout_s
-        self._connections = Connections(target, connections, timeout_s, retry=retry, credentials=credentials)
-        self._streams: weakref.WeakSet[Stream[Any, Any]] = weakref.WeakSet()
+        self._endpoints = Endpoints(target, connections, timeout_s, retry=retry, credentials=credentials)
+        self._retry = Retry(is_on=retry)
+        self._sessions: weakref.WeakSet[Session[Any, Any]] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -70,10 +72,10 @@ class AsyncClient:
         """Open the client on the running event loop, as ``async with`` does; no effect on one that is open. Raises
         RuntimeError where another event loop has it, and where this process cannot have one, with gevent's threads;
         where it was forked after another client was opened, calls do."""
-        self._connections.open()
+        self._endpoints.open()
 
     def __repr__(self) -> str:
-        return f"AsyncClient({','.join(self._connections.addresses)!r})"
+        return f"AsyncClient({','.join(self._endpoints.addresses)!r})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an AsyncClient cannot be pickled or copied: it is a connection, open one in each process")
@@ -86,17 +88,17 @@ class AsyncClient:
     async def aclose(self) -> None:
         """Close the client, as the end of ``async with`` does: calls under way end with a CallError. No effect on one
         that is closed."""
-        streams = list(self._streams) if self._connections.is_ours() else []
-        self._streams.clear()
-        for stream in streams:
-            await stream.__aexit__(None, None, None)  # whoever waits for its results is told
-        await self._connections.close()
+        sessions = list(self._sessions) if self._endpoints.is_ours() else []
+        self._sessions.clear()
+        for session in sessions:
+            await session.__aexit__(None, None, None)  # whoever waits for its results is told
+        await self._endpoints.close()
 
     async def wait_until_ready(self, timeout_s: float | None = None) -> None:
         """Wait until the server says that it is ready; of several servers, the first. Raises ServerUnavailable where
         none is in time (None: for ever), and another CallError at once where waiting does not help."""
         check_timeout(timeout_s)
-        await self._connections.wait_until_ready(timeout_s)
+        await self._endpoints.wait_until_ready(timeout_s)
 
     async def is_ready(self, timeout_s: float = 1.0) -> bool:
         """Whether a server says now that it is ready, as a service's own health check asks."""
@@ -109,12 +111,12 @@ class AsyncClient:
     async def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
         """The server's models, providers and limits; of several servers, the smallest of each limit."""
         known(options, CallOptions)
-        return _answers.server_info(await self._connections.info(self._timeout_of(options)))
+        return _answers.server_info(await self._endpoints.info(self._timeout_of(options)))
 
     async def server_stats(self, **options: Unpack[CallOptions]) -> ServerStats:
         """What the server has done so far; of several servers, their sum."""
         known(options, CallOptions)
-        answers = await self._connections.stats(self._timeout_of(options))
+        answers = await self._endpoints.stats(self._timeout_of(options))
         return together(list(map(_answers.server_stats, answers)))
 
     def _timeout_of(self, options: Mapping[str, Any]) -> float | None:
@@ -174,22 +176,22 @@ class AsyncClient:
         """``compare`` over unbounded input, result by result."""
         return self._results(_wire.compare(options), pairs)
 
-    async def open_stream(
+    async def open_session(
         self, exchange: _wire.Exchange[InputT, ResultT], inputs: Iterable[InputT] | AsyncIterable[InputT]
-    ) -> Stream[InputT, ResultT]:
-        """For the SDK's own use: a stream that is ready to be entered."""
+    ) -> Session[InputT, ResultT]:
+        """For the SDK's own use: a session that is ready to be entered."""
         timeout_s = self._timeout_of(exchange.options)
-        info = await self._connections.info(timeout_s)
+        info = await self._endpoints.info(timeout_s)
         embedders = [model.name for model in info.models if model.kind == "embedder"]
         if (name := exchange.options.get("model")) and embedders and name not in embedders:
             raise RequestRefused(f"no embedder {shown(repr(name))} is served; there is {', '.join(sorted(embedders))}")
-        stream = Stream(self._connections, exchange, inputs, info.limits, timeout_s)
-        self._streams.add(stream)
-        return stream
+        session = Session(self._endpoints, self._retry, exchange, inputs, info.limits, timeout_s)
+        self._sessions.add(session)
+        return session
 
-    def links(self) -> list[Link]:
+    def channels(self) -> list[Channel]:
         """For the SDK's own use: every connection."""
-        return self._connections.links()
+        return [channel for _, channel in self._endpoints.channels()]
 
     def _results(
         self, exchange: _wire.Exchange[InputT, ResultT], inputs: Iterable[InputT] | AsyncIterable[InputT]
@@ -200,7 +202,7 @@ class AsyncClient:
     async def _iterate(
         self, exchange: _wire.Exchange[InputT, ResultT], inputs: Iterable[InputT] | AsyncIterable[InputT]
     ) -> AsyncIterator[ResultT]:
-        async with await self.open_stream(exchange, inputs) as stream:
-            while (results := await stream.next_results()) is not None:
+        async with await self.open_session(exchange, inputs) as session:
+            while (results := await session.next_results()) is not None:
                 for result in results:
                     yield result

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Self, TypeVar, Unpack
 import grpc
 
 from facenet_client import _loops, _process, _wire
-from facenet_client._stream import Stream
+from facenet_client._session import Session
 from facenet_client.aio import AsyncClient
 from facenet_client.errors import CallError
 from facenet_client.stats import ServerStats
@@ -172,20 +172,20 @@ class Client:
         return self._iterate(exchange, inputs)
 
     def _iterate(self, exchange: _wire.Exchange[InputT, ResultT], inputs: Iterable[InputT]) -> Iterator[ResultT]:
-        stream = self._wait(self._client.open_stream(exchange, inputs))
-        self._wait(stream.__aenter__())
+        session = self._wait(self._client.open_session(exchange, inputs))
+        self._wait(session.__aenter__())
         try:
-            while (results := self._wait(stream.next_results())) is not None:
+            while (results := self._wait(session.next_results())) is not None:
                 yield from results
         finally:
-            self._end(stream)
+            self._end(session)
 
-    def _end(self, stream: Stream[Any, Any]) -> None:
+    def _end(self, session: Session[Any, Any]) -> None:
         if threading.current_thread() is self._thread:  # a left generator, collected on the loop itself
-            self._leaving.add(asyncio.ensure_future(stream.__aexit__(None, None, None)))
+            self._leaving.add(asyncio.ensure_future(session.__aexit__(None, None, None)))
             return
         with suppress(CallError):  # closing the client has ended it
-            self._wait(stream.__aexit__(None, None, None))
+            self._wait(session.__aexit__(None, None, None))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the client's loop, and wait for it here."""

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from facenet_client._call import Link
+from facenet_client._call import Channel
 from facenet_client.aio import AsyncClient
 from facenet_client.errors import CallError, RequestRefused, ServerFault, ServerUnavailable
 from facenet_client.load.report import Report, Tally
@@ -141,14 +141,14 @@ class _Caller:
     holds, whether or not their answers are taken."""
 
     def __init__(
-        self, link: Link, work: Workload, messages: Iterator[Message], window: int, timeout_s: float | None
+        self, channel: Channel, work: Workload, messages: Iterator[Message], window: int, timeout_s: float | None
     ) -> None:
-        self._address = link.address
+        self._address = channel.address
         self._response = work.exchange.response
         self._messages = messages
         self._window = window
         self._timeout_s = timeout_s
-        self._call = link.call(work.exchange.path)
+        self._call = channel.call(work.exchange.path)
         self._under_way: deque[tuple[float, int]] = deque()  # since when, and how many items
 
     async def work(self, tickets: _Tickets, tally: Tally) -> None:
@@ -191,8 +191,8 @@ class _Caller:
 async def _open_callers(
     client: AsyncClient, work: Workload, messages: Iterator[Message], plan: Plan
 ) -> AsyncIterator[list[_Caller]]:
-    links = cycle(client.links())
-    callers = [_Caller(next(links), work, messages, plan.window, client.timeout_s) for _ in range(plan.callers)]
+    channels = cycle(client.channels())
+    callers = [_Caller(next(channels), work, messages, plan.window, client.timeout_s) for _ in range(plan.callers)]
     try:
         yield callers
     finally:
@@ -228,7 +228,7 @@ async def _telling(tally: Tally, started: float, on_progress: Callable[[Progress
 async def _check(client: AsyncClient, work: Workload, plan: Plan) -> None:
     limits = (await client.server_info()).limits
     per_connection = limits["max_streams_per_connection"] - 1  # one is for asking what the server has done
-    streams = len(client.links()) * per_connection
+    streams = len(client.channels()) * per_connection
     if plan.callers > streams:
         raise ValueError(
             f"{plan.callers} callers; the connections hold the streams of {streams}: open more connections"

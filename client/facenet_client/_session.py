@@ -1,12 +1,12 @@
-"""One streaming call, from inputs to results: what waits, for both clients.
+"""A session: one streaming call of the SDK, from inputs to results; what waits, for both clients.
 
 ::
 
-    inputs ──feeder──▶ prepared items ──writer──▶ messages ──lanes──▶ answers ──next_results──▶ results
+    inputs ──feeder──▶ prepared items ──writer──▶ messages ──balancer──▶ answers ──next_results──▶ results
 
-The feeder prepares inputs ahead: those of an ordinary iterable in a thread of the stream's own, which may block. The
+The feeder prepares inputs ahead: those of an ordinary iterable in a thread of the session's own, which may block. The
 writer cuts what is ready whenever the window has room: a slow source's items leave at once, a fast one's leave in
-full messages. Results come in the order of the inputs, whichever lanes their messages took, and however often.
+full messages. Results come in the order of the inputs, whichever servers their messages went to, and however often.
 """
 
 import asyncio
@@ -20,9 +20,10 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 from facenet_proto.v1 import face_pb2 as pb
 
 from facenet_client import _requests, _wire
-from facenet_client._connections import Connections
-from facenet_client._lane import Message
-from facenet_client._lanes import Lanes
+from facenet_client._balancer import Balancer
+from facenet_client._endpoints import Endpoints
+from facenet_client._exchange_stream import Message
+from facenet_client._retry import Retry
 from facenet_client.errors import AnswerTimeout, CallError, ItemError, ServerOverloaded
 
 InputT = TypeVar("InputT")
@@ -30,7 +31,7 @@ ResultT = TypeVar("ResultT")
 
 _WINDOW_AHEAD = 2  # messages under way while the server holds as many as it reads ahead
 _FIRST_ITEMS = 64  # under way before an answer tells how fast those come
-_QUICK, _LATE = 0.25, 0.5  # shares of a message's time: as many items more may be under way, or fewer
+_QUICK, _LATE = 0.25, 0.5  # shares of a message's time: answered within the one, or after the other
 _ITEM_OVERHEAD_BYTES = 16  # an item's tag and length in its message
 _REQUEST_OVERHEAD_BYTES = 1024  # a request's id and options
 
@@ -41,38 +42,75 @@ class _End(NamedTuple):
     error: BaseException | None
 
 
-class Stream(Generic[InputT, ResultT]):
+class _Window:
+    """How many items may be under way: additive increase, multiplicative decrease (Chiu and Jain 1989), as TCP's.
+
+    What waits at a slow server for the answers to others would run out of time. So a message that was answered late
+    halves the window, once for all that were under way then. One that was answered quickly widens a full window by its
+    own items.
+    """
+
+    def __init__(self, items: float) -> None:
+        self._limit = items
+        self._under_way = 0
+        self._shrunk_at = -math.inf  # on the loop's clock
+        self._answered = asyncio.Event()
+
+    async def wait_for_room(self) -> None:
+        """Until another message may be under way."""
+        while self._under_way >= self._limit:
+            self._answered.clear()
+            await self._answered.wait()
+
+    def add(self, message: Message) -> None:
+        """The message is under way until it has its answer."""
+        n_items, began_at = len(message.chunk.errors), asyncio.get_running_loop().time()
+        self._under_way += n_items
+
+        def answered(_: object) -> None:
+            if not message.has_left(1 - _LATE):
+                if began_at >= self._shrunk_at:
+                    self._limit = max(1.0, self._limit / 2)
+                    self._shrunk_at = asyncio.get_running_loop().time()
+            elif self._under_way >= self._limit and message.has_left(1 - _QUICK):
+                self._limit += n_items
+            self._under_way -= n_items
+            self._answered.set()
+
+        message.answer.add_done_callback(answered)
+
+
+class Session(Generic[InputT, ResultT]):
     """An open call. ``next_results`` gives each message's results in input order, then None.
 
-    It takes one lane on each connection, at most.
+    It takes one stream on each channel, at most.
     """
 
     def __init__(
         self,
-        connections: Connections,
+        endpoints: Endpoints,
+        retry: Retry,
         exchange: _wire.Exchange[InputT, ResultT],
         inputs: Iterable[InputT] | AsyncIterable[InputT],
         limits: pb.Limits,
         timeout_s: float | None,
     ) -> None:
-        links = connections.links()
+        channels = endpoints.channels()
         self._exchange = exchange
         self._inputs = inputs
         self._limits = limits
         self._timeout_s = timeout_s
-        self._connections = connections
-        self._lanes = Lanes(connections, links, exchange)
+        self._endpoints = endpoints
+        self._balancer = Balancer(endpoints, channels, retry, exchange)
         self._prepared: asyncio.Queue[Any] = asyncio.Queue()  # bounded by the room
         self._handed: deque[Any] = deque()  # from the feeder's thread, on the way to the prepared
         self._handing = False
         self._thread_room = threading.Semaphore(limits.max_items_per_message)
         self._room: threading.Semaphore | asyncio.Semaphore = self._thread_room  # of the feeder that is at work
         self._held: list[Any] = []  # taken from the queue, but for the next message
-        self._window = asyncio.Semaphore((limits.max_messages_in_flight + _WINDOW_AHEAD) * len(links))
-        self._items = 0  # under way
-        self._most_items = math.inf if timeout_s is None else _FIRST_ITEMS
-        self._fewer = asyncio.Event()  # items under way than the most
-        self._sent: asyncio.Queue[Message | _End] = asyncio.Queue()  # bounded by the window
+        self._untaken = asyncio.Semaphore((limits.max_messages_in_flight + _WINDOW_AHEAD) * len(channels))
+        self._window = _Window(math.inf if timeout_s is None else _FIRST_ITEMS)
+        self._sent: asyncio.Queue[Message | _End] = asyncio.Queue()  # bounded by the untaken
         self._end: _End | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
@@ -96,7 +134,7 @@ class Stream(Generic[InputT, ResultT]):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._lanes.close()
+        await self._balancer.close()
         self._sent.put_nowait(_End(CallError("the client was closed")))
 
     async def next_results(self) -> list[ResultT] | None:
@@ -108,13 +146,13 @@ class Stream(Generic[InputT, ResultT]):
         try:
             if not isinstance(sent, _End):
                 response = await sent.answer
-                self._window.release()
+                self._untaken.release()
                 return _wire.results(self._exchange, sent.chunk, response)
         except CallError as error:
             sent = _End(error)
         self._end = sent  # for whoever asks again
         if isinstance(sent.error, CallError) and not isinstance(sent.error, ServerOverloaded | AnswerTimeout):
-            self._connections.forget_info()
+            self._endpoints.forget_info()
         if sent.error is not None:
             raise sent.error
         return None
@@ -172,47 +210,21 @@ class Stream(Generic[InputT, ResultT]):
         number, end = 0, None
         try:
             while end is None:
-                await self._wait_for_room()
+                await self._untaken.acquire()
+                await self._window.wait_for_room()
                 items, end = await self._next_items()
-                chunk = _wire.chunk(self._exchange, number, items, self._timeout_s)
-                message = Message(chunk, self._deadline())
+                message = Message(_wire.chunk(self._exchange, number, items, self._timeout_s), self._timeout_s)
                 self._sent.put_nowait(message)
-                if chunk.request is None:
+                if message.chunk.request is None:
                     message.answer.set_result(None)
                 else:
-                    self._count(message)
-                    await self._lanes.send(message)
+                    self._window.add(message)
+                    await self._balancer.send(message)
                 number += 1
-            self._lanes.finish()
+            self._balancer.finish()
         except Exception as error:  # noqa: BLE001 (nobody may wait for ever, whatever went wrong)
             end = _End(CallError(f"a message could not be sent: {error!r}"))
         self._sent.put_nowait(end)
-
-    async def _wait_for_room(self) -> None:
-        """Until another message may be under way."""
-        await self._window.acquire()
-        while self._items >= self._most_items:
-            self._fewer.clear()
-            await self._fewer.wait()
-
-    def _count(self, message: Message) -> None:
-        """Count its items as under way until it has its answer, which then tells how many may be: what waits for a slow
-        server's answers to others would run out of time."""
-        n_items = len(message.chunk.errors)
-        self._items += n_items
-
-        def answered(_: object) -> None:
-            if message.has_waited(1 - _LATE):
-                self._most_items = max(1, self._most_items - n_items)
-            elif self._items >= self._most_items and not message.has_waited(1 - _QUICK):
-                self._most_items += n_items
-            self._items -= n_items
-            self._fewer.set()
-
-        message.answer.add_done_callback(answered)
-
-    def _deadline(self) -> float | None:
-        return None if self._timeout_s is None else asyncio.get_running_loop().time() + self._timeout_s
 
     async def _next_items(self) -> tuple[list[Any], _End | None]:
         """What is ready, one item at least and one message's worth at most; and the end, if it is there."""

@@ -1,0 +1,227 @@
+"""A client's servers. Whoever needs one waits until one is ready."""
+
+from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
+
+import asyncio
+import math
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import grpc.aio
+from facenet_proto.v1 import face_pb2 as pb
+
+from facenet_client import _answers, _health, _process, _wire
+from facenet_client._call import Channel
+from facenet_client._endpoint import Endpoint
+from facenet_client._images import shown
+from facenet_client._requests import check_timeout
+from facenet_client._retry import backoff_s
+from facenet_client._targets import addresses
+from facenet_client.errors import CallError, ServerOverloaded, ServerUnavailable
+
+LONGEST_WAIT_S = 60.0  # for servers that are away, of calls without a time limit
+
+_INFO_S = 10.0  # for a server to say what it runs
+
+
+class Endpoints:
+    """So many channels to each address, from ``open`` to ``close``. Without ``retry`` nobody waits for a server longer
+    than it takes to ask it once."""
+
+    def __init__(
+        self,
+        target: str | Sequence[str],
+        per_address: int,
+        timeout_s: float | None,
+        *,
+        retry: bool = True,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        if not isinstance(per_address, int) or isinstance(per_address, bool) or per_address < 1:
+            raise ValueError(f"connections is {shown(repr(per_address))}; it is a whole number, 1 at least")
+        check_timeout(timeout_s)
+        if not isinstance(credentials, grpc.ChannelCredentials | None):
+            raise TypeError("credentials are gRPC's, as grpc.ssl_channel_credentials(), or None for plain text")
+        self.addresses = addresses(target)
+        self._per_address = per_address
+        self._grace_s = _health.CHECK_S if timeout_s is None else min(_health.CHECK_S, timeout_s / 4)
+        self._retry = retry
+        self._credentials = credentials
+        self._all: list[Endpoint] = []
+        self._loop: asyncio.AbstractEventLoop | None = None  # that they were opened on
+        self._next = 0
+        self._changed = asyncio.Event()  # a new one with each change
+        self._info: pb.GetServerInfoResponse | None = None
+        self._models: tuple[str, Any] | None = None  # which address was asked first, and what all have to run
+        self._closing = set[asyncio.Task[None]]()
+
+    # ---- open and close ----
+
+    def open(self) -> None:
+        """Make the channels; they connect when they are used. Called on an event loop. No effect where they are there.
+        Raises RuntimeError where this process cannot have any, or another event loop has them."""
+        if _process.is_forked():  # told where it is used: as Client.open says
+            return
+        _process.check_usable()
+        if self._all:
+            self._opened()
+            return
+        self._loop = asyncio.get_running_loop()
+        for address in self.addresses:
+            channels = [Channel(address, self._connection(address)) for _ in range(self._per_address)]
+            self._all.append(Endpoint(channels, self._learn, self._tell))
+
+    def _connection(self, address: str) -> grpc.aio.Channel:
+        options = _wire.channel_options(address)
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(address, options=options)
+        return grpc.aio.secure_channel(address, self._credentials, options=options)
+
+    async def close(self) -> None:
+        """Close the channels. Those of another event loop, or of the process that this one was forked from, are left to
+        that."""
+        is_ours = self.is_ours()
+        endpoints, self._all = self._all, []
+        if is_ours:
+            self._info = self._models = None
+            self._tell()
+            await asyncio.gather(*self._closing, return_exceptions=True)
+            await asyncio.gather(*(each.close() for each in endpoints))
+
+    def close_in_background(self, closing: Coroutine[Any, Any, None]) -> None:
+        """What is over for its caller is closed beside what follows; ``close`` waits for it."""
+        task = asyncio.create_task(closing)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def is_ours(self) -> bool:
+        """Whether they were opened in this process, on the running event loop."""
+        return not _process.is_forked() and asyncio.get_running_loop() is self._loop
+
+    def _opened(self) -> list[Endpoint]:
+        _process.check_not_forked()
+        if not self._all:
+            raise RuntimeError("the client is not open: use it as `async with AsyncClient(...)`, or call open() first")
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("the client was opened on another event loop: open one on each loop")
+        return self._all
+
+    def channels(self) -> list[tuple[Endpoint, Channel]]:
+        """All of them, from another one on each time: calls that use few spread over all."""
+        endpoints = self._opened()
+        every = [(each, each.channels[number]) for number in range(self._per_address) for each in endpoints]
+        first = self._next = (self._next + 1) % len(every)
+        return every[first:] + every[:first]
+
+    # ---- waiting for servers ----
+
+    @asynccontextmanager
+    async def within(self, timeout_s: float | None, failure: str = "no server") -> AsyncIterator[None]:
+        """Raises ServerUnavailable where what is done there takes longer, with what is wrong with the servers."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield
+        except CallError:  # first: an AnswerTimeout is a TimeoutError too
+            raise
+        except TimeoutError:
+            trouble = "; ".join(str(each.error) for each in self._all if each.error is not None) or "none has answered"
+            raise ServerUnavailable(f"{failure} within {timeout_s:.2g} s: {trouble}") from None
+
+    async def wait_until_ready(self, timeout_s: float | None) -> None:
+        """Until one of the servers says that it is ready. Raises ServerUnavailable where none does in time, and another
+        CallError where waiting does not help."""
+        if any(each.has_refused for each in self._opened()):
+            self.forget_info()
+        asked_at = asyncio.get_running_loop().time()
+        async with self.within(timeout_s, "no server was ready"):
+            await self._until(lambda each: each.is_ready and each.checked_at > asked_at)
+
+    async def wait_for_room(self, remaining_s: float | None) -> None:
+        """Until a new stream may find a server. Raises CallError where none will have room in the time that remains, or
+        waiting does not help."""
+        await self._until(lambda each: each.is_ready)
+        first = min((each for each in self._all if each.is_ready), key=lambda each: each.opens_in_s)
+        if not first.opens_in_s:
+            return
+        wait_s = first.opens_in_s + random.uniform(0, backoff_s(0))  # not all at the same moment
+        if remaining_s is not None and remaining_s <= wait_s:
+            raise ServerOverloaded(f"{first.address}: the server has no room now", retry_after_s=first.room_in_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._changed.wait()  # another one may be ready sooner
+
+    def room_in_s(self) -> float:
+        """How long until one of those that are ready has room, as far as they said; infinite where none is ready."""
+        return min((each.room_in_s for each in self._all if each.is_ready), default=math.inf)
+
+    async def _until(self, is_found: Callable[[Endpoint], bool]) -> None:
+        """Until one of the servers is as wanted. Raises CallError where waiting does not help: all have refused, or
+        were asked in vain and the client does not retry."""
+        asked = [(each, each.attempts) for each in self._opened()]
+        while not any(map(is_found, self._all)):
+            if not self._all:
+                raise CallError("the client was closed")
+            in_vain = [
+                each.error
+                for each, attempts in asked
+                if each.has_refused or (not self._retry and each.attempts > attempts)
+            ]
+            if len(in_vain) == len(asked) and in_vain[0] is not None:
+                raise in_vain[0]
+            for each in self._all:
+                if not is_found(each):
+                    each.connect()
+            await self._changed.wait()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # ---- what they run ----
+
+    async def info(self, timeout_s: float | None) -> pb.GetServerInfoResponse:
+        """What the servers say of themselves, with each limit the smallest of theirs; asked for once.
+
+        Of several servers those that can be reached count. Where none can, or none is up yet, they are waited for.
+        Raises CallError, also where they differ in their models.
+        """
+        self._opened()
+        async with self.within(LONGEST_WAIT_S if timeout_s is None else timeout_s):
+            return self._info or await self._gather_info()
+
+    async def _gather_info(self) -> pb.GetServerInfoResponse:
+        await self._until(lambda each: each.info is not None)
+        with suppress(TimeoutError):  # the others have a while from now
+            async with asyncio.timeout(self._grace_s):
+                while any(each.error is None and not (each.is_ready and each.info) for each in self._all):
+                    await self._changed.wait()
+        for each in self._opened():
+            if each.has_refused and each.error is not None:
+                raise each.error
+        self._info = _answers.together([each.info for each in self._all if each.info is not None])
+        return self._info
+
+    async def _learn(self, endpoint: Endpoint) -> None:
+        """Ask a server what it runs. Raises CallError, also where another one runs other models: their answers would be
+        mixed unseen."""
+        answer = await endpoint.channels[0].ask(f"/{_wire.SERVICE}/GetServerInfo", b"", _INFO_S)
+        info = _answers.parsed_info(endpoint.address, answer)
+        first, models = self._models = self._models or (endpoint.address, _answers.models(info))
+        if _answers.models(info) != models:
+            raise CallError(f"{first} and {endpoint.address} run different models, or another one by default")
+        endpoint.info = info
+
+    def forget_info(self) -> None:
+        """A server may have been restarted with other limits."""
+        self._info = self._models = None
+        for each in self._all:
+            each.forget()
+
+    async def stats(self, timeout_s: float | None) -> list[pb.GetServerStatsResponse]:
+        """What each server has done. Raises CallError."""
+        await self.info(timeout_s)  # which waits for servers
+        path = f"/{_wire.SERVICE}/GetServerStats"
+        answers = await asyncio.gather(*(each.channels[0].ask(path, b"", timeout_s) for each in self._opened()))
+        return list(map(pb.GetServerStatsResponse.FromString, answers))

@@ -1,0 +1,177 @@
+"""One call to one server: messages go in, and their answers come out in the same order."""
+
+from __future__ import annotations  # the callbacks take the class itself
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from facenet_client import _wire
+from facenet_client._call import Channel
+from facenet_client._endpoint import Endpoint
+from facenet_client.errors import AnswerTimeout, CallError, ServerFault, ServerUnavailable
+
+_STILL_FRESH = 0.95  # share of a message's time; with less left the server is told
+_END_S = 0.25  # for a server to end a call when all is answered
+
+
+class Message:
+    """A chunk of a session on its way: its answer to come, its deadline (on the loop's clock; None: it has none), and
+    how often it was sent."""
+
+    def __init__(self, chunk: _wire.Chunk, timeout_s: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        self.chunk = chunk
+        self.timeout_s = timeout_s
+        self.deadline = None if timeout_s is None else loop.time() + timeout_s
+        self.attempts = 0
+        self.answer: asyncio.Future[Any] = loop.create_future()
+        self.alarm: asyncio.TimerHandle | None = None  # for its deadline, while it is under way
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until its deadline."""
+        return None if self.deadline is None else max(0.0, self.deadline - asyncio.get_running_loop().time())
+
+    def has_left(self, share: float) -> bool:
+        """Whether so much of its time is left, or it has no deadline."""
+        return self.timeout_s is None or (self.remaining_s or 0) >= share * self.timeout_s
+
+    def fail(self, error: CallError) -> None:
+        """There will be no answer."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+            self.answer.exception()  # perhaps nobody waits for it any more
+
+
+class ExchangeStream:
+    """A call with a task that writes and one that reads.
+
+    A server that takes no more messages holds up no other stream. Answers are taken as they come, however slow their
+    consumer, so that a call that ends early loses none.
+
+    ``on_answer`` gets each message with its response. ``on_end`` is told how the call ended, and the messages that
+    have no answer: a call that ends in order is no sign that all were answered.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        channel: Channel,
+        exchange: _wire.Exchange[Any, Any],
+        on_answer: Callable[[ExchangeStream, Message, Any], None],
+        on_end: Callable[[ExchangeStream, list[Message], CallError | None], None],
+    ) -> None:
+        self.endpoint = endpoint
+        self.channel = channel
+        self._response = exchange.response
+        self._on_answer = on_answer
+        self._on_end = on_end
+        self._call = channel.call(exchange.path)
+        self._under_way: deque[Message] = deque()
+        self._unsent: asyncio.Queue[bytes | None] = asyncio.Queue()  # bounded by the session's window
+        self._error: CallError | None = None  # for which it was ended here
+        self._is_finishing = False
+        self._writing = asyncio.create_task(self._write())
+        self._reading = asyncio.create_task(self._read())
+
+    async def close(self) -> None:
+        """End the call; nobody is told."""
+        self._reading.cancel()
+        self._stop()
+        await self.ended()
+
+    async def ended(self) -> None:
+        """Wait until it has ended."""
+        await asyncio.gather(self._writing, self._reading, return_exceptions=True)
+        await self._call.close()
+
+    @property
+    def n_under_way(self) -> int:
+        """Messages without an answer."""
+        return len(self._under_way)
+
+    @property
+    def ends_in_order(self) -> bool:
+        """Whether all is answered, and nothing follows: it soon ends by itself."""
+        return self._is_finishing and not self._under_way
+
+    def send(self, message: Message) -> None:
+        """Send a message, after those before it."""
+        request = message.chunk.request
+        assert request is not None
+        message.attempts += 1
+        self._under_way.append(message)
+        if message.deadline is not None and message.remaining_s is not None:
+            message.alarm = asyncio.get_running_loop().call_at(message.deadline, self._too_late, message)
+            if not message.has_left(_STILL_FRESH):
+                request = _wire.with_time_left(request, message.remaining_s)
+        self._unsent.put_nowait(request)
+
+    def finish(self) -> None:
+        """All is answered, and no message follows: the server may end the call."""
+        self._is_finishing = True
+        self._unsent.put_nowait(None)
+        asyncio.get_running_loop().call_later(_END_S, self._call.cancel)  # no effect on one that has ended
+
+    async def _write(self) -> None:
+        try:
+            while (request := await self._unsent.get()) is not None:
+                await self._call.write(request)
+            await self._call.done_writing()
+        except CallError:  # the reader is told so, after all that was answered
+            pass
+        except Exception as error:  # noqa: BLE001 (nobody may wait for ever, whatever went wrong)
+            self._give_up(CallError(f"{self.channel.address}: a message could not be sent: {error!r}"))
+
+    async def _read(self) -> None:
+        end: CallError | None
+        try:
+            while True:
+                response = await self._next_response()
+                message = self._under_way.popleft()
+                _hush(message)
+                self._on_answer(self, message, response)
+        except CallError as error:
+            end = None if self.ends_in_order else self._error or error
+        except Exception as error:  # noqa: BLE001 (nobody may wait for ever)
+            end = ServerFault(f"{self.channel.address}: an answer could not be read: {error!r}")
+        unanswered = self._stop()
+        self._on_end(self, unanswered, end)
+
+    async def _next_response(self) -> Any:
+        response = self._response.FromString(await self._call.read(None))
+        if response.draining:
+            raise ServerUnavailable(f"{self.channel.address}: the server is shutting down")
+        if any(result.error.reason == "DEVICE_LOST" for result in response.results):
+            raise ServerUnavailable(f"{self.channel.address}: the server's device is lost")
+        return response
+
+    def _stop(self) -> list[Message]:
+        """End the call, and give the messages that have no answer."""
+        self._call.cancel()
+        self._writing.cancel()
+        unanswered = list(self._under_way)
+        self._under_way.clear()
+        for message in unanswered:
+            _hush(message)
+        return unanswered
+
+    def _too_late(self, message: Message) -> None:
+        """A message that had all of its time here ends the call: its server may hang. One that was sent again fails
+        alone, while there are others: it may have had less time than those before it."""
+        error = AnswerTimeout(f"{self.channel.address}: no answer within {message.timeout_s:.2g} s")
+        message.fail(error)
+        if message.attempts == 1 or all(each.answer.done() for each in self._under_way):
+            self.endpoint.lost(error)
+            self._give_up(error)
+
+    def _give_up(self, error: CallError) -> None:
+        self._error = error
+        self._call.cancel()
+
+
+def _hush(message: Message) -> None:
+    if message.alarm is not None:
+        message.alarm.cancel()
