@@ -188,8 +188,10 @@ class Endpoints:
         Raises CallError, also where they differ in their models.
         """
         self._opened()
+        if self._info is not None:
+            return self._info
         async with self.within(LONGEST_WAIT_S if timeout_s is None else timeout_s):
-            return self._info or await self._gather_info()
+            return await self._gather_info()
 
     async def _gather_info(self) -> pb.GetServerInfoResponse:
         await self._until(lambda each: each.info is not None)
