@@ -41,8 +41,8 @@ test-light: install-light lint  ## what holds without TensorFlow, and without mo
 bench: $(INT8)  ## the server beside its peers: a table, and benchmarks/results (BENCH='--quick --only a,b')
 	$(BIN)/python -m benchmarks --models models $(BENCH)
 
-chaos: models  ## the promises under load and faults, each with its figure (CHAOS='T1 T4 --short')
-	$(BIN)/python -m chaos --models models $(CHAOS)
+chaos: models  ## the promises under load and faults; long forms write docs/promises.md (CHAOS='T1 T4 --short')
+	$(BIN)/python -m chaos --models models --page docs/promises.md $(CHAOS)
 
 $(INT8): %-int8.onnx: models
 	test -e $@ || $(BIN)/facenet-convert quantize $*.onnx --precision int8
