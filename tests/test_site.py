@@ -11,7 +11,9 @@ import facenet_client
 import pytest
 from conftest import ROOT
 
-pytestmark = pytest.mark.skipif(find_spec("mkdocs") is None, reason="MkDocs is not installed (run `make install-light`)")
+pytestmark = pytest.mark.skipif(
+    find_spec("mkdocs") is None, reason="MkDocs is not installed (run `make install-light`)"
+)
 
 _FETCHED = re.compile(r"<(?:script|img|iframe)[^>]* src=\"?(?:https?:)?//|<link[^>]* href=\"?(?:https?:)?//")
 
