@@ -196,7 +196,11 @@ def _documented(body: Sequence[ast.stmt]) -> Iterator[Cells]:
         if isinstance(given, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             kind = ast.unparse(given.annotation)
             names = ", ".join(code(f'"{name}"') for name in get_args(getattr(types, kind, None)))
-            yield code(ast.unparse(given.target)), names or code(kind), plain(str(text.value.value))
+            yield (
+                code(ast.unparse(given.target)),
+                names or code(kind.replace(" | ", " or ")),
+                plain(str(text.value.value)),
+            )
 
 
 # ---- commands ----
