@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INT8 := models/facenet-20170512-110547-int8.onnx models/facenet-20180408-102900-int8.onnx
 BESIDE := -n 2 --dist loadfile  # tests side by side, those of a file one after the other
 
-.PHONY: help install install-light models demo test test-slow test-light bench chaos lint proto clean
+.PHONY: help install install-light models demo test test-slow test-light bench chaos docs reference lint proto clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -41,8 +41,14 @@ test-light: install-light lint  ## what holds without TensorFlow, and without mo
 bench: $(INT8)  ## the server beside its peers: a table, and benchmarks/results (BENCH='--quick --only a,b')
 	$(BIN)/python -m benchmarks --models models $(BENCH)
 
-chaos: models  ## the promises under load and faults, each with its figure (CHAOS='T1 T4 --short')
-	$(BIN)/python -m chaos --models models $(CHAOS)
+chaos: models  ## the promises under load and faults; long forms write docs/promises.md (CHAOS='T1 T4 --short')
+	$(BIN)/python -m chaos --models models --page docs/promises.md $(CHAOS)
+
+docs: install-light  ## the pages as a site, in out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+reference: install  ## docs/reference.md, anew from the code
+	$(BIN)/python tools/reference.py
 
 $(INT8): %-int8.onnx: models
 	test -e $@ || $(BIN)/facenet-convert quantize $*.onnx --precision int8

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from chaos.checks import CHECKS, Check
+from chaos.page import rows, write
 from chaos.process import SERVER_CORE
 from chaos.report import Report
 from chaos.stub import WORKERS
@@ -41,8 +42,19 @@ def _estimates() -> str:
     "--workers", type=click.IntRange(min=0), help="Worker processes of each server.  [default: 0, but for T38 to T40]"
 )
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The figures as JSON.")
+@click.option(
+    "--page",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Write the figures of long forms into this page's table, unless --no-controls or --workers is given.",
+)
 def main(
-    names: tuple[str, ...], short: bool, no_controls: bool, models: Path, workers: int | None, out: Path | None
+    names: tuple[str, ...],
+    short: bool,
+    no_controls: bool,
+    models: Path,
+    workers: int | None,
+    out: Path | None,
+    page: Path | None,
 ) -> None:
     """Prove the promises under load and faults, by name or all: servers on loopback, each figure with its bound.
 
@@ -59,23 +71,33 @@ def main(
         os.sched_setaffinity(0, os.sched_getaffinity(0) - {SERVER_CORE})
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a rig that is told to end takes its servers along
     ok, results = True, dict[str, Any]()
-    for name in chosen:
-        check = CHECKS[name]
-        report = _run(check, check.how(short=short, models=models))
-        report.show(f"{name} {'PASS' if report.holds else 'FAIL'}")
-        results[name] = asdict(report)
-        ok &= report.holds
-        if check.control is not None and not no_controls:
-            control = _run(check, check.how(short=short, models=models, control=True))
-            failed = not all(figure.holds for figure in control.named(check.bites))
-            control.show(f"{name} control {'failed as it must: PASS' if failed else 'did not fail as it must: FAIL'}")
-            results[f"{name} control"] = asdict(control)
-            ok &= failed
-        if out is not None:  # after each, so that a run that is cut off leaves what it found
+    for name in chosen:  # what they find is kept after each, so that a run that is cut off leaves it
+        report, control = _measured(name, short=short, models=models, controls=not no_controls)
+        ok &= report.holds and (control is None or _fails_as_it_must(CHECKS[name], control))
+        results |= {name: asdict(report)} | ({f"{name} control": asdict(control)} if control else {})
+        if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(results, indent=2, ensure_ascii=False))
+        if page is not None and not short and not no_controls and workers is None:
+            write(page, {name: rows(name, CHECKS[name], report, control)})
     click.echo("PASS" if ok else "FAIL")
     sys.exit(0 if ok else 1)
+
+
+def _measured(name: str, *, short: bool, models: Path, controls: bool) -> tuple[Report, Report | None]:
+    """A check's report, and its control's; both are shown."""
+    check, control = CHECKS[name], None
+    report = _run(check, check.how(short=short, models=models))
+    report.show(f"{name} {'PASS' if report.holds else 'FAIL'}")
+    if check.control is not None and controls:
+        control = _run(check, check.how(short=short, models=models, control=True))
+        failed = _fails_as_it_must(check, control)
+        control.show(f"{name} control {'failed as it must: PASS' if failed else 'did not fail as it must: FAIL'}")
+    return report, control
+
+
+def _fails_as_it_must(check: Check, control: Report) -> bool:
+    return not all(figure.holds for figure in control.named(check.bites))
 
 
 def _run(check: Check, how: dict[str, Any]) -> Report:

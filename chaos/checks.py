@@ -32,10 +32,11 @@ from chaos.report import Report
 
 @dataclass(frozen=True)
 class Check:
-    """A check in its short and its long form, and its control: the same with the protection switched off, which must
-    break the figures whose names begin with ``bites``. ``minutes``: of the long form with its control. ``real``: it
-    runs on the real networks. ``in_suite``: its short form is a test of its own."""
+    """A promise, and its check in its short and its long form. Its control is the same with the protection switched
+    off, which must break the figures whose names begin with ``bites``. ``minutes``: of the long form with its control.
+    ``real``: it runs on the real networks. ``in_suite``: its short form is a test of its own."""
 
+    promise: str
     run: Callable[..., Coroutine[Any, Any, Report]]
     minutes: float
     short: dict[str, Any]
@@ -56,6 +57,7 @@ class Check:
 
 CHECKS = {
     "T1": Check(
+        "At ten times its capacity the server goes on at capacity, and refuses the rest with a time to come back.",
         overload.sustained,
         2.6,
         {"seconds": 4, "calm_s": 1.5},
@@ -64,6 +66,7 @@ CHECKS = {
         bites=("goodput",),
     ),
     "T1-shipped": Check(
+        "The same holds with every limit as shipped: the calls' own time of 3 s bounds the queue.",
         overload.sustained,
         2.6,
         {"seconds": 4, "calm_s": 1.5, "shipped": True},
@@ -71,9 +74,16 @@ CHECKS = {
         {"seconds": 4, "calm_s": 1.5, "shipped": True, "protected": False},
         bites=("goodput", "refused with a time to come back"),
     ),
-    "T2": Check(retries.budgeted, 1.4, {"seconds": 5, "clients": 8}, {"seconds": 60, "clients": 50}),
-    "T3": Check(overload.deadlines, 1.1, {"seconds": 2}, {"seconds": 60}),
+    "T2": Check(
+        "Fifty SDK clients at five times the capacity do not multiply the load.",
+        retries.budgeted,
+        1.4,
+        {"seconds": 5, "clients": 8},
+        {"seconds": 60, "clients": 50},
+    ),
+    "T3": Check("What is out of time is not run.", overload.deadlines, 1.1, {"seconds": 2}, {"seconds": 60}),
     "T4": Check(
+        "Callers that send without end and read nothing cost bounded memory.",
         readers.uploads,
         2.1,
         {"seconds": 3},
@@ -82,16 +92,37 @@ CHECKS = {
         {"seconds": 20, "streams": 200, "crops": (1, 13, 208), "budget_mib": 96, "protected": False},
         bites=("peak memory",),
     ),
-    "T5": Check(readers.slow_readers, 6.6, {"seconds": 6, "stopped": 100, "slow": 25}, {"seconds": 300, "stall_s": 30}),
-    "T6": Check(failures.killed_callers, 3, {"rounds": 2, "at_once": 5}, {"rounds": 63}),
-    "T7": Check(suite.cases_of("test_cancellation.py", 25), 1, {"rounds": 1}, {"rounds": 10}, in_suite=True),
+    "T5": Check(
+        "Callers that take no answers lose their work's room at the timeout, and slow ones go on.",
+        readers.slow_readers,
+        6.6,
+        {"seconds": 6, "stopped": 100, "slow": 25},
+        {"seconds": 300, "stall_s": 30},
+    ),
+    "T6": Check(
+        "Killed callers free what they had, and others do not notice.",
+        failures.killed_callers,
+        3,
+        {"rounds": 2, "at_once": 5},
+        {"rounds": 63},
+    ),
+    "T7": Check(
+        "A caller that goes at whatever moment leaves nothing and harms nobody.",
+        suite.cases_of("test_cancellation.py", 25),
+        1,
+        {"rounds": 1},
+        {"rounds": 10},
+        in_suite=True,
+    ),
     "T8": Check(
+        "Frozen callers free what they had within the probes' time.",
         failures.frozen_callers,
         2,
         {"callers": 4, "streams": 5, "keepalive_s": (1, 1)},
         {"callers": 50, "streams": 2, "keepalive_s": (30, 10), "as_shipped": True},
     ),
     "T9": Check(
+        "SIGTERM answers everything accepted, and ends long streams with `draining`.",
         restarts.drain,
         1,
         {"repeats": 1},
@@ -100,6 +131,7 @@ CHECKS = {
         bites=("items accepted and abandoned",),
     ),
     "T10": Check(
+        "A rolling restart of three servers costs callers nothing.",
         rolling.rolling,
         2.6,
         {"calls": 400},
@@ -107,12 +139,44 @@ CHECKS = {
         {"calls": 300, "hard": True, "retry": False},
         bites=("failures",),
     ),
-    "T11": Check(partial(rolling.rolling, kill=True), 2.4, {"calls": 400}, {"calls": 10_000, "beside": 2000}),
-    "T20": Check(starts.refused_starts, 5, {"rounds": 1, "every": 6}, {"rounds": 5}, real=True),
-    "T22": Check(engines.failing_engine, 2, {"seconds": 2}, {"seconds": 60}),
-    "T23": Check(engines.lost_device, 1, {"repeats": 1}, {"repeats": 10}),
-    "T24": Check(engines.ending_workers, 2, {"seconds": 3, "share": 0.05}, {"seconds": 120, "share": 0.01}),
+    "T11": Check(
+        "A server killed with SIGKILL costs callers nothing.",
+        partial(rolling.rolling, kill=True),
+        2.4,
+        {"calls": 400},
+        {"calls": 10_000, "beside": 2000},
+    ),
+    "T20": Check(
+        "A fault at start ends the process in one line that names the cause, and it never listens.",
+        starts.refused_starts,
+        5,
+        {"rounds": 1, "every": 6},
+        {"rounds": 5},
+        real=True,
+    ),
+    "T22": Check(
+        "A failing run fails its own items, and short memory halves batches.",
+        engines.failing_engine,
+        2,
+        {"seconds": 2},
+        {"seconds": 60},
+    ),
+    "T23": Check(
+        "A lost device is told to those who wait and those who watch, and the process ends.",
+        engines.lost_device,
+        1,
+        {"repeats": 1},
+        {"repeats": 10},
+    ),
+    "T24": Check(
+        "Batches' tasks that end or fail answer those who wait, and the server goes on.",
+        engines.ending_workers,
+        2,
+        {"seconds": 3, "share": 0.05},
+        {"seconds": 120, "share": 0.01},
+    ),
     "T27": Check(
+        "The memory, open files, threads and tasks of a server do not grow.",
         soak.soak,
         26,
         {"seconds": 6, "slope_mb_h": 3000},
@@ -122,6 +186,7 @@ CHECKS = {
         bites=("memory slope",),
     ),
     "T27-sdk": Check(
+        "A process that opens and closes clients of the SDK does not grow either.",
         sdk_soak.sdk_soak,
         7,
         {"seconds": 4, "bytes_a_client": 2_000_000},
@@ -131,8 +196,15 @@ CHECKS = {
         bites=("open files",),
         in_suite=True,
     ),
-    "T28": Check(determinism.same_in_company, 1, {"crops": 100, "images": 10}, {"crops": 800, "images": 200}),
+    "T28": Check(
+        "An item's answer does not depend on its company.",
+        determinism.same_in_company,
+        1,
+        {"crops": 100, "images": 10},
+        {"crops": 800, "images": 200},
+    ),
     "T29": Check(
+        "Every item is answered once and in order, over restarts and kills.",
         order.once_and_in_order,
         4.5,
         {"streams": 30, "items": 700, "restarts": 2, "every_s": 0.3},
@@ -140,8 +212,15 @@ CHECKS = {
         {"streams": 20, "items": 500, "restarts": 0, "swap_after": 20},
         bites=("another stream's answer", "reordered"),
     ),
-    "T30": Check(readers.fairness, 1.6, {"seconds": 2.5}, {"seconds": 45}),
+    "T30": Check(
+        "Callers get equal shares, whatever one of them sends.",
+        readers.fairness,
+        1.6,
+        {"seconds": 2.5},
+        {"seconds": 45},
+    ),
     "T30-named": Check(
+        "The same holds where the greedy caller has forty connections, and one token.",
         readers.fairness,
         1.7,
         {"seconds": 2.5, "connections": 40, "named": True},
@@ -149,8 +228,16 @@ CHECKS = {
         {"seconds": 2.5, "connections": 80},
         bites=("the worst-off fair caller's share", "fair callers' p99"),
     ),
-    "T33": Check(suite.cases_of("test_code_patterns.py", 100), 0.2, {"rounds": 1}, {"rounds": 1}, in_suite=True),
+    "T33": Check(
+        "Server and SDK cancel no read, and have one reader and one writer a stream and no queue without a bound.",
+        suite.cases_of("test_code_patterns.py", 100),
+        0.2,
+        {"rounds": 1},
+        {"rounds": 1},
+        in_suite=True,
+    ),
     "T34": Check(
+        "Image files that mean ill are refused on their headers, and legal large ones hold up nobody.",
         hostile.hostile_images,
         4,
         {"files": 500, "large": 2},
@@ -160,6 +247,7 @@ CHECKS = {
         real=True,
     ),
     "T36": Check(
+        "A message that is cheap to send and dear to parse costs what its bytes cost.",
         floods.flip_flops,
         1,
         {"seconds": 4},
@@ -168,6 +256,7 @@ CHECKS = {
         bites=("event-loop lag", "peak memory"),
     ),
     "T37": Check(
+        "A flood of connections that ask for nothing shuts nobody out for long.",
         floods.idle_connections,
         2,
         {"connections": 2400},
@@ -176,6 +265,7 @@ CHECKS = {
         bites=("seconds until a newcomer",),
     ),
     "T38": Check(
+        "A worker process that is killed, crashes or stops costs nobody anything.",
         workers.killed,
         5.5,
         {"seconds": 12, "every_s": 2},
@@ -184,6 +274,7 @@ CHECKS = {
         bites=("items given up",),
     ),
     "T38-real": Check(
+        "T38 holds on the real networks, with photos beside ready crops.",
         on_real_networks(workers.killed, files=True),
         6,
         {"seconds": 12, "every_s": 3},
@@ -192,9 +283,22 @@ CHECKS = {
         bites=("items given up",),
         real=True,
     ),
-    "T39": Check(workers.poison, 0.5, {"others": 8}, {"others": 24}),
-    "T40": Check(workers.restarts, 16, {"servers": 2, "kills": 2}, {"servers": 20, "kills": 10}),
+    "T39": Check(
+        "A crop whose embedding ends its process costs two workers, once.",
+        workers.poison,
+        0.5,
+        {"others": 8},
+        {"others": 24},
+    ),
+    "T40": Check(
+        "Worker processes and servers that end, by every signal, leave nothing behind.",
+        workers.restarts,
+        16,
+        {"servers": 2, "kills": 2},
+        {"servers": 20, "kills": 10},
+    ),
     "T35": Check(
+        "A command of `facenet` that is cut short twice and then run to its end gives every answer once.",
         folders.interrupted_runs,
         5,
         {"photos": 200, "messes": 1},
@@ -204,6 +308,7 @@ CHECKS = {
         real=True,
     ),
     "T41": Check(
+        "A bulk run whose driver is killed leaves, at its end, the rows of an undisturbed one.",
         bulk.killed_drivers,
         6,
         {"photos": 60, "kills": 2, "within_s": 1},
@@ -213,6 +318,7 @@ CHECKS = {
         real=True,
     ),
     "T42": Check(
+        "A bulk run on Ray that loses a node of three ends by itself, with all rows.",
         bulk.lost_nodes,
         8,
         {"photos": 40, "kills": 0, "within_s": 1},
@@ -220,6 +326,7 @@ CHECKS = {
         real=True,
     ),
     "T1-real": Check(
+        "T1 holds on the real networks.",
         on_real_networks(overload.sustained, files=True),
         4,
         {"seconds": 2, "calm_s": 2, "crops_a_call": 8, "streams": 0},
@@ -229,6 +336,7 @@ CHECKS = {
         real=True,
     ),
     "T9-real": Check(
+        "T9 holds on the real networks.",
         on_real_networks(restarts.drain),
         1.2,
         {"repeats": 1},
@@ -237,11 +345,24 @@ CHECKS = {
         bites=("items accepted and abandoned",),
         real=True,
     ),
-    "T23-real": Check(on_real_networks(engines.lost_device), 1, {"repeats": 1}, {"repeats": 5}, real=True),
+    "T23-real": Check(
+        "T23 holds on the real networks.",
+        on_real_networks(engines.lost_device),
+        1,
+        {"repeats": 1},
+        {"repeats": 5},
+        real=True,
+    ),
     "T28-real": Check(
-        determinism.same_in_company, 4, {"crops": 26, "images": 6}, {"crops": 300, "images": 100}, real=True
+        "T28 holds on the real networks.",
+        determinism.same_in_company,
+        4,
+        {"crops": 26, "images": 6},
+        {"crops": 300, "images": 100},
+        real=True,
     ),
     "T29-real": Check(
+        "T29 holds on the real networks.",
         on_real_networks(order.once_and_in_order),
         5,
         {"streams": 8, "items": 27, "restarts": 1, "every_s": 0.2},

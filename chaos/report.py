@@ -1,8 +1,14 @@
 """What a check measured, beside what it must be."""
 
+import math
 from dataclasses import dataclass, field
 
 import click
+
+
+def number(value: float) -> str:
+    """A figure for people: four digits that count, whole numbers in full."""
+    return f"{value:,.0f}" if abs(value) >= 1000 and math.isfinite(value) else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
@@ -21,9 +27,15 @@ class Figure:
             self.at_least is None or self.value >= self.at_least
         )
 
+    @property
+    def bound(self) -> str:
+        """The bound as people write it."""
+        if self.at_most is not None:
+            return f"≤ {number(self.at_most)}"
+        return f"≥ {number(self.at_least)}" if self.at_least is not None else ""
+
     def __str__(self) -> str:
-        bound = f"≤ {self.at_most:g}" if self.at_most is not None else f"≥ {self.at_least:g}"
-        return f"{self.name}: {self.value:.4g} ({bound}) {'PASS' if self.holds else 'FAIL'}"
+        return f"{self.name}: {number(self.value)} ({self.bound}) {'PASS' if self.holds else 'FAIL'}"
 
 
 @dataclass

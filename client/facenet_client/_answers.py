@@ -131,7 +131,7 @@ def comparison(message: pb.Comparison) -> Comparison:
     )
 
 
-_ITEM_ERRORS: dict[str, type[ItemError]] = {
+ITEM_ERRORS: dict[str, type[ItemError]] = {
     "OPTION_OUT_OF_RANGE": errors.OptionError,
     "TOO_MUCH_WORK": errors.OptionError,
     "UNKNOWN_MODEL": errors.OptionError,
@@ -171,12 +171,12 @@ _CALL_ERRORS: dict[grpc.StatusCode, type[CallError]] = {
 _PUSHBACK = "grpc-retry-pushback-ms"
 _BAD_TOKEN = "Illegal metadata"
 """What gRPC says, as UNAVAILABLE, of a token that is no header's value."""
-_BROKEN_CALL = "Internal error from Core"
+BROKEN_CALL = "Internal error from Core"
 """What grpc.aio says where it meets a lost connection in the middle of a write, before the call's own status."""
 
 
 def item_error(message: pb.ItemError) -> ItemError:
-    kind = _ITEM_ERRORS.get(message.reason, ItemError)
+    kind = ITEM_ERRORS.get(message.reason, ItemError)
     return kind(message.message, code=message.code, reason=message.reason)
 
 
@@ -193,7 +193,7 @@ def call_error(
             "the token cannot be sent, it has a line break or another character that no header may have: token.strip()?"
         )
     kind = _CALL_ERRORS.get(code, errors.ServerFault)
-    if code is grpc.StatusCode.INTERNAL and details == _BROKEN_CALL:
+    if code is grpc.StatusCode.INTERNAL and details == BROKEN_CALL:
         kind = errors.ServerUnavailable
     proxy = proxy_note(target) if issubclass(kind, errors.ServerUnavailable | errors.AnswerTimeout) else ""
     return kind(f"{target}: {details or 'no details'} ({code.name}){proxy}")

@@ -61,7 +61,7 @@ def shown(text: object) -> str:
 
 
 def unusable(message: str) -> ImageError:
-    """For what cannot be sent."""
+    """What the SDK cannot send: nothing can be read there, or it is no image of a type and shape that are taken."""
     return ImageError(message, code=grpc.StatusCode.INVALID_ARGUMENT.value[0], reason="UNUSABLE_INPUT")
 
 

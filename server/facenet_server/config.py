@@ -26,6 +26,15 @@ def _option(default: Any, text: str, **details: Any) -> Any:
     return field(default=default, metadata={"help": text, **details})
 
 
+def bounds(name: str, kind: Any) -> tuple[float, float]:
+    """The least and the greatest value of a setting that is a number."""
+    if kind is float:
+        return (_LEAST_STALL_S if name.endswith("stall_s") else 0, math.inf)
+    if name.startswith("max_"):
+        return (1, _MOST_MIB if name == "max_message_mib" else _MOST)
+    return (0, math.inf)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Each field is a flag (``max_batch_rows``: ``--max-batch-rows``) and an environment variable
@@ -170,12 +179,12 @@ class Config:
             value = getattr(self, each.name)
             if each.type is float and not 0 <= value < math.inf:
                 raise StartError(f"{each.name} must be a number of seconds from 0, not {value}")
-            if each.name.endswith("stall_s") and value < _LEAST_STALL_S:
+            if each.name.endswith("stall_s") and value < bounds(each.name, float)[0]:
                 raise StartError(f"{each.name} must be at least {_LEAST_STALL_S} s, not {value}")
             if each.type is int and each.name.startswith("max_"):
-                most = _MOST_MIB if each.name == "max_message_mib" else _MOST
-                if not 1 <= value <= most:
-                    raise StartError(f"{each.name} must be at least 1 and at most {most}")
+                least, most = bounds(each.name, each.type)
+                if not least <= value <= most:
+                    raise StartError(f"{each.name} must be at least {least} and at most {most}")
         if self.workers != "auto" and not self.workers.isdecimal():
             raise StartError(f"workers must be auto or a number of processes, not {self.workers!r}")
         addresses.parse(self.listen)

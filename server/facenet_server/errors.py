@@ -105,3 +105,73 @@ class FatalError(Exception):
 
 class StartError(Exception):
     """The server cannot start; the message says why and what to do."""
+
+
+REASONS: dict[str, tuple[type[ItemError], str]] = {
+    "EMPTY": (InvalidInput, "The item holds no image, or one without bytes or pixels; or a side holds nothing."),
+    "UNSUPPORTED_FORMAT": (InvalidInput, "The bytes are no image, or one of a format or form that is not read."),
+    "TRUNCATED": (InvalidInput, "The file ends before its image does."),
+    "CORRUPT": (InvalidInput, "The header contradicts itself, or the pixels cannot be unpacked."),
+    "DAMAGED": (InvalidInput, "Pixels may be damaged, and refuse_damaged is set."),
+    "IMAGE_TOO_LARGE": (InvalidInput, "The bytes, the pixels, a side or the ratio of the sides are beyond a limit."),
+    "TOO_COMPLEX": (InvalidInput, "The header has too many parts, or the JPEG too many scans."),
+    "WRONG_SIZE": (InvalidInput, "A ready crop is not 160×160 px, or a raw image's bytes do not fit its size."),
+    "OPTION_OUT_OF_RANGE": (InvalidInput, "An option of the message is outside its range; all its items get this."),
+    "TOO_MUCH_WORK": (InvalidInput, "The pyramid or the windows are beyond a limit: give a larger min_face_px."),
+    "RESPONSE_TOO_LARGE": (
+        InvalidInput,
+        "The message's crops are beyond a limit: fewer faces or images, smaller crops.",
+    ),
+    "MODEL_MISMATCH": (InvalidInput, "The embedding is of a model that the comparison's is not interchangeable with."),
+    "BAD_EMBEDDING": (InvalidInput, "The embedding has a wrong dimension, or an L2 norm that is not 1."),
+    "UNKNOWN_MODEL": (UnknownModel, "No embedder of that name is served; GetServerInfo has the names."),
+    "UNKNOWN_OPERATING_POINT": (UnknownOperatingPoint, "The model's calibration has no point of that name."),
+    "NO_FACE": (NoFace, "A comparison needs a face, and a side's image has none."),
+    OVERLOADED: (Overloaded, "There is no room for the item now. Come back after the response's retry_after_ms."),
+    "TIMED_OUT": (TimedOut, "There was no answer within the request's timeout_ms, or the stream's deadline."),
+    "DEVICE_LOST": (DeviceLost, "The device of the networks failed for good, and the server ends. Send it elsewhere."),
+    "INTERNAL": (
+        InternalError,
+        "A fault of the server, or an item that ended workers. The log tells more, under the message's id.",
+    ),
+}
+"""Each reason of an ItemError: its kind, and what it means. docs/reference.md shows them."""
+
+STATUSES: tuple[tuple[str, str, str], ...] = (
+    (
+        "RESOURCE_EXHAUSTED",
+        "There is no room for the stream or unary call. The trailer grpc-retry-pushback-ms says when to come back.",
+        "Comes back then, or goes to another server.",
+    ),
+    (
+        "RESOURCE_EXHAUSTED",
+        "A message is over --max-message-mib, or gRPC takes no more calls. There is no trailer.",
+        "Sends smaller messages; backs off.",
+    ),
+    ("UNAVAILABLE", "The server drains: what it accepted is answered.", "Sends the rest again, elsewhere."),
+    (
+        "CANCELLED",
+        "Answers lay unread for --max-write-stall-s, or the call met the server's stop.",
+        "Reads its answers; sends again.",
+    ),
+    (
+        "DEADLINE_EXCEEDED",
+        "A stream's first message did not come within 10 s, a unary call's within 1 s; or the call's deadline passed.",
+        "Sends as soon as it has opened a call; gives more time.",
+    ),
+    (
+        "INVALID_ARGUMENT",
+        "The bytes are no message of the contract, the message has too many items, or a unary one has over 4 KiB.",
+        "Mends its code.",
+    ),
+    ("NOT_FOUND", "Health is asked for a service that is not here.", "Mends its code."),
+    ("UNIMPLEMENTED", "There is no such service or method.", "Mends its code."),
+    ("UNAUTHENTICATED", "The call has no token that the server knows, or two tokens.", "Mends its token."),
+    ("INTERNAL", "A fault of the server: `internal error ID`; its log has the id.", "Sends it again once at most."),
+    (
+        "INTERNAL",
+        "gRPC's `Internal error from Core`: a refusal overtook the caller's writing.",
+        "Takes it as a refusal, as the SDK does.",
+    ),
+)
+"""What calls end with, when, and what the caller does. docs/reference.md shows them."""

@@ -33,7 +33,7 @@ from facenet_server.vision.sources import Encoded, Raw
 # google.rpc.Code
 INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE = 3, 4, 5, 8, 13, 14
 
-_CODES: dict[type[ItemError], int] = {
+CODES: dict[type[ItemError], int] = {
     InvalidInput: INVALID_ARGUMENT,
     UnknownModel: NOT_FOUND,
     UnknownOperatingPoint: NOT_FOUND,
@@ -174,7 +174,7 @@ def comparison(value: Comparison) -> pb.Comparison:
 
 def item_error(error: ItemError) -> pb.ItemError:
     """The one place where our errors become the wire's."""
-    return pb.ItemError(code=_CODES[type(error)], reason=error.reason, message=str(error))
+    return pb.ItemError(code=CODES[type(error)], reason=error.reason, message=str(error))
 
 
 def refusal(response: type[Any], number: int, n_items: int, error: ItemError) -> Any:

@@ -1,0 +1,126 @@
+"""docs/reference.md is what the code says, and the code says all that it does: reasons, statuses, limits, ranges."""
+
+import ast
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from facenet_client import _answers
+from facenet_proto.v1 import face_pb2 as pb
+from facenet_server import errors
+from facenet_server.config import Config, bounds
+from facenet_server.errors import REASONS, STATUSES, StartError
+from facenet_server.rpc import converters
+
+from tools import reference
+
+SERVER = ROOT / "server" / "facenet_server"
+
+
+def nodes(folder: Path) -> Iterator[ast.AST]:
+    """All of the source files' syntax."""
+    for path in sorted(folder.rglob("*.py")):
+        yield from ast.walk(ast.parse(path.read_text("utf-8")))
+
+
+@pytest.mark.skipif(find_spec("tensorflow") is None, reason="facenet-convert needs TensorFlow (run `make install`)")
+def test_the_page_is_what_the_code_says() -> None:
+    assert reference.PAGE.read_text("utf-8") == reference.page(), "run `make reference`"
+
+
+def test_every_reason_that_the_server_gives_is_described() -> None:
+    raised = set[str]()
+    for node in nodes(SERVER):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "InvalidInput":
+            raised |= {str(each.value) for each in node.args[:1] if isinstance(each, ast.Constant)}
+    of_kinds = {reason for reason, (kind, _) in REASONS.items() if kind is not errors.InvalidInput}
+    assert raised | of_kinds == set(REASONS)
+    assert {kind for kind, _ in REASONS.values()} == set(converters.CODES)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.UnknownModel("", []),
+        errors.UnknownOperatingPoint("", []),
+        errors.NoFace("a"),
+        errors.Overloaded(""),
+        errors.InternalError(""),
+        errors.TimedOut(),
+        errors.DeviceLost(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_of_its_own_kind_is_described_as_such(error: errors.ItemError) -> None:
+    assert REASONS[error.reason][0] is type(error)
+
+
+def test_the_sdk_has_an_error_for_every_reason_and_for_no_other() -> None:
+    assert set(_answers.ITEM_ERRORS) == set(REASONS)
+
+
+def test_every_status_that_the_server_ends_calls_with_is_described() -> None:
+    given = {
+        node.attr
+        for node in nodes(SERVER / "rpc")
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "grpc.StatusCode"
+    }
+    assert given <= {status for status, *_ in STATUSES}
+
+
+def test_every_limit_of_the_contract_has_its_flag_and_its_comment() -> None:
+    found = dict(reference.messages_fields("Limits"))
+    assert list(found) == [each.name for each in pb.Limits.DESCRIPTOR.fields]
+    assert all(found.values())
+    flags = {f"--{each.name.replace('_', '-')}" for each in fields(Config)}
+    told = [line.split(" | ")[1].strip("`") for line in reference.limits().splitlines()[2:]]
+    assert set(told) <= flags
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(Config) if each.type in (int, float)])
+def test_a_number_outside_its_range_is_refused(name: str) -> None:
+    kind = type(getattr(Config(), name))
+    least, most = bounds(name, kind)
+
+    def check(value: Any) -> None:
+        replace(Config().with_streams_for(None), **{name: value}).check()
+
+    check(kind(least))
+    if kind is int and not name.startswith("max_"):
+        return  # the flag's own type refuses what is under 0
+    with pytest.raises(StartError, match=name):
+        check(least - (1 if kind is int else 0.001))
+    with pytest.raises(StartError, match=name):
+        check(math.inf if most == math.inf else int(most) + 1)
+
+
+@dataclass
+class Settings:
+    """Settings with groups, as Config may have them."""
+
+    port: int = field(default=1, metadata={"help": "Where.", "group": "listening"})
+    max_wait_s: float = field(default=0.5, metadata={"help": "How long.", "group": "limits", "advanced": True})
+    max_mib: int = field(default=2000, metadata={"help": "How ``much``.", "group": "limits"})
+
+
+def test_settings_stand_in_their_groups_and_advanced_ones_behind() -> None:
+    head = "| flag | variable | default | range | what |\n| --- | --- | --- | --- | --- |\n"
+    assert list(reference.flags(fields(Settings))) == [
+        "### Listening\n",
+        head + "| `--port` | `FACENET_PORT` | 1 | ≥ 0 | Where. |\n",
+        "### Limits\n",
+        head
+        + "| `--max-mib` | `FACENET_MAX_MIB` | 2,000 MiB | ≥ 1 | How `much`. |\n"
+        + "| `--max-wait-s` | `FACENET_MAX_WAIT_S` | 0.5 s | ≥ 0 | Advanced. How long. |\n",
+    ]
+
+
+def test_a_text_that_is_too_long_for_a_cell_goes_on_in_the_next_row() -> None:
+    first, second = "This is one sentence. " * 7, "Here is another one, as long as they come."
+    lines = reference.table(("flag", "what"), [("`--a`", first + second)]).splitlines()
+    assert lines[2:] == [f"| `--a` | {first.strip()} |", f"| | {second} |"]
