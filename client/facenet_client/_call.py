@@ -47,12 +47,10 @@ class Call:
         """Tell the server that no message follows."""
         await self._in_time(self._call.done_writing(), None)
 
-    async def read(self, timeout_s: float | None) -> bytes:
-        """The next message; there must be one."""
+    async def read(self, timeout_s: float | None) -> bytes | None:
+        """The next message; None where the server has ended the call in order."""
         data = await self._in_time(self._next(), timeout_s)
-        if data is grpc.aio.EOF:
-            raise await self._end()
-        return bytes(data)
+        return None if data is grpc.aio.EOF else bytes(data)
 
     async def is_there(self, timeout_s: float) -> bool:
         """Whether the next message, or the end of the call, comes in time: ``read`` gives it, now or later."""

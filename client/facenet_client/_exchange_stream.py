@@ -72,7 +72,7 @@ class ExchangeStream:
         self._under_way: deque[Message] = deque()
         self._unsent: asyncio.Queue[bytes | None] = asyncio.Queue()  # bounded by the session's window
         self._error: CallError | None = None  # for which it was ended here
-        self._is_finishing = False
+        self._ending: asyncio.TimerHandle | None = None  # where nothing follows: the server may end the call until then
         self._writing = asyncio.create_task(self._write())
         self._reading = asyncio.create_task(self._read())
 
@@ -95,7 +95,7 @@ class ExchangeStream:
     @property
     def ends_in_order(self) -> bool:
         """Whether all is answered, and nothing follows: it soon ends by itself."""
-        return self._is_finishing and not self._under_way
+        return self._ending is not None and not self._under_way
 
     def send(self, message: Message) -> None:
         """Send a message, after those before it."""
@@ -111,9 +111,8 @@ class ExchangeStream:
 
     def finish(self) -> None:
         """All is answered, and no message follows: the server may end the call."""
-        self._is_finishing = True
         self._unsent.put_nowait(None)
-        asyncio.get_running_loop().call_later(_END_S, self._call.cancel)  # no effect on one that has ended
+        self._ending = asyncio.get_running_loop().call_later(_END_S, self._call.cancel)
 
     async def _write(self) -> None:
         try:
@@ -126,10 +125,10 @@ class ExchangeStream:
             self._give_up(CallError(f"{self.channel.address}: a message could not be sent: {error!r}"))
 
     async def _read(self) -> None:
-        end: CallError | None
+        end: CallError | None = None
         try:
-            while True:
-                response = await self._next_response()
+            while (data := await self._call.read(None)) is not None:
+                response = self._parsed(data)
                 message = self._under_way.popleft()
                 _hush(message)
                 self._on_answer(self, message, response)
@@ -137,11 +136,10 @@ class ExchangeStream:
             end = None if self.ends_in_order else self._error or error
         except Exception as error:  # noqa: BLE001 (nobody may wait for ever)
             end = ServerFault(f"{self.channel.address}: an answer could not be read: {error!r}")
-        unanswered = self._stop()
-        self._on_end(self, unanswered, end)
+        self._on_end(self, self._stop(), end)
 
-    async def _next_response(self) -> Any:
-        response = self._response.FromString(await self._call.read(None))
+    def _parsed(self, data: bytes) -> Any:
+        response = self._response.FromString(data)
         if response.draining:
             raise ServerUnavailable(f"{self.channel.address}: the server is shutting down")
         if any(result.error.reason == "DEVICE_LOST" for result in response.results):
@@ -152,6 +150,8 @@ class ExchangeStream:
         """End the call, and give the messages that have no answer."""
         self._call.cancel()
         self._writing.cancel()
+        if self._ending is not None:
+            self._ending.cancel()
         unanswered = list(self._under_way)
         self._under_way.clear()
         for message in unanswered:

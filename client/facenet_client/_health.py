@@ -34,7 +34,11 @@ async def watch(channel: Channel, on_unready: Callable[[], None], idle_left_s: C
         await call.write(_THE_SERVER)
         await call.done_writing()
         while (left_s := idle_left_s()) > 0:
-            if await call.is_there(left_s) and await call.read(None) not in (_SERVING, _SERVICE_UNKNOWN):
+            if not await call.is_there(left_s):
+                continue
+            if (status := await call.read(None)) is None:
+                raise ServerUnavailable(f"{channel.address}: the server has ended its Watch")
+            if status not in (_SERVING, _SERVICE_UNKNOWN):
                 on_unready()
     finally:
         await call.close()

@@ -177,7 +177,9 @@ class _Caller:
         await self._call.write(message.data, self._timeout_s)
 
     async def _take(self, tally: Tally) -> None:
-        response = self._response.FromString(await self._call.read(self._timeout_s))
+        if (data := await self._call.read(self._timeout_s)) is None:
+            raise ServerFault(f"{self._address}: the server ended the stream with messages unanswered")
+        response = self._response.FromString(data)
         if response.draining:
             raise ServerUnavailable(f"{self._address}: the server is shutting down")
         since_s, items = self._under_way[0]
