@@ -12,7 +12,7 @@ Photos go in, and a result for each comes back, in their order:
         print(photo.error or [face.box for face in photo.faces])
 """
 
-from facenet_client import _process as _process  # before gRPC: it sets what gRPC reads as it is imported
+from facenet_client import _process as _process  # before gRPC: sets the variable that gRPC reads on import
 from facenet_client import distances
 from facenet_client.aio import AsyncClient
 from facenet_client.client import Client

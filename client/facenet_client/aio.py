@@ -37,17 +37,16 @@ ResultT = TypeVar("ResultT")
 class AsyncClient:
     """A connection to a FaceNet Serve server, for asyncio.
 
-    ``target`` is a gRPC target as "127.0.0.1:50051", or several: a list, or "host:50051,host:50052". The messages of
-    each stream, and small calls one by one, spread over all of them; they must run the same models. ``connections`` is
-    how many connections there are to each. ``credentials`` are gRPC's, for TLS and tokens (None: plain text).
-    ``timeout_s`` bounds the wait for each message's answer (None: for ever), each call may have its own; a stream as a
-    whole has no deadline. A server that is away, or not up yet, is waited for as long (None: a minute), but with
-    ``retry=False``.
-    Methods take any iterable or asynchronous iterable, of any length, cut it into messages by the server's limits, and
-    answer in input order. What is wrong with one item sits on its result's ``error``; what is wrong with the call is
-    raised as a CallError.
+    ``target`` is a gRPC target as "127.0.0.1:50051", or several: a list, or "host:50051,host:50052". The client spreads
+    the messages of each stream, and single small calls, over all servers; the servers must run the same models.
+    ``connections`` is the number of connections to each server. ``credentials`` are gRPC's, for TLS and tokens (None:
+    plain text). ``timeout_s`` limits the wait for each message's answer (None: no limit). Each call may set its own; a
+    stream as a whole has no deadline. If a server is away or not up yet, a call waits for it, up to ``timeout_s``
+    (None: a minute), unless ``retry=False``. Methods take any iterable or asynchronous iterable, of any length, split
+    it into messages by the server's limits, and give results in input order. An error of one item is its result's
+    ``error``; an error of the whole call is raised as a CallError.
 
-    Ordinary iterables are advanced in a worker thread, so that they may block.
+    A worker thread reads ordinary iterables, so they may block.
     """
 
     def __init__(
@@ -69,9 +68,9 @@ class AsyncClient:
         return self
 
     async def open(self) -> None:
-        """Open the client on the running event loop, as ``async with`` does; no effect on one that is open. Raises
-        RuntimeError where another event loop has it, and where this process cannot have one, with gevent's threads;
-        where it was forked after another client was opened, calls do."""
+        """Open the client on the running event loop, as ``async with`` does; no effect if it is open. Raises
+        RuntimeError if the client is open on another event loop, or if gevent has replaced this process's threads. If
+        this process was forked after another client was opened, later calls raise it."""
         self._endpoints.open()
 
     def __repr__(self) -> str:
@@ -86,22 +85,22 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the client, as the end of ``async with`` does: calls under way end with a CallError. No effect on one
-        that is closed."""
+        """Close the client, as the end of ``async with`` does: running calls end with a CallError. No effect on a
+        closed client."""
         sessions = list(self._sessions) if self._endpoints.is_ours() else []
         self._sessions.clear()
         for session in sessions:
-            await session.__aexit__(None, None, None)  # whoever waits for its results is told
+            await session.__aexit__(None, None, None)  # tasks that wait for the session's results get an error
         await self._endpoints.close()
 
     async def wait_until_ready(self, timeout_s: float | None = None) -> None:
-        """Wait until the server says that it is ready; of several servers, the first. Raises ServerUnavailable where
-        none is in time (None: for ever), and another CallError at once where waiting does not help."""
+        """Wait until a server says that it is ready. Raises ServerUnavailable if none is ready in time (None: waits for
+        ever). Where waiting does not help, raises another CallError at once."""
         check_timeout(timeout_s)
         await self._endpoints.wait_until_ready(timeout_s)
 
     async def is_ready(self, timeout_s: float = 1.0) -> bool:
-        """Whether a server says now that it is ready, as a service's own health check asks."""
+        """Whether a server is ready now. Use it in a service's own health check."""
         try:
             await self.wait_until_ready(timeout_s)
         except CallError:
@@ -109,18 +108,18 @@ class AsyncClient:
         return True
 
     async def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
-        """The server's models, providers and limits; of several servers, the smallest of each limit."""
+        """The server's models, providers and limits. With several servers, each limit is the smallest of theirs."""
         known(options, CallOptions)
         return _answers.server_info(await self._endpoints.info(self._timeout_of(options)))
 
     async def server_stats(self, **options: Unpack[CallOptions]) -> ServerStats:
-        """What the server has done so far; of several servers, their sum."""
+        """What the server has done so far. With several servers, the sum over all."""
         known(options, CallOptions)
         answers = await self._endpoints.stats(self._timeout_of(options))
         return together(list(map(_answers.server_stats, answers)))
 
     def _timeout_of(self, options: Mapping[str, Any]) -> float | None:
-        """A call's own time, or the client's."""
+        """The call's own ``timeout_s``, or the client's."""
         timeout_s: float | None = options.get("timeout_s", self.timeout_s)
         return timeout_s
 
@@ -165,7 +164,7 @@ class AsyncClient:
         pairs: Iterable[tuple[Side, Side]] | AsyncIterable[tuple[Side, Side]],
         **options: Unpack[CompareOptions],
     ) -> list[Comparison]:
-        """The distance between the two faces of each pair, and whether they are the same person's."""
+        """Give the distance between the two faces of each pair, and whether they are of the same person."""
         return [result async for result in self.compare_stream(pairs, **options)]
 
     def compare_stream(
@@ -179,7 +178,7 @@ class AsyncClient:
     async def open_session(
         self, exchange: _wire.Exchange[InputT, ResultT], inputs: Iterable[InputT] | AsyncIterable[InputT]
     ) -> Session[InputT, ResultT]:
-        """For the SDK's own use: a session that is ready to be entered."""
+        """For the SDK's own use: a session for ``async with``."""
         timeout_s = self._timeout_of(exchange.options)
         info = await self._endpoints.info(timeout_s)
         embedders = [model.name for model in info.models if model.kind == "embedder"]

@@ -37,16 +37,16 @@ ResultT = TypeVar("ResultT")
 class Client:
     """A connection to a FaceNet Serve server.
 
-    ``target`` is a gRPC target as "127.0.0.1:50051", or several: a list, or "host:50051,host:50052". The messages of
-    each stream, and small calls one by one, spread over all of them; they must run the same models. ``connections`` is
-    how many connections there are to each. ``credentials`` are gRPC's, for TLS and tokens (None: plain text).
-    ``timeout_s`` bounds the wait for each message's answer (None: for ever), each call may have its own; a stream as a
-    whole has no deadline. A server that is away, or not up yet, is waited for as long (None: a minute), but with
-    ``retry=False``.
-    Methods take any iterable, of any length, cut it into messages by the server's limits, and answer in input order.
-    What is wrong with one item sits on its result's ``error``; what is wrong with the call is raised as a CallError.
+    ``target`` is a gRPC target as "127.0.0.1:50051", or several: a list, or "host:50051,host:50052". The client spreads
+    the messages of each stream, and single small calls, over all servers; the servers must run the same models.
+    ``connections`` is the number of connections to each server. ``credentials`` are gRPC's, for TLS and tokens (None:
+    plain text). ``timeout_s`` limits the wait for each message's answer (None: no limit). Each call may set its own; a
+    stream as a whole has no deadline. If a server is away or not up yet, a call waits for it, up to ``timeout_s``
+    (None: a minute), unless ``retry=False``. Methods take any iterable, of any length, split it into messages by the
+    server's limits, and give results in input order. An error of one item is its result's ``error``; an error of the
+    whole call is raised as a CallError.
 
-    Iterables are advanced in a worker thread, ahead of the results. A client may be used from several threads.
+    A worker thread reads the iterable, ahead of the results. A client may be used from several threads.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Client:
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._leaving: set[asyncio.Future[None]] = set()  # a loop alone would let its tasks be collected
+        self._leaving: set[asyncio.Future[None]] = set()  # a loop keeps only weak references to its tasks
         self._lock = threading.RLock()  # between giving work to the loop and taking the loop away
 
     def __enter__(self) -> Self:
@@ -71,9 +71,9 @@ class Client:
         return self
 
     def open(self) -> None:
-        """Open the client, as ``with`` does; no effect on one that is open. Raises RuntimeError where this process
-        cannot have one, with gevent's threads; where it was forked after another client was opened, calls do."""
-        if _process.is_forked():  # told where it is used: a pool starts workers anew that fail as they begin, for ever
+        """Open the client, as ``with`` does; no effect if it is open. Raises RuntimeError if gevent has replaced this
+        process's threads. If this process was forked after another client was opened, later calls raise it."""
+        if _process.is_forked():  # raised by calls: a pool would restart for ever workers that fail at their start
             return
         _process.check_usable()
         with self._lock:
@@ -89,8 +89,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the client, as the end of ``with`` does: calls under way end with a CallError. No effect on one that is
-        closed, or that belongs to the process which this one was forked from."""
+        """Close the client, as the end of ``with`` does: running calls end with a CallError. No effect on a closed
+        client, or on a client of the process that this process was forked from."""
         if _process.is_forked():  # the lock may be held for ever
             return
         with self._lock:
@@ -103,7 +103,8 @@ class Client:
         _loops.give_back(loop)
 
     async def _close(self) -> None:
-        """Close the client, and leave no other thread waiting: all that was given to this loop is a task by now."""
+        """Close the client, and let no other thread wait for ever: all work that was given to this loop is a task by
+        now."""
         await self._client.__aexit__(None, None, None)
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
@@ -117,20 +118,20 @@ class Client:
         raise TypeError("a Client cannot be pickled or copied: it is a connection, open one in each process")
 
     def wait_until_ready(self, timeout_s: float | None = None) -> None:
-        """Wait until the server says that it is ready; of several servers, the first. Raises ServerUnavailable where
-        none is in time (None: for ever), and another CallError at once where waiting does not help."""
+        """Wait until a server says that it is ready. Raises ServerUnavailable if none is ready in time (None: waits for
+        ever). Where waiting does not help, raises another CallError at once."""
         self._wait(self._client.wait_until_ready(timeout_s))
 
     def is_ready(self, timeout_s: float = 1.0) -> bool:
-        """Whether a server says now that it is ready, as a service's own health check asks."""
+        """Whether a server is ready now. Use it in a service's own health check."""
         return self._wait(self._client.is_ready(timeout_s))
 
     def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
-        """The server's models, providers and limits; of several servers, the smallest of each limit."""
+        """The server's models, providers and limits. With several servers, each limit is the smallest of theirs."""
         return self._wait(self._client.server_info(**options))
 
     def server_stats(self, **options: Unpack[CallOptions]) -> ServerStats:
-        """What the server has done so far; of several servers, their sum."""
+        """What the server has done so far. With several servers, the sum over all."""
         return self._wait(self._client.server_stats(**options))
 
     def detect(self, images: Iterable[ImageLike], **options: Unpack[DetectOptions]) -> list[Detection]:
@@ -158,7 +159,7 @@ class Client:
         return self._results(_wire.embed_crops(options), crops)
 
     def compare(self, pairs: Iterable[tuple[Side, Side]], **options: Unpack[CompareOptions]) -> list[Comparison]:
-        """The distance between the two faces of each pair, and whether they are the same person's."""
+        """Give the distance between the two faces of each pair, and whether they are of the same person."""
         return list(self.compare_stream(pairs, **options))
 
     def compare_stream(
@@ -181,15 +182,15 @@ class Client:
             self._end(session)
 
     def _end(self, session: Session[Any, Any]) -> None:
-        if threading.current_thread() is self._thread:  # a left generator, collected on the loop itself
+        if threading.current_thread() is self._thread:  # an abandoned generator, garbage-collected on the loop's thread
             self._leaving.add(asyncio.ensure_future(session.__aexit__(None, None, None)))
             return
-        with suppress(CallError):  # closing the client has ended it
+        with suppress(CallError):  # the client was closed, which ended the session
             self._wait(session.__aexit__(None, None, None))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the client's loop, and wait for it here."""
-        if _process.is_forked():  # its loop's thread is not here, and the lock may be held for ever
+        if _process.is_forked():  # the loop's thread does not exist here, and the lock may be held for ever
             work.close()
             _process.check_not_forked()
         with self._lock:
@@ -204,5 +205,5 @@ class Client:
         except CancelledError:
             raise CallError("the client was closed") from None
         except BaseException:
-            future.cancel()  # this thread was interrupted: no effect if the coroutine itself raised
+            future.cancel()  # for an interrupt of this thread; no effect if the coroutine itself raised
             raise

@@ -1,13 +1,13 @@
-"""What the distance between two embeddings is, and how it relates to the other measures in use.
+"""The distance between two embeddings, and how it relates to the other measures in use.
 
-L2 on unit vectors is *the* distance of this project. For unit vectors a and b with L2 distance d:
+In this project, "distance" always means L2 between unit vectors. For unit vectors a and b with L2 distance d:
 
     squared L2            d²
     cosine similarity     a·b = 1 − d²/2
     reference's metric 1  arccos(a·b)/π  (davidsandberg/facenet, ``facenet.distance``)
 
-All of them order pairs alike. Everything here takes and returns scalars or arrays, and is clipped to its range:
-identical vectors give 0, never NaN.
+All these measures give pairs the same order. All functions here take and return scalars or arrays, and clip results to
+their range: identical vectors give 0, never NaN.
 """
 
 import numpy as np

@@ -15,35 +15,35 @@
         ├── AnswerTimeout        no answer within timeout_s (also a TimeoutError)
         ├── ServerOverloaded     the server has no room now
         ├── RequestRefused       the server does not accept the request
-        │   └── AuthenticationError  nor the caller: no token or certificate, or none that it knows
-        └── ServerFault          the server broke its promise
+        │   └── AuthenticationError  no token or certificate, or none that the server knows
+        └── ServerFault          the server failed, or broke the contract
 
     TemporaryError           also a base of ServerItemError, ItemTimeout, ServerUnavailable, AnswerTimeout and
-                             ServerOverloaded: the same again may succeed
+                             ServerOverloaded: the same call may succeed later
 
-``grpc.RpcError`` never reaches a caller. All of them can be pickled and copied, notes included.
+``grpc.RpcError`` never reaches a caller. All errors of the SDK can be pickled and copied, notes included.
 """
 
 from typing import Any
 
 
 class FaceNetError(Exception):
-    """Base of everything the SDK raises on purpose. All that an error is made of is in its ``args``, so that pickle and
-    Celery's results can make it again."""
+    """Base of all errors that the SDK raises on purpose. The ``args`` of an error hold all its data, so that pickle and
+    Celery's results can rebuild it."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 class TemporaryError(FaceNetError):
-    """The same again may succeed: later, or on another server."""
+    """The same call may succeed later, or on another server."""
 
 
 class ItemError(FaceNetError):
     """One item has no answer. ``code`` is a google.rpc.Code number, ``reason`` a word in capitals."""
 
     def __init__(self, message: str, code: int, reason: str) -> None:
-        super().__init__(message)  # alone: a TimeoutError makes other things of three
+        super().__init__(message)  # one argument: TimeoutError would give three another meaning
         self.args = (message, code, reason)
         self.code = code
         self.reason = reason
@@ -52,7 +52,7 @@ class ItemError(FaceNetError):
         return f"{self.args[0]} [{self.reason}]"
 
     def to_dict(self) -> dict[str, Any]:
-        """Its code, reason and message, for JSON."""
+        """The error's code, reason and message, as a dictionary for JSON."""
         return {"code": self.code, "reason": self.reason, "message": self.args[0]}
 
 
@@ -73,8 +73,8 @@ class NoFaceError(ItemError):
 
 
 class ServerItemError(ItemError, TemporaryError):
-    """The server failed on this item, and its log tells more under the id in the message; or it had no room for it, or
-    lost its device."""
+    """The server failed on this item, had no room for it, or lost its device. If it failed, the server's log tells more
+    under the id in the message."""
 
 
 class ItemTimeout(ItemError, TemporaryError, TimeoutError):
@@ -82,7 +82,7 @@ class ItemTimeout(ItemError, TemporaryError, TimeoutError):
 
 
 class CallError(FaceNetError):
-    """The call as a whole failed. Items whose results came before are answered."""
+    """The call as a whole failed. Results that came before remain valid."""
 
 
 class ServerUnavailable(CallError, TemporaryError):
@@ -94,7 +94,7 @@ class AnswerTimeout(CallError, TemporaryError, TimeoutError):
 
 
 class ServerOverloaded(CallError, TemporaryError):
-    """The server has no room for the request now; if it says so, there is after ``retry_after_s``."""
+    """The server has no room for the request now. ``retry_after_s`` says when it will have room; None: not known."""
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message, retry_after_s)
@@ -110,4 +110,4 @@ class AuthenticationError(RequestRefused):
 
 
 class ServerFault(CallError):
-    """The server failed, or answered what the contract does not allow."""
+    """The server failed, or gave an answer that the contract does not allow."""

@@ -1,6 +1,7 @@
-"""What a server says of its own work: counts that only grow, so that two answers describe the time between them."""
+"""What a server says about its own work: counts that only grow. The difference of two answers is the work between
+them."""
 
-from __future__ import annotations  # since() takes and gives its own class
+from __future__ import annotations  # since() takes and returns its own class
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -9,8 +10,8 @@ from math import nan
 
 @dataclass(frozen=True, slots=True)
 class StageStats:
-    """One step of the pipeline, or one network: ``runs`` of ``rows`` that waited ``queue_ns`` in all, each row's wait
-    counted, and took ``compute_ns``."""
+    """One step of the pipeline, or one network. ``runs`` computed ``rows``, in ``compute_ns`` nanoseconds. ``queue_ns``
+    is the sum of all rows' waits for their runs."""
 
     name: str
     runs: int = 0
@@ -20,28 +21,28 @@ class StageStats:
 
     @property
     def mean_rows(self) -> float:
-        """Rows of a run: how full its batches are; NaN without a run."""
+        """Mean number of rows per run, which says how full the batches are; NaN if there was no run."""
         return self.rows / self.runs if self.runs else nan
 
     @property
     def mean_queue_s(self) -> float:
-        """Seconds that a row waited for its run; NaN without a row."""
+        """Mean seconds that a row waited for its run; NaN if there was no row."""
         return self.queue_ns / self.rows / 1e9 if self.rows else nan
 
     @property
     def mean_compute_s(self) -> float:
-        """Seconds that a run took; NaN without a run."""
+        """Mean seconds that a run took; NaN if there was no run."""
         return self.compute_ns / self.runs / 1e9 if self.runs else nan
 
     def since(self, earlier: StageStats) -> StageStats:
-        """What came between. Raises ValueError where ``earlier`` counts more."""
+        """The work after ``earlier``. Raises ValueError if ``earlier`` has higher counts."""
         counts = {name: getattr(self, name) - getattr(earlier, name) for name in _COUNTS}
         if min(counts.values()) < 0:
             raise ValueError(f"{self.name}: the earlier counts are higher: another server, or one that was restarted")
         return replace(self, **counts)
 
     def plus(self, other: StageStats) -> StageStats:
-        """The work of both."""
+        """The sum of both."""
         return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in _COUNTS})
 
 
@@ -50,7 +51,7 @@ _COUNTS = ("runs", "rows", "queue_ns", "compute_ns")
 
 @dataclass(frozen=True, slots=True)
 class LoopLag:
-    """How late a server's event loop came to a timer, over about the last minute: percentiles, seconds."""
+    """How late a server's event loop ran its timers, over about the last minute: percentiles in seconds."""
 
     p50_s: float
     p99_s: float
@@ -59,8 +60,9 @@ class LoopLag:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What was let in and what came of it. ``streams``, ``items_in_flight`` and ``bytes_in_flight`` are those of now,
-    the others counts since the start: accepted = answered + abandoned (their stream ended first) + in flight."""
+    """Counts of accepted and refused items and streams. ``streams``, ``items_in_flight`` and ``bytes_in_flight`` are
+    values of now. The others are counts since the start: accepted = answered + abandoned (their stream ended first) +
+    in flight."""
 
     streams: int = 0
     items_in_flight: int = 0
@@ -72,11 +74,11 @@ class Admission:
     refused_streams: int = 0
 
     def since(self, earlier: Admission) -> Admission:
-        """What came between; what is now stays as it is."""
+        """The work after ``earlier``. Values of now stay as they are."""
         return replace(self, **{name: getattr(self, name) - getattr(earlier, name) for name in _TOTALS})
 
     def plus(self, other: Admission) -> Admission:
-        """Both."""
+        """The sum of both."""
         return Admission(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Admission)))
 
 
@@ -85,10 +87,11 @@ _TOTALS = ("accepted_items", "answered_items", "abandoned_items", "refused_items
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
-    """A server's worker processes: those that work, and stand by, now, and those that ended unasked since the start.
+    """A server's worker processes. ``working`` and ``standing_by`` (spares) are values of now. ``ended`` counts workers
+    that ended since the start although the server did not end them.
 
-    ``jobs_run_again``: jobs that ran once more because their worker ended. ``jobs_given_up``: jobs with which two
-    workers ended, or which took too long.
+    ``jobs_run_again``: jobs that ran once more because their worker ended. ``jobs_given_up``: jobs that failed because
+    two workers ended with them or because they took too long.
     """
 
     working: int = 0
@@ -98,11 +101,11 @@ class WorkerStats:
     jobs_given_up: int = 0
 
     def since(self, earlier: WorkerStats) -> WorkerStats:
-        """What came between; what is now stays as it is."""
+        """The work after ``earlier``. Values of now stay as they are."""
         return replace(self, **{name: getattr(self, name) - getattr(earlier, name) for name in _OF_WORKERS})
 
     def plus(self, other: WorkerStats) -> WorkerStats:
-        """Both."""
+        """The sum of both."""
         return WorkerStats(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(WorkerStats)))
 
 
@@ -111,10 +114,10 @@ _OF_WORKERS = ("ended", "jobs_run_again", "jobs_given_up")
 
 @dataclass(frozen=True, slots=True)
 class ServerStats:
-    """What a server has done in ``uptime_s``. ``resident_bytes`` (0: unknown) and ``loop_lag`` are those of now.
-    ``workers`` is all zeros where the server's own process does the work.
+    """What a server has done in ``uptime_s``. ``resident_bytes`` (0: unknown) and ``loop_lag`` are values of now.
+    ``workers`` is all zeros if the server's own process does the work.
 
-    ``later.since(earlier)`` is what it did between two answers.
+    ``later.since(earlier)`` is what the server did between two answers.
     """
 
     uptime_s: float
@@ -125,11 +128,11 @@ class ServerStats:
     workers: WorkerStats = WorkerStats()
 
     def stage(self, name: str) -> StageStats:
-        """The stage of that name; one without work where the server names none so."""
+        """The stage of that name; a stage with zero counts if the server has none of that name."""
         return next((stage for stage in self.stages if stage.name == name), StageStats(name))
 
     def since(self, earlier: ServerStats) -> ServerStats:
-        """The work and the time between; memory and lag as they are in the later one.
+        """The work and the time after ``earlier``. Memory and lag stay those of the later answer.
 
         Raises ValueError where ``earlier`` is no earlier answer of the same server.
         """
@@ -143,7 +146,7 @@ class ServerStats:
 
 
 def together(servers: Sequence[ServerStats]) -> ServerStats:
-    """Several servers as one: their work and memory in sum, the shortest uptime, the worst lags."""
+    """Several servers as one: the sums of work and memory, the shortest uptime, the worst lags."""
     stages: dict[str, StageStats] = {}
     for stage in (stage for server in servers for stage in server.stages):
         stages[stage.name] = stages[stage.name].plus(stage) if stage.name in stages else stage

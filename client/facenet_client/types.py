@@ -1,7 +1,7 @@
 """The SDK's values: what goes in, what comes out.
 
-Coordinates are pixels of the upright image (EXIF orientation applied), x to the right, y down, in exactly the
-numbers of the reference implementation, davidsandberg/facenet: its boxes count pixels from 1.
+Coordinates are pixels of the upright image (EXIF orientation applied), x to the right, y down, with exactly the numbers
+of the reference implementation, davidsandberg/facenet, whose boxes count pixels from 1.
 """
 
 import os
@@ -16,18 +16,19 @@ from facenet_client.errors import ItemError
 
 
 class PillowImage(Protocol):
-    """PIL.Image.Image, by what the SDK needs of it."""
+    """The part of PIL.Image.Image that the SDK needs."""
 
     def convert(self, mode: str) -> Any:
         """The image in another mode."""
 
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | NDArray[Any] | PillowImage
-"""A path; an encoded file's bytes, or that file open in binary mode; a PIL image; or pixels (height, width, 3) uint8
-RGB, other ones with ``colour``."""
+"""A path; an encoded file's bytes, or a file opened in binary mode; a PIL image; or pixels, (height, width, 3) uint8
+RGB. For pixels in another order or shape, give ``colour``."""
 
 Colour: TypeAlias = Literal["rgb", "bgr", "grey", "rgba", "bgra"]
-"""The channels of an array: "grey" is (height, width) or (height, width, 1); the last of four is dropped."""
+"""The channel order of an array. "grey" is (height, width) or (height, width, 1). Of four channels, the last is
+dropped."""
 
 FaceSelection: TypeAlias = Literal["all", "largest", "best_score", "most_central"]
 
@@ -101,19 +102,20 @@ class CompareOptions(DetectOptions, total=False):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """A point on the unit sphere, and the model whose sphere it is. ``numpy.asarray`` gives the vector.
+    """A point on the unit sphere, and the model that made it. ``numpy.asarray`` gives the vector.
 
-    ``vector`` is (dimension,) float32 of L2 norm 1; it is empty where ``error`` says why there is none.
+    ``vector`` is (dimension,) float32 of L2 norm 1. It is empty if ``error`` is set, which says why there is no
+    embedding.
     """
 
-    vector: NDArray[np.float32] = field(repr=False)  # biometric: in no log by accident, nor pages of numbers
+    vector: NDArray[np.float32] = field(repr=False)  # biometric, and long: keep it out of logs
     model: str
     error: ItemError | None = None
     damaged: bool = False
-    """Whether pixels of the ready crop may be."""
+    """Whether pixels of the ready crop may be damaged."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the vector as a list."""
+        """As a dictionary for JSON, with the vector as a list."""
         vector = self.vector.tolist()
         return {"vector": vector, "model": self.model, "damaged": self.damaged, "error": _error(self.error)}
 
@@ -125,8 +127,8 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Face:
-    """One face: ``box`` (x1, y1, x2, y2) and ``landmarks`` five (x, y) in px: the eyes, the nose, the corners
-    of the mouth, left as the viewer sees it before right. ``crop`` is (size, size, 3) uint8 RGB."""
+    """One face. ``box`` is (x1, y1, x2, y2) and ``landmarks`` are five (x, y), all in px: left and right eye, nose,
+    left and right corner of the mouth; left as the viewer sees it. ``crop`` is (size, size, 3) uint8 RGB."""
 
     box: tuple[float, float, float, float]
     score: float
@@ -135,7 +137,7 @@ class Face:
     crop: NDArray[np.uint8] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the embedding as a list, with its model; without the crop."""
+        """As a dictionary for JSON: the embedding as a list, with its model, and no crop."""
         record: dict[str, Any] = {"box": self.box, "score": self.score, "landmarks": self.landmarks}
         if self.embedding is not None:
             record |= {"embedding": self.embedding.vector.tolist(), "model": self.embedding.model}
@@ -145,8 +147,8 @@ class Face:
 @dataclass(frozen=True, slots=True, eq=False)
 class Detection:
     """The faces of one image, by descending score. ``width`` and ``height`` are the upright image's, px;
-    ``exif_orientation`` (1…8) is the one that was applied. ``damaged``: pixels may be. ``error`` says why there is no
-    answer."""
+    ``exif_orientation`` (1…8) is the orientation that was applied. ``damaged``: pixels may be damaged. ``error`` says
+    why there is no answer."""
 
     faces: tuple[Face, ...]
     width: int
@@ -156,7 +158,8 @@ class Detection:
     damaged: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: embeddings as lists, no crops; ``error`` is None or its code, reason and message."""
+        """As a dictionary for JSON: embeddings as lists, no crops. ``error`` is None or a dictionary of code, reason
+        and message."""
         return {
             "width": self.width,
             "height": self.height,
@@ -169,12 +172,13 @@ class Detection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """Two faces' L2 ``distance`` (0…2), whether it is under ``threshold``, and the ``probability`` that they are
-    one person's, where same and different are equally frequent.
+    """The L2 ``distance`` (0…2) of two faces, ``same`` (whether the distance is under ``threshold``), and the
+    ``probability`` that the faces are of one person, if same and different pairs are equally frequent.
 
     ``operating_point`` says where the threshold comes from: a point of the model's calibration, "given", or
-    "uncalibrated"; then ``threshold`` and ``same`` are None, as is ``probability``. The faces are those compared
-    on sides that were images, whose pixels may be ``damaged``. Where ``error`` is set, the distance is NaN.
+    "uncalibrated". If it is "uncalibrated", ``threshold``, ``same`` and ``probability`` are None. ``face_a`` and
+    ``face_b`` are the compared faces of sides that are images; ``damaged_a`` and ``damaged_b`` say whether pixels of
+    these may be damaged. If ``error`` is set, the distance is NaN.
     """
 
     distance: float
@@ -190,7 +194,8 @@ class Comparison:
     damaged_b: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: without the faces. The figures are None where there is an error, or an uncalibrated model."""
+        """As a dictionary for JSON, without the faces. Its figures are None if there is an error or the model is
+        uncalibrated."""
         return {
             "distance": None if self.error is not None else self.distance,
             "threshold": self.threshold,
@@ -209,7 +214,7 @@ def _error(error: ItemError | None) -> dict[str, Any] | None:
 
 
 Side: TypeAlias = ImageLike | Embedding | Face
-"""A side of a comparison: an image, an embedding, or a face that carries one."""
+"""A side of a comparison: an image, an embedding, or a face that has an embedding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +231,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What a model's distances mean, and the data that it was fitted on."""
+    """What a model's distances mean, and the data that the calibration was fitted on."""
 
     data: str
     operating_points: tuple[OperatingPoint, ...]
@@ -235,8 +240,8 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model the server runs; see ModelInfo in face.proto for each field. ``threshold`` is 0 and ``calibration``
-    None for a model that is uncalibrated, or no embedder."""
+    """A model that the server runs; see ModelInfo in face.proto for each field. If the model is uncalibrated or no
+    embedder, ``threshold`` is 0 and ``calibration`` is None."""
 
     name: str
     kind: str
@@ -255,8 +260,9 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What the server runs and refuses; ``limits`` by the names of Limits in face.proto. It has so many worker
-    processes (0: its own does the work), each with ``worker_bytes`` of memory for itself when it is ready."""
+    """What the server runs, and its limits. ``limits`` has the names of Limits in face.proto. ``workers`` is the number
+    of worker processes (0: the server's own process does the work). ``worker_bytes`` is the memory that a ready worker
+    does not share."""
 
     version: str
     models: tuple[ModelInfo, ...]
