@@ -25,7 +25,7 @@ from facenet_client.types import (
 
 
 def parsed_info(target: str, data: bytes) -> pb.GetServerInfoResponse:
-    """Raises ServerFault where the bytes are no such message."""
+    """Parse the bytes. Raises ServerFault if they are no such message."""
     try:
         return pb.GetServerInfoResponse.FromString(data)
     except DecodeError:
@@ -33,12 +33,12 @@ def parsed_info(target: str, data: bytes) -> pb.GetServerInfoResponse:
 
 
 def models(info: pb.GetServerInfoResponse) -> tuple[str, list[tuple[str, str]]]:
-    """What servers must have in common to be one for their callers."""
+    """What several servers must have in common, so that a client can use them as one."""
     return info.default_embedder, sorted((model.name, model.onnx_sha256) for model in info.models)
 
 
 def together(infos: Sequence[pb.GetServerInfoResponse]) -> pb.GetServerInfoResponse:
-    """Several servers as one: the first, with each limit the smallest of theirs."""
+    """Several servers as one: the first server's answer, with the smallest value of each limit."""
     one = pb.GetServerInfoResponse()
     one.CopyFrom(infos[0])
     for name in (field.name for field in pb.Limits.DESCRIPTOR.fields):
@@ -170,9 +170,9 @@ _CALL_ERRORS: dict[grpc.StatusCode, type[CallError]] = {
 
 _PUSHBACK = "grpc-retry-pushback-ms"
 _BAD_TOKEN = "Illegal metadata"
-"""What gRPC says, as UNAVAILABLE, of a token that is no header's value."""
+"""gRPC's text, with status UNAVAILABLE, for a token that cannot be a header's value."""
 BROKEN_CALL = "Internal error from Core"
-"""What grpc.aio says where it meets a lost connection in the middle of a write, before the call's own status."""
+"""grpc.aio's text when the connection is lost during a write. It comes before the call's own status."""
 
 
 def item_error(message: pb.ItemError) -> ItemError:
@@ -183,9 +183,9 @@ def item_error(message: pb.ItemError) -> ItemError:
 def call_error(
     target: str, code: grpc.StatusCode, details: str | None, trailers: Iterable[tuple[str, str | bytes]] = ()
 ) -> CallError:
-    """The one place where a gRPC status becomes an error of ours."""
+    """The error of the SDK for a gRPC status. Only this function makes one."""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and (pushback := dict(trailers).get(_PUSHBACK)) is not None:
-        may_try_again = str(pushback).isdigit()  # gRFC A6: anything but a number of milliseconds means not to
+        may_try_again = str(pushback).isdigit()  # gRFC A6: other values mean: do not try again
         retry_after_s = int(pushback) / 1000 if may_try_again else None
         return errors.ServerOverloaded(f"{target}: {details}", retry_after_s=retry_after_s)
     if code is grpc.StatusCode.UNAVAILABLE and details == _BAD_TOKEN:

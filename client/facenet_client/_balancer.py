@@ -1,5 +1,5 @@
-"""A session's messages over exchange streams, until each has its answer: what a lost or busy server did not answer is
-sent again, elsewhere or later."""
+"""Sends a session's messages over exchange streams, until each has its answer. Messages that a lost or busy server did
+not answer are sent again, to another server or later."""
 
 import asyncio
 from collections import deque
@@ -16,10 +16,10 @@ from facenet_client.errors import AnswerTimeout, CallError, ServerOverloaded, Se
 
 
 class Balancer:
-    """Least outstanding: a message goes to the stream with the fewest messages under way, of servers that have room if
-    there are any. Each channel has one stream at most, opened where all others are busy.
+    """Least outstanding: a message goes to the stream with the fewest messages under way. Streams of servers with room
+    come first. Each channel has one stream at most, which is opened when all other streams are busy.
 
-    ``send`` never fails: what goes wrong with a message sits on its answer.
+    ``send`` never raises: an error of a message is set on its ``answer``.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Balancer:
         self._has_answered = self._is_finishing = self._is_closed = False
 
     async def close(self) -> None:
-        """End every stream, and tell whoever waits for an answer."""
+        """End every stream. Whoever waits for an answer gets an error."""
         self._is_closed = True
         resending = list(self._resending)
         for task in resending:
@@ -54,13 +54,13 @@ class Balancer:
             message.fail(CallError("the client was closed"))
 
     async def send(self, message: Message) -> None:
-        """Send a message; its answer comes whenever it does."""
+        """Send a message, and do not wait for its answer."""
         self._unanswered.add(message)
         message.answer.add_done_callback(lambda _: self._forget(message))
         await self._send(message)
 
     def finish(self) -> None:
-        """No further messages come: streams end once all are answered."""
+        """Say that no further messages come: the streams end when all messages are answered."""
         self._is_finishing = True
         self._finish_streams()
 
@@ -82,7 +82,8 @@ class Balancer:
             return stream
 
     def _choose(self) -> ExchangeStream | None:
-        """The stream with the fewest messages, or a new one where all have some; None where no server can be used."""
+        """The stream with the fewest messages, or a new one if all streams have messages. None if no server can be
+        used."""
         least = min((each for each in self._streams if each.endpoint.is_ready), key=_load, default=None)
         if least is not None and not any(_load(least)):
             return least
@@ -119,17 +120,18 @@ class Balancer:
         self._resend(unanswered, told)
 
     def _refused(self, stream: ExchangeStream, messages: Sequence[Message], error: ServerOverloaded) -> None:
-        """Messages for which a server has no room go to another one, at once, or as soon as one has some.
+        """Send messages that a server has no room for to another server, at once, or as soon as a server has room.
 
-        Asking again costs a token, unless the session is under way. That one is worth waiting for, and asks for little:
-        what waits holds back what follows. A server in cooldown is not asked, so the attempts come to an end.
+        Asking again costs a token, unless the session has had an answer already. Such a session is worth waiting for,
+        and does not add much load: a message that waits delays those after it. A server in cooldown is not asked, so
+        the number of attempts is limited.
         """
-        if self._retry.is_on:  # without, no call waits for another one's refusal
+        if self._retry.is_on:  # without retries, a refusal of one call delays no other
             stream.endpoint.refused(error)
         self._resend(messages, error, is_free=self._has_answered or self._endpoints.room_in_s() == 0)
 
     def _resend(self, messages: Sequence[Message], error: CallError, *, is_free: bool = True) -> None:
-        """Send again what has no answer, after a while, if that may help; otherwise the error is its answer."""
+        """Send messages without an answer again, after a wait, if that can help. Otherwise they fail with the error."""
         room_in_s = self._endpoints.room_in_s()
         waiting = [each for each in messages if not each.answer.done()]
         waits_s = [self._retry.wait_s(error, each.attempts, each.remaining_s, room_in_s) for each in waiting]

@@ -17,19 +17,20 @@ T = TypeVar("T")
 
 
 class Call:
-    """A stream of messages to one server, bytes in both directions. What fails raises a CallError.
+    """A stream of messages to and from one server, as bytes. All methods raise CallError if they fail.
 
-    One task may write and one may read. What is not in time ends the call, and so does a read that is cancelled, whose
-    message grpc.aio would lose: ask ``is_there`` before one that may be given up.
+    One task may write, and one may read. An operation that is not in time ends the call. So does a cancelled read,
+    since grpc.aio would lose its message. So before a read that may be cancelled, ask ``is_there``.
     """
 
     def __init__(self, address: str, call: Any) -> None:
         self._address = address
         self._call = call
-        self._reading: asyncio.Future[Any] | None = None  # for the next message, where somebody asked for it
+        self._reading: asyncio.Future[Any] | None = None  # the read of the next message, if ``is_there`` has begun it
         self._is_connected = False
-        self._late_s: float | None = None  # what was not in time, and so ended the call, had so long
-        # The first that it had: where a write fails because of it, grpc.aio puts one of its own in its place.
+        self._late_s: float | None = None  # the time limit of the operation that was late and ended the call
+        # The call's first status. If a write fails because of this status, grpc.aio replaces it with a status of its
+        # own.
         self._status: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         call.add_done_callback(self._ended)
 
@@ -53,7 +54,7 @@ class Call:
         return None if data is grpc.aio.EOF else bytes(data)
 
     async def is_there(self, timeout_s: float) -> bool:
-        """Whether the next message, or the end of the call, comes in time: ``read`` gives it, now or later."""
+        """Whether the next message, or the end of the call, comes in time. ``read`` then returns it, now or later."""
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._next())
             self._reading.add_done_callback(look_at_error)
@@ -61,11 +62,11 @@ class Call:
         return bool(done)
 
     def cancel(self) -> None:
-        """End the call, if it has not ended, and so what is under way of it."""
+        """End the call and its running operations, if it has not ended."""
         self._call.cancel()
 
     async def close(self) -> None:
-        """End the call, and all that ``is_there`` left under way of it."""
+        """End the call, and the read that ``is_there`` may have begun."""
         self.cancel()
         if self._reading is not None:
             await asyncio.wait({self._reading})
@@ -75,7 +76,8 @@ class Call:
         return reading or self._call.read()
 
     async def _connected(self, first: Coroutine[Any, Any, None]) -> None:
-        """A write that waits for the connection: grpc.aio never tells it that its call has ended meanwhile."""
+        """Do the first write, which waits for the connection. If the call ends meanwhile, grpc.aio never tells the
+        write."""
         writing = asyncio.ensure_future(first)
         writing.add_done_callback(look_at_error)
         try:
@@ -92,7 +94,7 @@ class Call:
             self._late_s = after_s
 
     async def _in_time(self, operation: Awaitable[T], timeout_s: float | None) -> T:
-        """What an operation gives, which is awaited as it is: with a task for each of them, and a wait beside it, a
+        """Await an operation within its time. It is awaited directly: with a task and a wait for each operation, a
         message would cost a tenth more here."""
         late, n_cancels = None, _cancels()
         if timeout_s is not None:
@@ -101,7 +103,7 @@ class Call:
             return await operation
         except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
             raise await self._end() from None
-        except asyncio.CancelledError:  # so grpc.aio says, too, that the call was cancelled, by whomever
+        except asyncio.CancelledError:  # grpc.aio raises this also when the call itself was cancelled
             if _cancels() > n_cancels:
                 raise
             raise await self._end() from None
@@ -110,7 +112,7 @@ class Call:
                 late.cancel()
 
     async def _end(self) -> CallError:
-        """The error of a call that ended though an answer was due."""
+        """The error of a call that ended although an answer was still to come."""
         await self._call.code()
         if self._late_s is not None:
             return AnswerTimeout(f"{self._address}: no answer within {self._late_s:.2g} s")
@@ -121,7 +123,7 @@ class Call:
 
 
 def _at_once(ready: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine gives that has nothing to wait for."""
+    """The result of a coroutine that has nothing to wait for."""
     try:
         ready.send(None)
     except StopIteration as given:
@@ -130,19 +132,19 @@ def _at_once(ready: Coroutine[Any, Any, T]) -> T:
 
 
 def look_at_error(done: asyncio.Future[Any]) -> None:
-    """Of what perhaps nobody waits for any more."""
+    """Retrieve an error for which perhaps nobody waits any more, so that asyncio does not log it."""
     if not done.cancelled():
         done.exception()
 
 
 def _cancels() -> int:
-    """How often the task that runs was cancelled, and not what it waits for."""
+    """How often the running task itself was cancelled, not counting what it waits for."""
     task = asyncio.current_task()
     return task.cancelling() if task is not None else 0
 
 
 class Channel(NamedTuple):
-    """A connection of gRPC's, and the address at its end."""
+    """A gRPC channel, and the address that it connects to."""
 
     address: str
     connection: grpc.aio.Channel
@@ -164,7 +166,7 @@ class Channel(NamedTuple):
                     f"{self.address}: no answer within {timeout_s:.2g} s{proxy_note(self.address)}"
                 ) from None
             raise _answers.call_error(self.address, error.code(), error.details(), error.trailing_metadata()) from None
-        except asyncio.CancelledError:  # so grpc.aio says, too, that the channel was closed
+        except asyncio.CancelledError:  # grpc.aio raises this also when the channel was closed
             if _cancels() > n_cancels:
                 raise
             raise CallError("the client was closed") from None

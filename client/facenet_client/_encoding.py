@@ -1,5 +1,5 @@
-"""Request messages put together from bytes. Protobuf's own serializer copies an image four times, most of it slowly;
-here its bytes are copied once, into the finished message. Pure.
+"""Builds request messages from bytes. Protobuf's own serializer copies an image four times, mostly slowly. Here the
+image's bytes are copied once, into the finished message. Pure functions.
 """
 
 from collections.abc import Iterable
@@ -18,12 +18,12 @@ class Encoded:
     size: int
 
     def __add__(self, other: "Encoded") -> "Encoded":
-        """Both messages' fields in one."""
+        """One message with the fields of both."""
         return Encoded(self.parts + other.parts, self.size + other.size)
 
 
 def leaf(message: Message) -> Encoded:
-    """A message of few bytes, by protobuf itself."""
+    """A small message, serialized by protobuf itself."""
     return raw(message.SerializeToString())
 
 

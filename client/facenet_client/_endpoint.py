@@ -1,6 +1,7 @@
-"""One server as its client sees it, a subchannel in gRPC's words.
+"""One server from the client's view, a subchannel in gRPC's terms.
 
-It connects, is ready, and once it is lost it connects again, after a backoff. One that has no room is in cooldown.
+An endpoint connects and becomes ready. When the server is lost, the endpoint connects again, after a backoff. A server
+that has no room is in cooldown.
 """
 
 from __future__ import annotations  # the callbacks take the class itself
@@ -25,17 +26,17 @@ from facenet_client.errors import (
 )
 
 _LONGEST_COOLDOWN_S, _LONGEST_CLOSED_S = 60.0, 1.0
-_WATCH_PAUSE_S = 2.0  # before a Watch that broke is begun anew
+_WATCH_PAUSE_S = 2.0  # before a broken Watch is started again
 
 
 class Endpoint:
     """A server's channels, whether it is ready, and when it has room. Times are on the event loop's clock.
 
-    ``learn`` asks the server what it runs, each time before it is used; ``on_change`` is told of what others wait for.
-    While it gets messages a Watch tells when it is not ready any more.
+    ``learn`` asks the server what it runs, each time that it connects. ``on_change`` is called when the server's state
+    changes, which others may wait for. While the server gets messages, a Watch tells when it is no longer ready.
     """
 
-    watch_idle_s = 60.0  # without a message, after which it is not watched: its server may close the connection
+    watch_idle_s = 60.0  # time without messages after which the Watch ends, so that the server may close the connection
 
     def __init__(
         self,
@@ -47,8 +48,8 @@ class Endpoint:
         self.channels = channels
         self.is_ready = False
         self.info: pb.GetServerInfoResponse | None = None
-        self.error: CallError | None = None  # why it is not ready; None: it is, or was not asked yet
-        self.attempts = 0  # to connect, that have ended
+        self.error: CallError | None = None  # why the server is not ready; None: it is, or was not asked yet
+        self.attempts = 0  # finished attempts to connect
         self.checked_at = -math.inf
         self._learn = learn
         self._on_change = on_change
@@ -58,10 +59,10 @@ class Endpoint:
         self._watching: asyncio.Task[None] | None = None
         self._can_watch = True
         self._used_at = -math.inf
-        self._turns = 0  # how often its Watch said that it is not ready
+        self._turns = 0  # how often the Watch said "not ready"
 
     async def close(self) -> None:
-        """Close its channels, and end what is under way."""
+        """Close the channels, and end the running tasks."""
         tasks = [task for task in (self._connecting, self._watching) if task is not None]
         for task in tasks:
             task.cancel()
@@ -72,24 +73,26 @@ class Endpoint:
 
     @property
     def has_refused(self) -> bool:
-        """Whether it is not ready for a reason that waiting does not mend."""
+        """Whether the server is not ready for a reason that waiting does not remove."""
         return self.error is not None and not isinstance(
             self.error, ServerUnavailable | AnswerTimeout | ServerOverloaded | ServerFault
         )
 
     def connect(self) -> None:
-        """Ask the server whether it is ready, until it is. One that is ready stays so meanwhile."""
+        """Ask the server whether it is ready, again and again, until it is. A server that was ready counts as ready
+        meanwhile."""
         if self._connecting is None or self._connecting.done():
             self._connecting = asyncio.create_task(self._connect())
 
     def lost(self, error: CallError) -> None:
-        """It did not serve, or says that it is not ready."""
+        """Note that the server did not serve, or said that it is not ready."""
         if self.is_ready:
             self._failed(error)
         self.connect()
 
     def forget(self) -> None:
-        """It may be another server by now: who needs it asks again, at once where it refused."""
+        """Forget what the server runs, since another server may have its address by now. Whoever needs the server asks
+        again, at once if the server had refused."""
         self.info = None
         if self.has_refused and self._connecting is not None:
             self._connecting.cancel()
@@ -102,7 +105,7 @@ class Endpoint:
             try:
                 await self._learn(self)
                 await _health.check(self.channels[0])
-                if self._turns != turns:  # its Watch has said otherwise since
+                if self._turns != turns:  # meanwhile the Watch has said "not ready"
                     raise _health.not_ready(self.address)
             except CallError as error:
                 self._failed(error)
@@ -130,7 +133,7 @@ class Endpoint:
         self._on_change()
 
     def used(self) -> None:
-        """It gets a message: it is to tell when it is not ready any more."""
+        """Note that the server gets a message, and watch whether it stays ready."""
         self._used_at = _now()
         if self._can_watch and (self._watching is None or self._watching.done()):
             self._watching = asyncio.create_task(self._watch())
@@ -138,7 +141,7 @@ class Endpoint:
     async def _watch(self) -> None:
         try:
             await _health.watch(self.channels[0], self._unready, lambda: self._used_at + self.watch_idle_s - _now())
-        except RequestRefused:  # its server has no Watch: its calls will tell
+        except RequestRefused:  # the server has no Watch: the calls will show whether it works
             self._can_watch = False
         except CallError:
             await asyncio.sleep(random.uniform(_WATCH_PAUSE_S / 2, _WATCH_PAUSE_S))
@@ -150,14 +153,14 @@ class Endpoint:
     # ---- has it room? ----
 
     def refused(self, error: ServerOverloaded) -> None:
-        """It has no room now, for as long as it says; the last that it said counts. Others come first for so long. New
-        streams wait for a second at most: the server guesses."""
+        """Note that the server has no room, for as long as it says; its last word counts. Other servers are preferred
+        for that time. New streams wait for a second at most, because the server only guesses."""
         told_s = min(error.retry_after_s or 0.0, _LONGEST_COOLDOWN_S)
         self._full_until, self._closed_until = _now() + told_s, _now() + min(told_s, _LONGEST_CLOSED_S)
 
     @property
     def full_until(self) -> float:
-        """When its cooldown ends; 0 where it has room."""
+        """When the cooldown ends; 0 if the server has room."""
         return self._full_until if self._full_until > _now() else 0.0
 
     @property

@@ -1,4 +1,4 @@
-"""A client's servers. Whoever needs one waits until one is ready."""
+"""A client's servers. Whoever needs a server waits until one is ready."""
 
 from __future__ import annotations  # grpcio's classes take their type arguments in its stubs only
 
@@ -21,14 +21,14 @@ from facenet_client._retry import backoff_s
 from facenet_client._targets import addresses
 from facenet_client.errors import CallError, ServerOverloaded, ServerUnavailable
 
-LONGEST_WAIT_S = 60.0  # for servers that are away, of calls without a time limit
+LONGEST_WAIT_S = 60.0  # how long calls without a time limit wait for servers that are away
 
 _INFO_S = 10.0  # for a server to say what it runs
 
 
 class Endpoints:
-    """So many channels to each address, from ``open`` to ``close``. Without ``retry`` nobody waits for a server longer
-    than it takes to ask it once."""
+    """``per_address`` channels to each address, from ``open`` to ``close``. Without ``retry``, a call asks each server
+    once, and waits no longer."""
 
     def __init__(
         self,
@@ -54,15 +54,16 @@ class Endpoints:
         self._next = 0
         self._changed = asyncio.Event()  # a new one with each change
         self._info: pb.GetServerInfoResponse | None = None
-        self._models: tuple[str, Any] | None = None  # which address was asked first, and what all have to run
+        self._models: tuple[str, Any] | None = None  # the address that answered first, and the models that all must run
         self._closing = set[asyncio.Task[None]]()
 
     # ---- open and close ----
 
     def open(self) -> None:
-        """Make the channels; they connect when they are used. Called on an event loop. No effect where they are there.
-        Raises RuntimeError where this process cannot have any, or another event loop has them."""
-        if _process.is_forked():  # told where it is used: as Client.open says
+        """Make the channels; they connect when they are used. Call it on an event loop. No effect if the channels
+        exist. Raises RuntimeError if gRPC cannot work in this process, or if the channels belong to another event
+        loop."""
+        if _process.is_forked():  # raised by calls: see Client.open
             return
         _process.check_usable()
         if self._all:
@@ -80,8 +81,8 @@ class Endpoints:
         return grpc.aio.secure_channel(address, self._credentials, options=options)
 
     async def close(self) -> None:
-        """Close the channels. Those of another event loop, or of the process that this one was forked from, are left to
-        that."""
+        """Close the channels. Channels of another event loop, or of the process that this process was forked from, are
+        left open."""
         is_ours = self.is_ours()
         endpoints, self._all = self._all, []
         if is_ours:
@@ -91,13 +92,13 @@ class Endpoints:
             await asyncio.gather(*(each.close() for each in endpoints))
 
     def close_in_background(self, closing: Coroutine[Any, Any, None]) -> None:
-        """What is over for its caller is closed beside what follows; ``close`` waits for it."""
+        """Close something that its caller no longer needs, in a task of its own. ``close`` waits for this task."""
         task = asyncio.create_task(closing)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
     def is_ours(self) -> bool:
-        """Whether they were opened in this process, on the running event loop."""
+        """Whether the channels were opened in this process, on the running event loop."""
         return not _process.is_forked() and asyncio.get_running_loop() is self._loop
 
     def _opened(self) -> list[Endpoint]:
@@ -109,7 +110,7 @@ class Endpoints:
         return self._all
 
     def channels(self) -> list[tuple[Endpoint, Channel]]:
-        """All of them, from another one on each time: calls that use few spread over all."""
+        """All channels, starting with another one each time, so that calls that use only a few spread over all."""
         endpoints = self._opened()
         every = [(each, each.channels[number]) for number in range(self._per_address) for each in endpoints]
         first = self._next = (self._next + 1) % len(every)
@@ -119,7 +120,8 @@ class Endpoints:
 
     @asynccontextmanager
     async def within(self, timeout_s: float | None, failure: str = "no server") -> AsyncIterator[None]:
-        """Raises ServerUnavailable where what is done there takes longer, with what is wrong with the servers."""
+        """A time limit for the body of ``async with``. Raises ServerUnavailable if it is over, with the servers'
+        errors."""
         try:
             async with asyncio.timeout(timeout_s):
                 yield
@@ -130,8 +132,8 @@ class Endpoints:
             raise ServerUnavailable(f"{failure} within {timeout_s:.2g} s: {trouble}") from None
 
     async def wait_until_ready(self, timeout_s: float | None) -> None:
-        """Until one of the servers says that it is ready. Raises ServerUnavailable where none does in time, and another
-        CallError where waiting does not help."""
+        """Wait until one of the servers says that it is ready. Raises ServerUnavailable if none does in time, and
+        another CallError if waiting does not help."""
         if any(each.has_refused for each in self._opened()):
             self.forget_info()
         asked_at = asyncio.get_running_loop().time()
@@ -139,8 +141,8 @@ class Endpoints:
             await self._until(lambda each: each.is_ready and each.checked_at > asked_at)
 
     async def wait_for_room(self, remaining_s: float | None) -> None:
-        """Until a new stream may find a server. Raises CallError where none will have room in the time that remains, or
-        waiting does not help."""
+        """Wait until a new stream may find a server. Raises CallError if no server will have room in the time that
+        remains, or if waiting does not help."""
         await self._until(lambda each: each.is_ready)
         first = min((each for each in self._all if each.is_ready), key=lambda each: each.opens_in_s)
         if not first.opens_in_s:
@@ -150,15 +152,15 @@ class Endpoints:
             raise ServerOverloaded(f"{first.address}: the server has no room now", retry_after_s=first.room_in_s)
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                await self._changed.wait()  # another one may be ready sooner
+                await self._changed.wait()  # another server may be ready sooner
 
     def room_in_s(self) -> float:
-        """How long until one of those that are ready has room, as far as they said; infinite where none is ready."""
+        """Seconds until one of the ready servers has room, by their own words; infinite if no server is ready."""
         return min((each.room_in_s for each in self._all if each.is_ready), default=math.inf)
 
     async def _until(self, is_found: Callable[[Endpoint], bool]) -> None:
-        """Until one of the servers is as wanted. Raises CallError where waiting does not help: all have refused, or
-        were asked in vain and the client does not retry."""
+        """Wait until ``is_found`` is true for one of the servers. Raises CallError if waiting does not help: all
+        servers have refused, or the client does not retry and all were asked in vain."""
         asked = [(each, each.attempts) for each in self._opened()]
         while not any(map(is_found, self._all)):
             if not self._all:
@@ -182,10 +184,10 @@ class Endpoints:
     # ---- what they run ----
 
     async def info(self, timeout_s: float | None) -> pb.GetServerInfoResponse:
-        """What the servers say of themselves, with each limit the smallest of theirs; asked for once.
+        """What the servers run, with the smallest value of each limit. The servers are asked only once.
 
-        Of several servers those that can be reached count. Where none can, or none is up yet, they are waited for.
-        Raises CallError, also where they differ in their models.
+        Servers that cannot be reached do not count. If none can be reached, or none is up yet, the call waits. Raises
+        CallError, also if the servers run different models.
         """
         self._opened()
         if self._info is not None:
@@ -195,7 +197,7 @@ class Endpoints:
 
     async def _gather_info(self) -> pb.GetServerInfoResponse:
         await self._until(lambda each: each.info is not None)
-        with suppress(TimeoutError):  # the others have a while from now
+        with suppress(TimeoutError):  # the other servers get this much time more
             async with asyncio.timeout(self._grace_s):
                 while any(each.error is None and not (each.is_ready and each.info) for each in self._all):
                     await self._changed.wait()
@@ -206,8 +208,8 @@ class Endpoints:
         return self._info
 
     async def _learn(self, endpoint: Endpoint) -> None:
-        """Ask a server what it runs. Raises CallError, also where another one runs other models: their answers would be
-        mixed unseen."""
+        """Ask a server what it runs. Raises CallError, also if another server runs other models: answers of different
+        models would be mixed without notice."""
         answer = await endpoint.channels[0].ask(f"/{_wire.SERVICE}/GetServerInfo", b"", _INFO_S)
         info = _answers.parsed_info(endpoint.address, answer)
         first, models = self._models = self._models or (endpoint.address, _answers.models(info))
@@ -216,7 +218,7 @@ class Endpoints:
         endpoint.info = info
 
     def forget_info(self) -> None:
-        """A server may have been restarted with other limits."""
+        """Forget the servers' limits and models: a server may have been restarted with others."""
         self._info = self._models = None
         for each in self._all:
             each.forget()

@@ -12,13 +12,13 @@ from facenet_client._call import Channel
 from facenet_client._endpoint import Endpoint
 from facenet_client.errors import AnswerTimeout, CallError, ServerFault, ServerUnavailable
 
-_STILL_FRESH = 0.95  # share of a message's time; with less left the server is told
-_END_S = 0.25  # for a server to end a call when all is answered
+_STILL_FRESH = 0.95  # share of a message's time; with less left, the request is sent with the time that is left
+_END_S = 0.25  # time for a server to end the call when all is answered
 
 
 class Message:
-    """A chunk of a session on its way: its answer to come, its deadline (on the loop's clock; None: it has none), and
-    how often it was sent."""
+    """A chunk of a session on its way to a server, with its future answer, its deadline (on the loop's clock; None: no
+    deadline) and the number of attempts to send it."""
 
     def __init__(self, chunk: _wire.Chunk, timeout_s: float | None) -> None:
         loop = asyncio.get_running_loop()
@@ -35,11 +35,11 @@ class Message:
         return None if self.deadline is None else max(0.0, self.deadline - asyncio.get_running_loop().time())
 
     def has_left(self, share: float) -> bool:
-        """Whether so much of its time is left, or it has no deadline."""
+        """Whether at least this share of the message's time is left, or it has no deadline."""
         return self.timeout_s is None or (self.remaining_s or 0) >= share * self.timeout_s
 
     def fail(self, error: CallError) -> None:
-        """There will be no answer."""
+        """Give the error instead of an answer."""
         if not self.answer.done():
             self.answer.set_exception(error)
             self.answer.exception()  # perhaps nobody waits for it any more
@@ -48,11 +48,11 @@ class Message:
 class ExchangeStream:
     """A call with a task that writes and one that reads.
 
-    A server that takes no more messages holds up no other stream. Answers are taken as they come, however slow their
-    consumer, so that a call that ends early loses none.
+    A server that reads no more messages delays no other stream. Answers are read as soon as they come, even if their
+    consumer is slow, so that a call that ends early loses no answer.
 
-    ``on_answer`` gets each message with its response. ``on_end`` is told how the call ended, and the messages that
-    have no answer: a call that ends in order is no sign that all were answered.
+    ``on_answer`` gets each message with its response. ``on_end`` gets the messages without an answer, and the error
+    that ended the call: even a call that ends normally may have left messages unanswered.
     """
 
     def __init__(
@@ -71,19 +71,19 @@ class ExchangeStream:
         self._call = channel.call(exchange.path)
         self._under_way: deque[Message] = deque()
         self._unsent: asyncio.Queue[bytes | None] = asyncio.Queue()  # bounded by the session's window
-        self._error: CallError | None = None  # for which it was ended here
-        self._ending: asyncio.TimerHandle | None = None  # where nothing follows: the server may end the call until then
+        self._error: CallError | None = None  # why the SDK ended the call
+        self._ending: asyncio.TimerHandle | None = None  # no message follows: time for the server to end the call
         self._writing = asyncio.create_task(self._write())
         self._reading = asyncio.create_task(self._read())
 
     async def close(self) -> None:
-        """End the call; nobody is told."""
+        """End the call, without calling ``on_end``."""
         self._reading.cancel()
         self._stop()
         await self.ended()
 
     async def ended(self) -> None:
-        """Wait until it has ended."""
+        """Wait until the call has ended."""
         await asyncio.gather(self._writing, self._reading, return_exceptions=True)
         await self._call.close()
 
@@ -94,7 +94,7 @@ class ExchangeStream:
 
     @property
     def ends_in_order(self) -> bool:
-        """Whether all is answered, and nothing follows: it soon ends by itself."""
+        """Whether all messages are answered and none follows: then the call soon ends by itself."""
         return self._ending is not None and not self._under_way
 
     def send(self, message: Message) -> None:
@@ -110,7 +110,7 @@ class ExchangeStream:
         self._unsent.put_nowait(request)
 
     def finish(self) -> None:
-        """All is answered, and no message follows: the server may end the call."""
+        """Say that all is answered and no message follows: the server may end the call."""
         self._unsent.put_nowait(None)
         self._ending = asyncio.get_running_loop().call_later(_END_S, self._call.cancel)
 
@@ -119,7 +119,7 @@ class ExchangeStream:
             while (request := await self._unsent.get()) is not None:
                 await self._call.write(request)
             await self._call.done_writing()
-        except CallError:  # the reader is told so, after all that was answered
+        except CallError:  # the reader gets this error, too, after the last answer
             pass
         except Exception as error:  # noqa: BLE001 (nobody may wait for ever, whatever went wrong)
             self._give_up(CallError(f"{self.channel.address}: a message could not be sent: {error!r}"))
@@ -147,7 +147,7 @@ class ExchangeStream:
         return response
 
     def _stop(self) -> list[Message]:
-        """End the call, and give the messages that have no answer."""
+        """End the call, and return the messages without an answer."""
         self._call.cancel()
         self._writing.cancel()
         if self._ending is not None:
@@ -159,8 +159,9 @@ class ExchangeStream:
         return unanswered
 
     def _too_late(self, message: Message) -> None:
-        """A message that had all of its time here ends the call: its server may hang. One that was sent again fails
-        alone, while there are others: it may have had less time than those before it."""
+        """Handle a message whose time is over. If the message spent all of its time on this call, the call ends,
+        because the server may hang. If it was sent again, it fails alone, as long as other messages wait: it may have
+        had less time than the others."""
         error = AnswerTimeout(f"{self.channel.address}: no answer within {message.timeout_s:.2g} s")
         message.fail(error)
         if message.attempts == 1 or all(each.answer.done() for each in self._under_way):

@@ -1,4 +1,4 @@
-"""What callers have as images, as an encoded file's bytes or as RGB pixels. No connection."""
+"""Converts what callers give as an image to an encoded file's bytes or to RGB pixels. No connection."""
 
 import inspect
 import os
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from facenet_client.errors import ImageError
 
 COLOURS = ("rgb", "bgr", "grey", "rgba", "bgra")
-"""The order of an array's channels; what else an image may be says its own."""
+"""The possible orders of an array's channels. All other kinds of images name their order themselves."""
 
 _CHANNELS = {"rgb": [0, 1, 2], "bgr": [2, 1, 0], "rgba": [0, 1, 2], "bgra": [2, 1, 0], "grey": [0, 0, 0]}
 _MOST_SHOWN = 80  # characters of an input in a message
@@ -23,10 +23,10 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}={0,2}\s*")
 def content_of(image: Any, colour: str | None, *, upright: bool) -> bytes | NDArray[np.uint8]:
     """An encoded file's bytes, or (height, width, 3) uint8 RGB.
 
-    ``image`` is a path, bytes, an open binary file, a PIL image, or an array of the channels ``colour`` (None: RGB).
-    ``upright`` has a PIL image turned by its EXIF orientation.
+    ``image`` is a path, bytes, an open binary file, a PIL image, or an array with the channel order ``colour`` (None:
+    RGB). With ``upright``, a PIL image is turned by its EXIF orientation.
 
-    Raises ImageError for what is no image, with what to do.
+    Raises ImageError if it is no image, with a message that says what to do.
     """
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
@@ -45,17 +45,17 @@ def content_of(image: Any, colour: str | None, *, upright: bool) -> bytes | NDAr
 
 
 def is_file(value: Any) -> bool:
-    """Whether it is read like an open file."""
+    """Whether the value is read like an open file."""
     return callable(getattr(value, "read", None)) and not is_pillow(value)
 
 
 def is_pillow(value: Any) -> bool:
-    """Whether it is a PIL image; PIL itself need not be installed."""
+    """Whether the value is a PIL image; PIL itself need not be installed."""
     return type(value).__module__.partition(".")[0] == "PIL" and hasattr(value, "convert")
 
 
 def shown(text: object) -> str:
-    """The beginning and end of what somebody gave, for a message: an input may be a whole photo."""
+    """The beginning and the end of an input, for an error message: an input may be a whole photo."""
     whole, half = str(text), _MOST_SHOWN // 2
     return whole if len(whole) <= _MOST_SHOWN else f"{whole[:half]}…{whole[-half:]} ({len(whole):,} characters)"
 
@@ -76,7 +76,7 @@ def _of_path(path: "str | os.PathLike[str]") -> bytes:
 
 
 def _no_path(text: str) -> str | None:
-    """What else a text is that no file has as its path."""
+    """What a text is instead of a path: a URL, a data: URL or base64; None if it looks like none of these."""
     if text.startswith("data:"):
         return f"{shown(text)} is a data: URL, not a path: give base64.b64decode(text.partition(',')[2])"
     if re.match(r"[A-Za-z][A-Za-z0-9+.\-]+://", text):
@@ -91,7 +91,7 @@ def _of_file(file: Any) -> bytes:
         data = file.read()
     except UnicodeDecodeError:
         raise unusable("the file is open as text: open it as open(path, 'rb')") from None
-    except Exception as error:  # noqa: BLE001 (any, as of a file within an archive)
+    except Exception as error:  # noqa: BLE001 (any error, for example of a file within an archive)
         raise unusable(f"cannot read the file: {shown(error)}") from None
     if inspect.iscoroutine(data):
         data.close()
@@ -118,7 +118,7 @@ def _of_pillow(image: Any, upright: bool) -> NDArray[np.uint8]:
     try:
         turned = ImageOps.exif_transpose(image) if upright else image
         return np.asarray(turned.convert("RGB"))
-    except Exception as error:  # noqa: BLE001 (it reads its file now, which may be damaged or closed)
+    except Exception as error:  # noqa: BLE001 (PIL reads the file only now; it may be damaged or closed)
         raise unusable(f"the PIL image cannot be read: {shown(error)}") from None
 
 

@@ -1,17 +1,17 @@
-"""Event loops for synchronous clients, used again when their client has closed."""
+"""Event loops for synchronous clients. A loop is used again after its client has closed."""
 
 import asyncio
 import atexit
 import os
 
-# Not closed: grpc.aio holds every loop that it was used on as long as it has any channel, and hands it what the network
-# says late; one that was closed raises then, in whichever other loop of the process meets it. As many as clients that
-# were open at once. By process: a forked child's are others.
+# Idle loops are not closed. While grpc.aio has any channel, it keeps every loop on which it was used, and passes late
+# network events to these loops. A closed loop would then raise an error, in any other loop of the process. There are at
+# most as many loops as clients that were open at once. The keys are process ids: a forked child has its own loops.
 _idle: dict[int, list[asyncio.AbstractEventLoop]] = {}
 
 
 def take() -> asyncio.AbstractEventLoop:
-    """A loop that does not run, and is nobody else's."""
+    """A loop that does not run, and that no other client uses."""
     try:
         return _idle.get(os.getpid(), []).pop()
     except IndexError:
@@ -19,7 +19,7 @@ def take() -> asyncio.AbstractEventLoop:
 
 
 def give_back(loop: asyncio.AbstractEventLoop) -> None:
-    """It does not run any more, and has no tasks."""
+    """Give a loop back, which no longer runs and has no tasks."""
     _idle.setdefault(os.getpid(), []).append(loop)
 
 

@@ -1,4 +1,4 @@
-"""Where gRPC cannot work, said before it hangs."""
+"""Finds processes in which gRPC cannot work, before gRPC hangs."""
 
 import os
 import sys
@@ -12,15 +12,15 @@ _PATCHED = (
     "out of its patch (monkey.patch_all(thread=False, select=False)), or open the client in a process without gevent"
 )
 
-# gRPC's own handlers of a fork start threads in the child, which crash there, whether it uses gRPC or not. They are on
-# by default, and read this as gRPC is imported.
+# gRPC's own fork handlers start threads in the child process. These crash there, whether the child uses gRPC or not.
+# The handlers are on by default; gRPC reads this variable when it is imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 _first_used_by: int | None = None
 
 
 def check_usable() -> None:
-    """Before a channel is made. Raises RuntimeError, with the remedy, where this process cannot have one."""
+    """Call this before a channel is made. Raises RuntimeError, with the remedy, if gRPC cannot work in this process."""
     global _first_used_by
     check_not_forked()
     monkey = sys.modules.get("gevent.monkey")
@@ -36,5 +36,5 @@ def check_not_forked() -> None:
 
 
 def is_forked() -> bool:
-    """Whether another process, of which this one is a copy, has used gRPC."""
+    """Whether this process was forked from a process that had used gRPC."""
     return _first_used_by not in (None, os.getpid())

@@ -1,4 +1,4 @@
-"""The SDK's values as the contract's messages. No waiting, no connection."""
+"""Converts the SDK's values to the contract's messages. No waiting, no connection."""
 
 import math
 import os
@@ -16,7 +16,7 @@ from facenet_client._images import shown
 from facenet_client.errors import ItemError
 from facenet_client.types import Embedding, Face
 
-_MOST = (1 << 32) - 1  # what the contract's fields hold
+_MOST = (1 << 32) - 1  # the largest value of the contract's fields
 _COUNTS = {  # the contract's ranges
     "min_face_px": ("12…1000", 12, 1000),
     "max_faces": ("1 or more", 1, _MOST),
@@ -25,11 +25,12 @@ _COUNTS = {  # the contract's ranges
 }
 _REALS = {"scale_factor": ("0.5…0.9", 0.5, 0.9), "threshold": ("over 0, at most 2", math.ulp(0), 2)}
 _FLAGS = ("return_crops", "allow_scaled_decoding", "apply_exif_orientation", "refuse_damaged")
-_MOST_S = 1e8  # three years: gRPC's clock ends somewhere beyond
+_MOST_S = 1e8  # three years; gRPC's clock cannot hold much more
 
 
 def known(options: Mapping[str, Any], allowed: Any) -> None:
-    """Raises TypeError or ValueError, with what there is, for an option that no server could make sense of."""
+    """Raises TypeError or ValueError for an option that no server could accept. The message lists the possible
+    values."""
     names = allowed.__optional_keys__
     for name, value in options.items():
         if name not in names:
@@ -72,7 +73,7 @@ def _is_row(value: Any) -> bool:
 
 
 def check_timeout(timeout_s: Any) -> None:
-    """Raises ValueError for what is no time to wait."""
+    """Raises ValueError if ``timeout_s`` is no valid time limit."""
     if timeout_s is not None and not (_is_real(timeout_s) and 0 < timeout_s <= _MOST_S):
         told = f"it is seconds, a number over 0, at most {_MOST_S:g}, or None for no limit"
         raise ValueError(f"timeout_s is {shown(repr(timeout_s))}; {told}")
@@ -83,7 +84,7 @@ def _is_real(value: Any) -> bool:
 
 
 def detect_options(options: Mapping[str, Any]) -> pb.DetectOptions:
-    """The options of looking at images, of those that ``known`` let pass."""
+    """The DetectOptions of the contract, from options that ``known`` has checked."""
     counts: dict[str, Any] = {name: int(options[name]) for name in _COUNTS if options.get(name) is not None}
     message = pb.DetectOptions(
         **counts,
@@ -122,7 +123,7 @@ def image(image: types.ImageLike, options: Mapping[str, Any]) -> Encoded:
 
 
 def _pixels(image: NDArray[np.uint8]) -> Encoded:
-    """A RawImage, of a copy: the caller may use the array again."""
+    """A RawImage with a copy of the pixels: the caller may change the array afterwards."""
     size = pb.RawImage(height=image.shape[0], width=image.shape[1])
     return leaf(size) + field(pb.RawImage.RGB_FIELD_NUMBER, raw(image.tobytes()))
 
@@ -164,7 +165,7 @@ def _is_vector(side: Any) -> bool:
 
 
 def needs_time(value: Any) -> bool:
-    """Whether preparing an image, or one of a pair of sides, may read a file or decode one."""
+    """Whether the preparation of this image, or of a side of this pair, may read or decode a file."""
     if isinstance(value, tuple | list):
         return any(map(needs_time, value))
     return isinstance(value, str | os.PathLike) or _images.is_file(value) or _images.is_pillow(value)

@@ -1,12 +1,13 @@
-"""A session: one streaming call of the SDK, from inputs to results; what waits, for both clients.
+"""A session: one streaming call of the SDK, from inputs to results. Both clients use this code, which may wait.
 
 ::
 
     inputs ──feeder──▶ prepared items ──writer──▶ messages ──balancer──▶ answers ──next_results──▶ results
 
-The feeder prepares inputs ahead: those of an ordinary iterable in a thread of the session's own, which may block. The
-writer cuts what is ready whenever the window has room: a slow source's items leave at once, a fast one's leave in
-full messages. Results come in the order of the inputs, whichever servers their messages went to, and however often.
+The feeder prepares inputs ahead. For an ordinary iterable it runs in a thread of its own, which may block. Whenever the
+window has room, the writer makes a message of the items that are ready: items of a slow source are sent at once, items
+of a fast source in full messages. Results come in the order of the inputs, whichever servers the messages went to, and
+however often they were sent.
 """
 
 import asyncio
@@ -29,15 +30,15 @@ from facenet_client.errors import AnswerTimeout, CallError, ItemError, ServerOve
 InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
 
-_WINDOW_AHEAD = 2  # messages under way while the server holds as many as it reads ahead
-_FIRST_ITEMS = 64  # under way before an answer tells how fast those come
-_QUICK, _LATE = 0.25, 0.5  # shares of a message's time: answered within the one, or after the other
+_WINDOW_AHEAD = 2  # messages on their way, in addition to those that the server reads ahead
+_FIRST_ITEMS = 64  # items under way before the first answer shows how fast the server is
+_QUICK, _LATE = 0.25, 0.5  # shares of a message's time: quick up to the first, late after the second
 _ITEM_OVERHEAD_BYTES = 16  # an item's tag and length in its message
 _REQUEST_OVERHEAD_BYTES = 1024  # a request's id and options
 
 
 class _End(NamedTuple):
-    """Nothing more comes; with the error that is why, if it is one."""
+    """The end of the items or results, with the error that caused it, if there is one."""
 
     error: BaseException | None
 
@@ -45,9 +46,9 @@ class _End(NamedTuple):
 class _Window:
     """How many items may be under way: additive increase, multiplicative decrease (Chiu and Jain 1989), as TCP's.
 
-    What waits at a slow server for the answers to others would run out of time. So a message that was answered late
-    halves the window, once for all that were under way then. One that was answered quickly widens a full window by its
-    own items.
+    Messages that wait at a slow server behind others would run out of time. So a message that is answered late halves
+    the window, but only once for all messages that were under way at that time. A message that is answered quickly
+    widens a full window by its number of items.
     """
 
     def __init__(self, items: float) -> None:
@@ -57,13 +58,13 @@ class _Window:
         self._answered = asyncio.Event()
 
     async def wait_for_room(self) -> None:
-        """Until another message may be under way."""
+        """Wait until another message may be sent."""
         while self._under_way >= self._limit:
             self._answered.clear()
             await self._answered.wait()
 
     def add(self, message: Message) -> None:
-        """The message is under way until it has its answer."""
+        """Count the message as under way until it has its answer."""
         n_items, began_at = len(message.chunk.errors), asyncio.get_running_loop().time()
         self._under_way += n_items
 
@@ -83,7 +84,7 @@ class _Window:
 class Session(Generic[InputT, ResultT]):
     """An open call. ``next_results`` gives each message's results in input order, then None.
 
-    It takes one stream on each channel, at most.
+    A session opens at most one stream on each channel.
     """
 
     def __init__(
@@ -102,15 +103,15 @@ class Session(Generic[InputT, ResultT]):
         self._timeout_s = timeout_s
         self._endpoints = endpoints
         self._balancer = Balancer(endpoints, channels, retry, exchange)
-        self._prepared: asyncio.Queue[Any] = asyncio.Queue()  # bounded by the room
-        self._handed: deque[Any] = deque()  # from the feeder's thread, on the way to the prepared
+        self._prepared: asyncio.Queue[Any] = asyncio.Queue()  # bounded by _room
+        self._handed: deque[Any] = deque()  # from the feeder's thread, not yet in _prepared
         self._handing = False
         self._thread_room = threading.Semaphore(limits.max_items_per_message)
-        self._room: threading.Semaphore | asyncio.Semaphore = self._thread_room  # of the feeder that is at work
-        self._held: list[Any] = []  # taken from the queue, but for the next message
+        self._room: threading.Semaphore | asyncio.Semaphore = self._thread_room  # room for the feeder that is in use
+        self._held: list[Any] = []  # taken from the queue, but did not fit: for the next message
         self._untaken = asyncio.Semaphore((limits.max_messages_in_flight + _WINDOW_AHEAD) * len(channels))
         self._window = _Window(math.inf if timeout_s is None else _FIRST_ITEMS)
-        self._sent: asyncio.Queue[Message | _End] = asyncio.Queue()  # bounded by the untaken
+        self._sent: asyncio.Queue[Message | _End] = asyncio.Queue()  # bounded by _untaken
         self._end: _End | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
@@ -130,7 +131,7 @@ class Session(Generic[InputT, ResultT]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed = True
-        self._room.release()  # the feeder's thread, if it waits for room, sees that it is over
+        self._room.release()  # so that the feeder's thread, if it waits for room, sees that the session is closed
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -140,7 +141,7 @@ class Session(Generic[InputT, ResultT]):
     async def next_results(self) -> list[ResultT] | None:
         """The next message's results; None after the last.
 
-        Raises CallError, and whatever the inputs' iterator raised, in its place.
+        Raises CallError. If the inputs' iterator raised an error, raises that error after the results before it.
         """
         sent = self._end or await self._sent.get()
         try:
@@ -150,7 +151,7 @@ class Session(Generic[InputT, ResultT]):
                 return _wire.results(self._exchange, sent.chunk, response)
         except CallError as error:
             sent = _End(error)
-        self._end = sent  # for whoever asks again
+        self._end = sent  # for later calls of this method
         if isinstance(sent.error, CallError) and not isinstance(sent.error, ServerOverloaded | AnswerTimeout):
             self._endpoints.forget_info()
         if sent.error is not None:
@@ -165,7 +166,7 @@ class Session(Generic[InputT, ResultT]):
             async for value in inputs:
                 await room.acquire()
                 self._prepared.put_nowait(await self._prepare(value))
-        except BaseException as error:  # the caller's own: handed back to the caller in its place
+        except BaseException as error:  # the caller's own error: given back after the results before it
             if self._closed:
                 raise
             end = error
@@ -187,20 +188,21 @@ class Session(Generic[InputT, ResultT]):
                 if self._closed:
                     return
                 self._hand_over(prepared, loop)
-        except BaseException as error:  # noqa: BLE001 (not passed on: the caller's own, handed back)
+        except BaseException as error:  # noqa: BLE001 (the caller's own error: given back by next_results)
             end = error
         if not loop.is_closed():
             self._hand_over(_End(end), loop)
 
     def _hand_over(self, prepared: Any, loop: asyncio.AbstractEventLoop) -> None:
-        """From the feeder's thread to the loop, which is woken once for all that it has not taken over yet."""
+        """Give an item from the feeder's thread to the loop. The loop is woken only once for all items that it has not
+        taken over yet."""
         self._handed.append(prepared)
         if not self._handing:
             self._handing = True
             loop.call_soon_threadsafe(self._take_over)
 
     def _take_over(self) -> None:
-        self._handing = False  # first: what is handed over from now on wakes the loop again
+        self._handing = False  # first, so that an item that comes from now on wakes the loop again
         while self._handed:
             self._prepared.put_nowait(self._handed.popleft())
 
@@ -227,7 +229,7 @@ class Session(Generic[InputT, ResultT]):
         self._sent.put_nowait(end)
 
     async def _next_items(self) -> tuple[list[Any], _End | None]:
-        """What is ready, one item at least and one message's worth at most; and the end, if it is there."""
+        """The items that are ready: at least one, and at most one message full. And the end, if it was reached."""
         items: list[Any] = []
         room = self._limits.max_message_bytes - _REQUEST_OVERHEAD_BYTES
         left = room

@@ -1,4 +1,4 @@
-"""Where servers are: gRPC's targets, and the proxies that the environment puts before them."""
+"""Addresses of servers: gRPC targets, and the proxies that the environment sets for them."""
 
 import os
 import re
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 from facenet_client._images import shown
 
-_LISTS = ("ipv4:", "ipv6:")  # schemes whose one target has commas of its own
+_LISTS = ("ipv4:", "ipv6:")  # schemes whose targets may contain commas
 _LOCAL = re.compile(
     r"(dns:///?|ipv4:|ipv6:)?(localhost|127(\.\d+){3}|\[::1\]|%5B::1%5D)(:|$)|unix(-abstract)?:", re.IGNORECASE
 )
 _SCHEME = re.compile(r"(dns:(//[^/]*/)?|ipv4:|ipv6:)", re.IGNORECASE)
-_OTHER = re.compile(r"(unix|unix-abstract|vsock|xds|passthrough):|ipv[46]:.*,", re.IGNORECASE)  # what gRPC knows better
-_EXCEPTIONS = ("no_grpc_proxy", "no_proxy")  # the same; gRPC does not read those in capitals
+_OTHER = re.compile(r"(unix|unix-abstract|vsock|xds|passthrough):|ipv[46]:.*,", re.IGNORECASE)  # left to gRPC to check
+_EXCEPTIONS = ("no_grpc_proxy", "no_proxy")  # the first that is set counts; gRPC ignores names in capitals
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # the first that is set counts, for gRPC
 
 
 def addresses(target: str | Sequence[str]) -> tuple[str, ...]:
-    """One or several gRPC targets: a list of them, or one text with commas between. Raises ValueError for none, and
-    TypeError for what is no text."""
+    """The gRPC targets of ``target``: a list of texts, or one text with targets separated by commas. Raises ValueError
+    if there is no target, and TypeError if something is no text."""
     given = [target] if isinstance(target, str) else target
     if isinstance(given, bytes) or not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
         raise TypeError(f'a target is a text as "127.0.0.1:50051", or a list of them, not {shown(repr(target))}')
@@ -32,8 +32,8 @@ def addresses(target: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_port(address: str) -> None:
-    """Raises ValueError where a host has no port, or none that there is: gRPC would take one that no server of ours
-    listens on."""
+    """Raises ValueError if a host has no port, or no valid port: gRPC would use its default port, on which no FaceNet
+    server listens."""
     if "://" in address and not address.startswith(("dns:", "xds:", "unix:")):
         raise ValueError(f"{shown(repr(address))} is a URL: a target is HOST:PORT")
     if _OTHER.match(address):
@@ -47,12 +47,13 @@ def _check_port(address: str) -> None:
 
 
 def is_local(address: str) -> bool:
-    """Whether it is this machine's loopback interface, or a Unix socket."""
+    """Whether the address is on this machine's loopback interface, or a Unix socket."""
     return _LOCAL.match(address) is not None
 
 
 def proxy_note(address: str) -> str:
-    """For an error: the variable that sends connections to the address through a proxy; empty where none does."""
+    """A note for an error message: which variable sends connections to this address through a proxy. Empty if none
+    does."""
     name = next((name for name in _PROXIES if os.environ.get(name)), None)
     host = _SCHEME.sub("", address).rpartition(":")[0]
     without = next((os.environ[each] for each in _EXCEPTIONS if os.environ.get(each)), "")

@@ -1,4 +1,4 @@
-"""Between the SDK's values and the contract's messages: what both clients share. No waiting, no connection.
+"""Converts between the SDK's values and the contract's messages, for both clients. No waiting, no connection.
 
 An Exchange describes one streaming method for one call's options: how an input becomes an item of a request,
 and how an item of a response becomes a result.
@@ -32,16 +32,16 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.use_local_subchannel_pool", 1),  # a channel is a connection, also beside another one to its address
+    ("grpc.use_local_subchannel_pool", 1),  # each channel has a connection of its own
 ]
 
 
 def channel_options(address: str) -> list[tuple[str, Any]]:
-    """gRPC's options of a channel. What is on this machine is asked for by no proxy, whatever the environment says."""
+    """gRPC's options for a channel. Connections to this machine use no proxy, whatever the environment says."""
     return [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)] if is_local(address) else CHANNEL_OPTIONS
 
 
-_MOST_MS = (1 << 32) - 1  # what the contract's field holds
+_MOST_MS = (1 << 32) - 1  # the largest value of the contract's field
 
 InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
@@ -49,7 +49,8 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class Exchange(Generic[InputT, ResultT]):
-    """One streaming method with one call's ``options``; ``name`` is the SDK's for it, ``method`` the contract's."""
+    """One streaming method with one call's ``options``. ``name`` is the method's name in the SDK, ``method`` its name
+    in the contract."""
 
     name: str
     method: str
@@ -67,7 +68,7 @@ class Exchange(Generic[InputT, ResultT]):
         return f"/{SERVICE}/{self.method}"
 
     def prepare(self, value: InputT) -> Encoded | ItemError:
-        """The input as an item of a request, or the ItemError that it gets without being sent."""
+        """The input as an item of a request, or an ItemError if it cannot be sent."""
         try:
             return self.to_item(value)
         except ItemError as error:
@@ -75,8 +76,8 @@ class Exchange(Generic[InputT, ResultT]):
 
 
 class Chunk(NamedTuple):
-    """Inputs that travel together: the request's bytes, None where there is nothing to send, and per input the
-    ItemError that it got without being sent."""
+    """Inputs that are sent in one message: the request's bytes (None if there is nothing to send), and for each input
+    its ItemError if it cannot be sent."""
 
     id: int
     request: bytes | None
@@ -86,7 +87,7 @@ class Chunk(NamedTuple):
 def chunk(
     exchange: Exchange[Any, Any], number: int, prepared: Sequence[Encoded | ItemError], timeout_s: float | None
 ) -> Chunk:
-    """Prepared inputs as one message, which need not be answered later than that."""
+    """Prepared inputs as one message. The server may give up its work after ``timeout_s``."""
     timeout_ms = None if timeout_s is None else _milliseconds(timeout_s)
     items = [item for item in prepared if not isinstance(item, ItemError)]
     failed = [item if isinstance(item, ItemError) else None for item in prepared]
@@ -94,8 +95,8 @@ def chunk(
 
 
 def with_time_left(request: bytes, left_s: float) -> bytes:
-    """A request that is sent late. Of a field that comes twice the last counts, and this one's number is the same in
-    all requests."""
+    """A request that is sent late, with the time that is left. In protobuf, the last value of a repeated field number
+    counts; the number of ``timeout_ms`` is the same in all requests."""
     return request + pb.EmbedRequest(timeout_ms=_milliseconds(left_s)).SerializeToString()
 
 
@@ -117,9 +118,9 @@ def results(exchange: Exchange[Any, ResultT], chunk: Chunk, response: Any) -> li
 
 
 def check_inputs(exchange: Exchange[Any, Any], inputs: Any) -> None:
-    """Raises TypeError, with the right call, for one image where an iterable of images belongs.
+    """Raises TypeError, with the right call, if ``inputs`` is one image instead of an iterable of images.
 
-    Also for an item of a list or tuple that can be no input. The items of an iterator are checked as they come.
+    Raises it also if an item of a list or tuple cannot be an input. Items of an iterator are checked when they come.
     """
     name = exchange.name
     most_dimensions = 2 if exchange.options.get("colour") == "grey" else 3
@@ -137,12 +138,13 @@ def check_inputs(exchange: Exchange[Any, Any], inputs: Any) -> None:
 
 
 def _is_one_array(inputs: Any, most_dimensions: int) -> bool:
-    """Pixels; more than one image has a dimension more, unless only names of files are in the array."""
+    """Whether ``inputs`` is the pixels of one image. An array of several images has one more dimension; an array of
+    file names has another dtype."""
     return isinstance(inputs, np.ndarray) and inputs.dtype.kind in "biuf" and inputs.ndim <= most_dimensions
 
 
 def too_large(size: int, limit: int) -> ItemError:
-    """For an item that does not fit into a message."""
+    """The error for an item that does not fit into a message."""
     return errors.ImageError(
         f"the item takes {size:,} bytes, a message at most {limit:,}: shrink the image, send pixels as a "
         "file, or raise the server's --max-message-mib and --max-image-mib",
@@ -158,7 +160,7 @@ def _result(exchange: Exchange[Any, ResultT], result: Any) -> ResultT:
 
 
 def _request(empty: Any, items_field: str) -> Callable[[int, Sequence[Encoded], int | None], bytes]:
-    """Requests like an ``empty`` one, which has its options, with an id and items of their own."""
+    """A function that builds requests: each has the options of the ``empty`` request, and its own id and items."""
     kind, options = type(empty), leaf(empty)
     number_of_field = kind.DESCRIPTOR.fields_by_name[items_field].number
 
@@ -251,7 +253,7 @@ def compare(options: Mapping[str, Any]) -> Exchange[tuple[types.Side, types.Side
 
 
 def _check_pair(pair: Any) -> None:
-    """Raises TypeError for what is no pair of sides."""
+    """Raises TypeError if ``pair`` is no pair of sides."""
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         given = _images.shown(repr(pair)) if isinstance(pair, str | os.PathLike) else f"a {type(pair).__name__}"
         raise TypeError(f"compare takes pairs, each of two sides, as compare([(a, b)]); {given} is none")
