@@ -19,7 +19,7 @@ from facenet_client._images import shown
 from facenet_client._requests import check_timeout
 from facenet_client._retry import backoff_s
 from facenet_client._targets import addresses
-from facenet_client.errors import CallError, ServerOverloaded, ServerUnavailable
+from facenet_client.errors import AnswerTimeout, CallError, ServerOverloaded, ServerUnavailable
 
 LONGEST_WAIT_S = 60.0  # for servers that are away, of calls without a time limit
 
@@ -118,16 +118,20 @@ class Endpoints:
     # ---- waiting for servers ----
 
     @asynccontextmanager
-    async def within(self, timeout_s: float | None, failure: str = "no server") -> AsyncIterator[None]:
-        """Raises ServerUnavailable where what is done there takes longer, with what is wrong with the servers."""
+    async def within(
+        self, timeout_s: float | None, failure: str = "no server", silent: type[CallError] = AnswerTimeout
+    ) -> AsyncIterator[None]:
+        """Raises ServerUnavailable where what is done there takes longer, with what is wrong with the servers; where
+        they only have not answered, raises ``silent``."""
         try:
             async with asyncio.timeout(timeout_s):
                 yield
         except CallError:  # first: an AnswerTimeout is a TimeoutError too
             raise
         except TimeoutError:
-            trouble = "; ".join(str(each.error) for each in self._all if each.error is not None) or "none has answered"
-            raise ServerUnavailable(f"{failure} within {timeout_s:.2g} s: {trouble}") from None
+            trouble = "; ".join(str(each.error) for each in self._all if each.error is not None)
+            kind = ServerUnavailable if trouble else silent
+            raise kind(f"{failure} within {timeout_s:.2g} s: {trouble or 'none has answered'}") from None
 
     async def wait_until_ready(self, timeout_s: float | None) -> None:
         """Until one of the servers says that it is ready. Raises ServerUnavailable where none does in time, and another
@@ -135,7 +139,7 @@ class Endpoints:
         if any(each.has_refused for each in self._opened()):
             self.forget_info()
         asked_at = asyncio.get_running_loop().time()
-        async with self.within(timeout_s, "no server was ready"):
+        async with self.within(timeout_s, "no server was ready", silent=ServerUnavailable):
             await self._until(lambda each: each.is_ready and each.checked_at > asked_at)
 
     async def wait_for_room(self, remaining_s: float | None) -> None:

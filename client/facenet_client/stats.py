@@ -59,8 +59,9 @@ class LoopLag:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What was let in and what came of it. ``streams``, ``items_in_flight`` and ``bytes_in_flight`` are those of now,
-    the others counts since the start: accepted = answered + abandoned (their stream ended first) + in flight."""
+    """What was let in and what came of it. ``streams``, ``items_in_flight``, ``bytes_in_flight`` and
+    ``stalled_streams`` (whose callers take no answers) are those of now, the others counts since the start:
+    accepted = answered + abandoned (their stream ended first) + in flight."""
 
     streams: int = 0
     items_in_flight: int = 0
@@ -70,6 +71,7 @@ class Admission:
     abandoned_items: int = 0
     refused_items: int = 0
     refused_streams: int = 0
+    stalled_streams: int = 0
 
     def since(self, earlier: Admission) -> Admission:
         """What came between; what is now stays as it is."""
