@@ -95,8 +95,10 @@ class Balancer:
             return least
         endpoint, channel = min(free, key=lambda each: each[0].full_until)
         self._unused.remove((endpoint, channel))
-        self._streams.append(ExchangeStream(endpoint, channel, self._exchange, self._on_answer, self._on_end))
-        return self._streams[-1]
+        stream = ExchangeStream(endpoint, channel, self._exchange, self._on_answer, self._on_end)
+        stream.open()
+        self._streams.append(stream)
+        return stream
 
     def _on_answer(self, stream: ExchangeStream, message: Message, response: Any) -> None:
         if response.retry_after_ms and all(result.error.reason == "OVERLOADED" for result in response.results):
@@ -112,19 +114,18 @@ class Balancer:
         self._unused.append((stream.endpoint, stream.channel))
         if isinstance(error, ServerOverloaded):
             self._refused(stream, unanswered, error)
-            return
-        if isinstance(error, ServerUnavailable | AnswerTimeout):
-            stream.endpoint.lost(error)
-        told = error or ServerUnavailable(f"{stream.endpoint.address}: the call ended without an answer")
-        self._resend(unanswered, told)
+        elif error is not None:
+            if isinstance(error, ServerUnavailable | AnswerTimeout):
+                stream.endpoint.lost(error)
+            self._resend(unanswered, error)
 
     def _refused(self, stream: ExchangeStream, messages: Sequence[Message], error: ServerOverloaded) -> None:
         """Messages for which a server has no room go to another one, at once, or as soon as one has some.
 
-        Asking again costs a token, unless the session is under way. That one is worth waiting for, and asks for little:
-        what waits holds back what follows. A server in cooldown is not asked, so the attempts come to an end.
+        Asking the servers again costs a token, but for a session that has had answers. Such a session asks for little,
+        since its window is full of what waits.
         """
-        if self._retry.is_on:  # without, no call waits for another one's refusal
+        if self._retry.is_on and error.retry_after_s is not None:  # without, no call waits for another one's refusal
             stream.endpoint.refused(error)
         self._resend(messages, error, is_free=self._has_answered or self._endpoints.room_in_s() == 0)
 

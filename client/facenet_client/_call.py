@@ -19,17 +19,16 @@ T = TypeVar("T")
 class Call:
     """A stream of messages to one server, bytes in both directions. What fails raises a CallError.
 
-    One task may write and one may read. What is not in time ends the call, and so does a read that is cancelled, whose
-    message grpc.aio would lose: ask ``is_there`` before one that may be given up.
+    One task may write and one may read. A write or a read that is not in time ends the call. So does a read that is
+    cancelled, since grpc.aio would lose its message.
     """
 
     def __init__(self, address: str, call: Any) -> None:
         self._address = address
         self._call = call
-        self._reading: asyncio.Future[Any] | None = None  # for the next message, where somebody asked for it
         self._is_connected = False
         self._late_s: float | None = None  # what was not in time, and so ended the call, had so long
-        # The first that it had: where a write fails because of it, grpc.aio puts one of its own in its place.
+        # The call's first status. Where a write fails since the call has ended, grpc.aio replaces the status.
         self._status: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         call.add_done_callback(self._ended)
 
@@ -49,35 +48,17 @@ class Call:
 
     async def read(self, timeout_s: float | None) -> bytes | None:
         """The next message; None where the server has ended the call in order."""
-        data = await self._in_time(self._next(), timeout_s)
+        data = await self._in_time(self._call.read(), timeout_s)
         return None if data is grpc.aio.EOF else bytes(data)
-
-    async def is_there(self, timeout_s: float) -> bool:
-        """Whether the next message, or the end of the call, comes in time: ``read`` gives it, now or later."""
-        if self._reading is None:
-            self._reading = asyncio.ensure_future(self._next())
-            self._reading.add_done_callback(look_at_error)
-        done, _ = await asyncio.wait({self._reading}, timeout=timeout_s)
-        return bool(done)
 
     def cancel(self) -> None:
         """End the call, if it has not ended, and so what is under way of it."""
         self._call.cancel()
 
-    async def close(self) -> None:
-        """End the call, and all that ``is_there`` left under way of it."""
-        self.cancel()
-        if self._reading is not None:
-            await asyncio.wait({self._reading})
-
-    def _next(self) -> Awaitable[Any]:
-        reading, self._reading = self._reading, None
-        return reading or self._call.read()
-
     async def _connected(self, first: Coroutine[Any, Any, None]) -> None:
         """A write that waits for the connection: grpc.aio never tells it that its call has ended meanwhile."""
         writing = asyncio.ensure_future(first)
-        writing.add_done_callback(look_at_error)
+        writing.add_done_callback(retrieve_exception)
         try:
             await asyncio.wait({writing, self._status}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -129,8 +110,8 @@ def _at_once(ready: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("the call has not ended")
 
 
-def look_at_error(done: asyncio.Future[Any]) -> None:
-    """Of what perhaps nobody waits for any more."""
+def retrieve_exception(done: asyncio.Future[Any]) -> None:
+    """Take an error that perhaps nobody waits for, so that asyncio does not log it."""
     if not done.cancelled():
         done.exception()
 

@@ -17,7 +17,7 @@ from facenet_client._call import Channel
 from facenet_client._endpoint import Endpoint
 from facenet_client._images import shown
 from facenet_client._requests import check_timeout
-from facenet_client._retry import backoff_s
+from facenet_client._retry import Retry, backoff_s
 from facenet_client._targets import addresses
 from facenet_client.errors import AnswerTimeout, CallError, ServerOverloaded, ServerUnavailable
 
@@ -27,16 +27,16 @@ _INFO_S = 10.0  # for a server to say what it runs
 
 
 class Endpoints:
-    """So many channels to each address, from ``open`` to ``close``. Without ``retry`` nobody waits for a server longer
-    than it takes to ask it once."""
+    """So many channels to each address, from ``open`` to ``close``. Where ``retry`` is off, no call waits for a server
+    longer than it takes to ask it once."""
 
     def __init__(
         self,
         target: str | Sequence[str],
         per_address: int,
         timeout_s: float | None,
+        retry: Retry,
         *,
-        retry: bool = True,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         if not isinstance(per_address, int) or isinstance(per_address, bool) or per_address < 1:
@@ -69,9 +69,10 @@ class Endpoints:
             self._opened()
             return
         self._loop = asyncio.get_running_loop()
+        self._changed, self._info, self._models = asyncio.Event(), None, None
         for address in self.addresses:
             channels = [Channel(address, self._connection(address)) for _ in range(self._per_address)]
-            self._all.append(Endpoint(channels, self._learn, self._tell))
+            self._all.append(Endpoint(channels, self._learn, self._notify))
 
     def _connection(self, address: str) -> grpc.aio.Channel:
         options = _wire.channel_options(address)
@@ -86,7 +87,7 @@ class Endpoints:
         endpoints, self._all = self._all, []
         if is_ours:
             self._info = self._models = None
-            self._tell()
+            self._notify()
             await asyncio.gather(*self._closing, return_exceptions=True)
             await asyncio.gather(*(each.close() for each in endpoints))
 
@@ -121,16 +122,18 @@ class Endpoints:
     async def within(
         self, timeout_s: float | None, failure: str = "no server", silent: type[CallError] = AnswerTimeout
     ) -> AsyncIterator[None]:
-        """Raises ServerUnavailable where what is done there takes longer, with what is wrong with the servers; where
-        they only have not answered, raises ``silent``."""
+        """Where what is done there takes longer, raises ServerUnavailable with what is wrong with the servers. Where
+        none has answered it raises ``silent``, and where all are overloaded what they said."""
         try:
             async with asyncio.timeout(timeout_s):
                 yield
         except CallError:  # first: an AnswerTimeout is a TimeoutError too
             raise
         except TimeoutError:
-            trouble = "; ".join(str(each.error) for each in self._all if each.error is not None)
-            kind = ServerUnavailable if trouble else silent
+            errors = [each.error for each in self._all if each.error is not None]
+            if errors and all(isinstance(error, ServerOverloaded) for error in errors):
+                raise errors[0] from None
+            kind, trouble = ServerUnavailable if errors else silent, "; ".join(map(str, errors))
             raise kind(f"{failure} within {timeout_s:.2g} s: {trouble or 'none has answered'}") from None
 
     async def wait_until_ready(self, timeout_s: float | None) -> None:
@@ -138,9 +141,9 @@ class Endpoints:
         CallError where waiting does not help."""
         if any(each.has_refused for each in self._opened()):
             self.forget_info()
-        asked_at = asyncio.get_running_loop().time()
+        asked = {each: each.attempts for each in self._opened()}
         async with self.within(timeout_s, "no server was ready", silent=ServerUnavailable):
-            await self._until(lambda each: each.is_ready and each.checked_at > asked_at)
+            await self._until(lambda each: each.is_ready and each.attempts > asked[each], retry=True)
 
     async def wait_for_room(self, remaining_s: float | None) -> None:
         """Until a new stream may find a server. Raises CallError where none will have room in the time that remains, or
@@ -154,32 +157,35 @@ class Endpoints:
             raise ServerOverloaded(f"{first.address}: the server has no room now", retry_after_s=first.room_in_s)
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                await self._changed.wait()  # another one may be ready sooner
+                await self._wait_for_change()  # another one may be ready sooner
 
     def room_in_s(self) -> float:
         """How long until one of those that are ready has room, as far as they said; infinite where none is ready."""
         return min((each.room_in_s for each in self._all if each.is_ready), default=math.inf)
 
-    async def _until(self, is_found: Callable[[Endpoint], bool]) -> None:
+    async def _until(self, is_found: Callable[[Endpoint], bool], *, retry: bool = False) -> None:
         """Until one of the servers is as wanted. Raises CallError where waiting does not help: all have refused, or
         were asked in vain and the client does not retry."""
         asked = [(each, each.attempts) for each in self._opened()]
         while not any(map(is_found, self._all)):
-            if not self._all:
-                raise CallError("the client was closed")
             in_vain = [
                 each.error
                 for each, attempts in asked
-                if each.has_refused or (not self._retry and each.attempts > attempts)
+                if each.has_refused or (not (retry or self._retry.is_on) and each.attempts > attempts)
             ]
             if len(in_vain) == len(asked) and in_vain[0] is not None:
                 raise in_vain[0]
             for each in self._all:
                 if not is_found(each):
                     each.connect()
-            await self._changed.wait()
+            await self._wait_for_change()
 
-    def _tell(self) -> None:
+    async def _wait_for_change(self) -> None:
+        await self._changed.wait()
+        if not self._all:
+            raise CallError("the client was closed")
+
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -194,20 +200,26 @@ class Endpoints:
         self._opened()
         if self._info is not None:
             return self._info
-        async with self.within(LONGEST_WAIT_S if timeout_s is None else timeout_s):
-            return await self._gather_info()
+        try:
+            async with self.within(LONGEST_WAIT_S if timeout_s is None else timeout_s):
+                while self._info is None:  # another call's error may have it forgotten meanwhile
+                    await self._gather_info()
+        except CallError:
+            self.forget_info()
+            raise
+        return self._info
 
-    async def _gather_info(self) -> pb.GetServerInfoResponse:
+    async def _gather_info(self) -> None:
         await self._until(lambda each: each.info is not None)
         with suppress(TimeoutError):  # the others have a while from now
             async with asyncio.timeout(self._grace_s):
                 while any(each.error is None and not (each.is_ready and each.info) for each in self._all):
-                    await self._changed.wait()
-        for each in self._opened():
+                    await self._wait_for_change()
+        for each in self._all:
             if each.has_refused and each.error is not None:
                 raise each.error
-        self._info = _answers.together([each.info for each in self._all if each.info is not None])
-        return self._info
+        if infos := [each.info for each in self._all if each.info is not None]:
+            self._info = _answers.together(infos)
 
     async def _learn(self, endpoint: Endpoint) -> None:
         """Ask a server what it runs. Raises CallError, also where another one runs other models: their answers would be
@@ -220,8 +232,10 @@ class Endpoints:
         endpoint.info = info
 
     def forget_info(self) -> None:
-        """A server may have been restarted with other limits."""
-        self._info = self._models = None
+        """A server may have been restarted with other limits. Models may be others where no server is in use."""
+        self._info = None
+        if not any(each.is_ready for each in self._all):
+            self._models = None
         for each in self._all:
             each.forget()
 

@@ -30,7 +30,7 @@ InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
 
 _WINDOW_AHEAD = 2  # messages under way while the server holds as many as it reads ahead
-_FIRST_ITEMS = 64  # under way before an answer tells how fast those come
+_FIRST_ITEMS = 64  # under way on a channel before an answer tells how fast those come
 _QUICK, _LATE = 0.25, 0.5  # shares of a message's time: answered within the one, or after the other
 _ITEM_OVERHEAD_BYTES = 16  # an item's tag and length in its message
 _REQUEST_OVERHEAD_BYTES = 1024  # a request's id and options
@@ -46,12 +46,12 @@ class _Window:
     """How many items may be under way: additive increase, multiplicative decrease (Chiu and Jain 1989), as TCP's.
 
     What waits at a slow server for the answers to others would run out of time. So a message that was answered late
-    halves the window, once for all that were under way then. One that was answered quickly widens a full window by its
-    own items.
+    halves the window, once for all that were under way then. Quick answers widen a full window by its first size each
+    round trip.
     """
 
     def __init__(self, items: float) -> None:
-        self._limit = items
+        self._limit = self._step = items
         self._under_way = 0
         self._shrunk_at = -math.inf  # on the loop's clock
         self._answered = asyncio.Event()
@@ -73,7 +73,7 @@ class _Window:
                     self._limit = max(1.0, self._limit / 2)
                     self._shrunk_at = asyncio.get_running_loop().time()
             elif self._under_way >= self._limit and message.has_left(1 - _QUICK):
-                self._limit += n_items
+                self._limit += self._step * n_items / self._limit
             self._under_way -= n_items
             self._answered.set()
 
@@ -109,7 +109,7 @@ class Session(Generic[InputT, ResultT]):
         self._room: threading.Semaphore | asyncio.Semaphore = self._thread_room  # of the feeder that is at work
         self._held: list[Any] = []  # taken from the queue, but for the next message
         self._untaken = asyncio.Semaphore((limits.max_messages_in_flight + _WINDOW_AHEAD) * len(channels))
-        self._window = _Window(math.inf if timeout_s is None else _FIRST_ITEMS)
+        self._window = _Window(math.inf if timeout_s is None else _FIRST_ITEMS * len(channels))
         self._sent: asyncio.Queue[Message | _End] = asyncio.Queue()  # bounded by the untaken
         self._end: _End | None = None
         self._tasks: list[asyncio.Task[None]] = []

@@ -182,7 +182,9 @@ class Client:
 
     def _end(self, session: Session[Any, Any]) -> None:
         if threading.current_thread() is self._thread:  # a left generator, collected on the loop itself
-            self._leaving.add(asyncio.ensure_future(session.__aexit__(None, None, None)))
+            leaving = asyncio.ensure_future(session.__aexit__(None, None, None))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
             return
         with suppress(CallError):  # closing the client has ended it
             self._wait(session.__aexit__(None, None, None))
