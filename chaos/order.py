@@ -20,7 +20,7 @@ from chaos.stub import Behaviour
 
 _BAD_SHARE = 0.01
 _SEARCHES = 20  # mismatched answers that are traced to the item that they belong to; each takes seconds
-_ROOMY = {"max_items_per_caller": 10**6, "max_items_in_flight": 10**7, "max_streams_per_connection": 1000}
+_ROOMY = {"max_items_per_caller": 10**6, "max_items_in_flight": 10**6, "max_streams_per_connection": 1000}
 
 
 class Book:

@@ -23,7 +23,7 @@ SHIPPED_BUDGET_MB = 268.4  # 256 MiB
 HEADROOM_MB = 64
 LIMITS = {"max_items_in_flight": 24, "max_mib_in_flight": 16}
 NO_LIMITS = {
-    "max_items_in_flight": 10**9,
+    "max_items_in_flight": 10**6,
     "max_items_per_caller": 10**9,
     "max_items_per_stream": 10**9,
     "max_queued_rows": 10**9,

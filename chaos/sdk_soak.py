@@ -68,7 +68,8 @@ async def sdk_soak(*, seconds: float, left_open: bool = False, bytes_a_client: f
                 await asyncio.gather(one, other, asyncio.to_thread(_live_without_a_loop, server.address, uses))
             for _ in range(_LEFT_OPEN if left_open else 0):
                 uses.left_open.append(await AsyncClient(server.address).__aenter__())
-                await uses.left_open[-1].server_info()
+            for client in uses.left_open:  # a connection that is idle is closed by the server
+                await client.server_stats()
             gc.collect()
             await asyncio.sleep(min(0.5, length_s / 10))  # connections take a moment to close
             samples.append((time.monotonic() - start, *used(Usage(os.getpid())), len(asyncio.all_tasks())))

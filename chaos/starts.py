@@ -160,7 +160,7 @@ FAULTS = [
     ),
     Fault("nowhere to listen", "HOST:PORT", flags=("--listen", "nowhere")),
     Fault("no such embedder", "default embedder", flags=("--default-embedder", "x")),
-    Fault("batches of no rows", "max_batch_rows", flags=("--max-batch-rows", "0")),
+    Fault("batches of no rows", "--max-batch-rows", flags=("--max-batch-rows", "0")),
     Fault("a key that is none", "server.key is not the key", _garbage_key, ("--tls-certificate", *_CHAIN_AND_KEY)),
     Fault("no certificate", "nowhere.pem", flags=("--tls-certificate", "nowhere.pem", "--tls-key", "nowhere.key")),
     Fault("a key without a certificate", "--tls-certificate", flags=("--tls-key", "server.key")),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,13 @@ def assert_answers(results: Sequence[Embedding], sent: Sequence[np.ndarray]) -> 
     """One answer for each, in order."""
     assert [result.error for result in results] == [None] * len(sent)
     np.testing.assert_allclose([np.asarray(result) for result in results], embed(np.stack(sent))[0], atol=1e-6)
+
+
+def free_address() -> str:
+    """An address where nothing listens."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{found.getsockname()[1]}"
 
 
 LIMITS = {"max_message_bytes": 1 << 20, "max_items_per_message": 1, "max_messages_in_flight": 4}
@@ -51,7 +59,7 @@ class Seen:
 class Scripted:
     """A server of the contract that answers each call as the next of its scripts says. ``ready`` is what its health
     says, if it says any; ``watch`` is how it answers a Watch, if it knows any; ``limits`` are what it
-    says of itself, unless with ``info_fails`` it says nothing."""
+    says of itself, unless with ``info_fails`` it says nothing; ``model`` is its default embedder."""
 
     def __init__(
         self,
@@ -60,15 +68,17 @@ class Scripted:
         watch: Any = None,
         limits: Mapping[str, int] | None = None,
         info_fails: grpc.StatusCode | None = None,
+        model: str = "",
     ) -> None:
         self._scripts = list(scripts)
         self._ready = ready
         self._watch = watch
         self._limits = {**LIMITS, **(limits or {})}
-        self._info_fails = info_fails
+        self.info_fails, self.model = info_fails, model
         self.seen: list[Seen] = []  # a call each
         self.changed = asyncio.Event()  # whether it is ready; a new one with each change
         self.watches = self.watchers = 0  # all that came, and those that are there
+        self.infos = 0  # how often it was asked what it runs
 
     @property
     def calls(self) -> int:
@@ -118,9 +128,11 @@ class Scripted:
             await server.stop(0)
 
     async def _info(self, _: bytes, context: Any) -> bytes:
-        if self._info_fails is not None:
-            await context.abort(self._info_fails, "not now")
-        return pb.GetServerInfoResponse(limits=pb.Limits(**self._limits)).SerializeToString()
+        self.infos += 1
+        if self.info_fails is not None:
+            await context.abort(self.info_fails, "not now")
+        info = pb.GetServerInfoResponse(limits=pb.Limits(**self._limits), default_embedder=self.model)
+        return info.SerializeToString()
 
     def _health(self) -> dict[str, Any]:
         async def check(_: bytes, __: Any) -> bytes:

@@ -1,7 +1,9 @@
 """The command ``facenet`` against a server on the real networks."""
 
 import json
+from dataclasses import replace
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,10 @@ import pytest
 from click.testing import CliRunner
 from commandline import facenet
 from facenet_client import Client
+from facenet_client.cli import tables
 from facenet_client.cli.commands import facenet as facenet_command
 from PIL import Image
+from rich.console import Console
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -179,7 +183,22 @@ def test_faces_are_drawn(server: str, pictures: Path, tmp_path: Path, astronaut:
 
 def test_info_shows_models_and_limits(server: str) -> None:
     assert "20170512-110547" in facenet(server, "info").stdout
-    assert json.loads(facenet(server, "info", "--json").stdout)["limits"]["max_items_per_message"] == 64
+    told = json.loads(facenet(server, "info", "--json").stdout)
+    assert told["limits"]["max_items_per_message"] == 64
+    assert told["workers"] > 0
+    assert told["worker_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("workers", "told"),
+    [(3, "3, each with 200 MiB for itself"), (0, "none: the server's own process does the work")],
+)
+def test_info_shows_the_workers_and_their_memory(server: str, workers: int, told: str) -> None:
+    with Client(server) as client:
+        info = replace(client.server_info(), workers=workers, worker_bytes=200 << 20)
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(tables.server_info(info))
+    assert told in console.export_text()
 
 
 def test_the_shell_and_the_sdk_have_one_default(server: str, pictures: Path) -> None:
@@ -246,12 +265,14 @@ def test_stats_tell_the_servers_work(server: str, pictures: Path) -> None:
     facenet(server, "embed", pictures)
     told = facenet(server, "stats").stdout
     assert "items accepted" in told
+    assert "(0 stalled)" in told
     assert "20170512-110547" in told
     since_start, lately = (
         json.loads(facenet(server, "stats", "--json", *over).stdout) for over in ((), ("--over-s", 0.1))
     )
     assert sum(stage["rows"] for stage in since_start["stages"]) > 0
     assert 0.1 <= lately["uptime_s"] < since_start["uptime_s"]
+    assert since_start["admission"]["stalled_streams"] == 0
 
 
 @pytest.mark.parametrize(

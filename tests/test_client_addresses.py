@@ -1,20 +1,17 @@
 """The SDK with several addresses and connections."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from conftest import Call
-from facenet_client import (
-    AsyncClient,
-    CallError,
-    Client,
-)
+from facenet_client import AsyncClient, CallError, Client, RequestRefused
 from facenet_client._targets import addresses
 from nets import HeldNet, crop, embed, fake_server
-from scripted import Scripted, answer, assert_answers, images
+from scripted import Scripted, answer, answered, assert_answers, free_address, images
 
 
 @pytest.mark.parametrize("form", ["{0},{1}", ["{0}", "{1}"], ["{0},{1}"]], ids=str)
@@ -79,6 +76,64 @@ async def test_servers_with_different_models_are_not_mixed(call: Call) -> None:
     async with fake_server() as first, fake_server({"other": embed}) as second:
         with pytest.raises(CallError, match="different models"):
             await call([first, second], "embed_crops", [crop(1)])
+
+
+async def slowly(context: Any) -> None:
+    while (data := await context.read()) is not grpc.aio.EOF:
+        await asyncio.sleep(0.02)
+        await context.write(answered(data).SerializeToString())
+
+
+async def test_a_stream_keeps_its_models_while_a_service_asks_whether_servers_are_ready() -> None:
+    """One of two servers is upgraded: it is refused, whoever asks, as long as the other is in use."""
+    old, new, address = (
+        Scripted(slowly, model="old", ready=True),
+        Scripted(answer, model="new", ready=True),
+        free_address(),
+    )
+    async with old.serve() as target, AsyncClient([target, address], timeout_s=10) as client:
+        running = asyncio.create_task(client.embed_crops(images(100)))
+        while not old.read_ids:  # noqa: ASYNC110 (of what the server does)
+            await asyncio.sleep(0.01)
+        async with new.serve(address):
+            while not new.infos:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            while not running.done():
+                assert await client.is_ready(5)
+                await asyncio.sleep(0.1)
+        assert_answers(await running, images(100))
+    assert not new.calls
+
+
+async def test_a_server_that_is_upgraded_after_another_is_used_again() -> None:
+    first, second = Scripted(answer, model="x", ready=True), Scripted(answer, model="y", ready=True)
+    async with first.serve() as one, second.serve() as two, AsyncClient([one, two], timeout_s=5) as client:
+        with pytest.raises(CallError, match="different models"):
+            await client.embed_crops(images(1))
+        first.model = second.model = "y"
+        with contextlib.suppress(CallError):
+            await client.embed_crops(images(1))
+        assert_answers(await client.embed_crops(images(1)), images(1))
+
+
+async def test_a_refused_server_is_asked_again_after_another_calls_error() -> None:
+    async def bad(context: Any) -> None:
+        await context.read()
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "bad")
+
+    old, new, address = Scripted(slowly, bad, slowly, model="old"), Scripted(slowly, model="new"), free_address()
+    async with old.serve() as target, AsyncClient([target, address], timeout_s=20) as client:
+        running = asyncio.create_task(client.embed_crops(images(200)))
+        while not old.read_ids:  # noqa: ASYNC110 (of what the server does)
+            await asyncio.sleep(0.01)
+        async with new.serve(address):
+            while not new.infos:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            with pytest.raises(RequestRefused, match="bad"):
+                await client.embed_crops(images(1))
+            new.model = "old"
+            assert_answers(await running, images(200))
+    assert new.read_ids
 
 
 async def test_the_statistics_of_several_servers_are_their_sum(call: Call) -> None:

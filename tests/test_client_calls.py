@@ -51,14 +51,6 @@ async def begun_and_left(operation: Coroutine[Any, Any, object]) -> asyncio.Task
     return task
 
 
-async def test_a_message_whose_asker_left_is_the_next_readers() -> None:
-    script = Slow()
-    async with called(script) as call:
-        await begun_and_left(call.is_there(5))
-        script.let.set()
-        assert [await call.read(5), await call.read(5)] == [b"\x08\x01", b"\x08\x02"]
-
-
 async def test_whoever_leaves_a_read_ends_its_call() -> None:
     """It would be the reader of a message that nobody gets."""
     script = Slow()
@@ -82,16 +74,6 @@ async def test_what_had_no_time_at_all_was_too_late() -> None:
     async with called(Slow()) as call:
         with pytest.raises(AnswerTimeout):
             await call.read(0)
-
-
-async def test_a_message_that_was_waited_for_in_vain_is_read_later() -> None:
-    script = Slow()
-    async with called(script) as call:
-        assert not await call.is_there(0.02)
-        assert not await call.is_there(0.02)
-        script.let.set()
-        assert await call.is_there(5)
-        assert [await call.read(5), await call.read(5)] == [b"\x08\x01", b"\x08\x02"]
 
 
 async def test_a_read_that_is_not_in_time_ends_its_call() -> None:
@@ -144,18 +126,12 @@ async def test_what_waits_for_its_connection_ends_with_its_call(
             await asyncio.wait_for(operation(call), 5)
 
 
-async def test_closing_a_call_ends_what_was_asked_for(silent: str) -> None:
-    async with unconnected(silent) as call:
-        assert not await call.is_there(0.02)
-        await asyncio.wait_for(call.close(), 5)
-
-
 async def test_the_end_of_a_call_that_was_there_in_time_is_told_as_it_was() -> None:
     async def busy(context: Any) -> None:
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
 
     async with called(busy) as call:
-        await call.is_there(5)
+        await asyncio.wait({call._status}, timeout=5)
         call._give_up(1.0)
         with pytest.raises(ServerOverloaded, match="busy"):
             await call.read(5)

@@ -1,6 +1,7 @@
 """What the SDK makes of servers that have no room: who waits how long for whom, and what is tried again."""
 
 import asyncio
+import contextlib
 import time
 from functools import partial
 from typing import Any
@@ -124,6 +125,19 @@ async def test_a_stream_goes_on_beside_a_server_that_never_has_room() -> None:
     now_and_then = Scripted(partial(answer_all, refused=range(0, 1000, 10), retry_after_ms=50))
     async with never.serve() as one, now_and_then.serve() as other, AsyncClient([one, other], timeout_s=5) as client:
         assert_answers([each async for each in client.embed_crops_stream(images(200))], images(200))
+
+
+@pytest.mark.parametrize(("servers", "pushback_s", "after_s"), [(1, 0.0, 0.0), (2, 0.02, 0.025), (3, 0.02, 0.01)])
+async def test_servers_that_refuse_for_a_moment_each_are_not_stormed(
+    servers: int, pushback_s: float, after_s: float
+) -> None:
+    refuse = [Scripted(refusing(pushback_s, after_s)) for _ in range(servers)]
+    async with contextlib.AsyncExitStack() as life:
+        targets = [await life.enter_async_context(each.serve()) for each in refuse]
+        client = await life.enter_async_context(AsyncClient(targets, timeout_s=3))
+        with pytest.raises(ServerOverloaded):
+            await client.embed_crops(images(1))
+    assert sum(each.calls for each in refuse) < 20
 
 
 async def test_what_comes_too_late_anyway_costs_no_try() -> None:

@@ -1,7 +1,7 @@
 """The SDK and servers that are not up yet, or not ready; a call's own time."""
 
 import asyncio
-import socket
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,17 +9,19 @@ from typing import Any
 import grpc
 import pytest
 from conftest import Call
-from facenet_client import AnswerTimeout, AsyncClient, CallError, Client, RequestRefused, ServerUnavailable
-from scripted import Scripted, answer, assert_answers, images
+from facenet_client import (
+    AnswerTimeout,
+    AsyncClient,
+    CallError,
+    Client,
+    RequestRefused,
+    ServerOverloaded,
+    ServerUnavailable,
+)
+from scripted import Scripted, answer, assert_answers, free_address, images
 
 LONG_S = 20.0
 SHORT_S = 0.3
-
-
-def free_address() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{found.getsockname()[1]}"
 
 
 @asynccontextmanager
@@ -63,12 +65,12 @@ async def test_without_retries_a_server_that_is_not_there_is_told_at_once() -> N
     assert "no server within" not in str(told.value)
 
 
-async def silent(context: Any) -> None:
+async def silent_call(context: Any) -> None:
     await asyncio.Event().wait()
 
 
 async def test_a_call_has_a_time_of_its_own_whatever_the_clients() -> None:
-    async with Scripted(silent, answer).serve() as target, AsyncClient(target, timeout_s=None) as client:
+    async with Scripted(silent_call, answer).serve() as target, AsyncClient(target, timeout_s=None) as client:
         with pytest.raises(AnswerTimeout):
             await client.embed_crops(images(1), timeout_s=SHORT_S)
     async with Scripted(answer).serve() as target, AsyncClient(target, timeout_s=1e-6) as client:
@@ -90,6 +92,28 @@ async def test_readiness_is_waited_for_until_the_server_is_up(ready: bool | None
     async with AsyncClient(address) as client, up_after(Scripted(answer, ready=ready), address, 0.5):
         await client.wait_until_ready(LONG_S)
         assert_answers(await client.embed_crops(images(1), timeout_s=SHORT_S * 10), images(1))
+
+
+async def test_readiness_is_waited_for_without_retries_too() -> None:
+    address = free_address()
+    async with AsyncClient(address, retry=False) as client, up_after(Scripted(answer, ready=True), address, 0.5):
+        await client.wait_until_ready(LONG_S)
+
+
+async def test_asking_whether_a_server_is_ready_takes_no_busy_one_out_of_use() -> None:
+    server = Scripted(answer, ready=True)
+    async with server.serve() as target, AsyncClient(target, timeout_s=LONG_S) as client:
+        await client.wait_until_ready(LONG_S)
+        server.info_fails = grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await client.is_ready(LONG_S)
+        assert server.infos == 1
+
+
+async def test_servers_that_refuse_to_say_what_they_run_are_overloaded() -> None:
+    server = Scripted(answer, info_fails=grpc.StatusCode.RESOURCE_EXHAUSTED)
+    async with server.serve() as target, AsyncClient(target, timeout_s=SHORT_S) as client:
+        with pytest.raises(ServerOverloaded):
+            await client.embed_crops(images(1))
 
 
 async def test_the_first_server_that_is_ready_ends_the_wait() -> None:
@@ -126,6 +150,37 @@ async def test_closing_a_client_ends_its_wait() -> None:
     await client.aclose()
     with pytest.raises(CallError, match="the client was closed"):
         await waiting
+
+
+async def test_closing_a_client_ends_its_first_call(silent: str) -> None:
+    async with Scripted(answer).serve() as target:
+        client = AsyncClient([target, silent], timeout_s=LONG_S)
+        await client.open()
+        calling = asyncio.create_task(client.embed_crops(images(1)))
+        await asyncio.sleep(SHORT_S)
+        await client.aclose()
+        with pytest.raises(CallError, match="the client was closed"):
+            await calling
+
+
+async def test_a_call_that_begins_while_its_client_is_closed_leaves_nothing_behind() -> None:
+    lost = list[str]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: lost.append(str(told)))
+    server = Scripted(silent_call, ready=True)
+    async with server.serve() as target:
+        client = AsyncClient(target)
+        await client.open()
+        calls = [asyncio.create_task(client.embed_crops(images(2))) for _ in range(3)]
+        while server.calls < 3:  # noqa: ASYNC110 (of what the server does)
+            await asyncio.sleep(0.01)
+        closing = asyncio.create_task(client.aclose())
+        await asyncio.sleep(0)
+        calls.append(asyncio.create_task(client.embed_crops(images(1))))
+        await closing
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+    gc.collect()
+    assert {type(end) for end in ends} <= {CallError, RuntimeError}
+    assert not lost
 
 
 async def test_a_ready_server_ends_the_wait_though_another_refuses_for_good() -> None:
@@ -165,6 +220,23 @@ def test_a_client_that_was_cancelled_may_be_opened_on_the_next_event_loop() -> N
     for _ in range(3):
         asyncio.run(cancelled(client))
         asyncio.run(answered(client))
+
+
+def test_a_client_that_was_left_open_may_be_opened_on_the_next_event_loop() -> None:
+    async def left(client: AsyncClient) -> None:
+        await client.open()
+        waiting = asyncio.create_task(client.embed_crops(images(1)))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+
+    async def answered(client: AsyncClient) -> None:
+        await client.aclose()
+        async with Scripted(answer).serve(client._endpoints.addresses[0]), client:
+            assert_answers(await client.embed_crops(images(1)), images(1))
+
+    client = AsyncClient(free_address(), timeout_s=LONG_S)
+    asyncio.run(left(client))
+    asyncio.run(answered(client))
 
 
 def test_the_synchronous_client_waits_as_well() -> None:

@@ -66,7 +66,7 @@ def either(request: pytest.FixtureRequest, server: str, models: Path) -> Iterato
     if request.param == "images by themselves":
         yield server
         return
-    with server_process("--models", str(models), "--share-windows", "on") as (target, _):
+    with server_process("--models", str(models), "--share-levels", "on") as (target, _):
         yield target
 
 

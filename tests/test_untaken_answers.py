@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from calls import raw, until
+from facenet_client import AsyncClient
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_proto.v1.face_pb2_grpc import FaceServiceStub
 from facenet_server.rpc import stream as streams
@@ -106,6 +107,8 @@ async def test_callers_that_take_no_answers_never_shut_out_others_or_the_health_
             assert counts.stalled_streams == counts.streams <= 4  # the share of one caller
             other: Any = FaceServiceStub(good)  # type: ignore[no-untyped-call]  # generated
             assert (await other.GetServerStats(pb.GetServerStatsRequest())).admission.stalled_streams == counts.streams
+            async with AsyncClient(target) as client:
+                assert (await client.server_stats()).admission.stalled_streams == counts.streams
             seen = other.Detect()
             await seen.write(pb.DetectRequest(images=[raw(square())]))
             assert (await seen.read()).results[0].HasField("detection")

@@ -6,11 +6,10 @@ in ``facenet_server/errors.py``, request options from the SDK's TypedDicts, comm
 
 import ast
 import inspect
-import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import Field, fields
+from dataclasses import Field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +18,7 @@ import click
 import grpc
 from facenet_client import _answers, _images, types
 from facenet_client.cli.commands import facenet
-from facenet_server.config import VARIABLE_PREFIX, Config, bounds
+from facenet_server.config import VARIABLE_PREFIX, Config, default_of, flag_of, range_of, settings
 from facenet_server.errors import REASONS, STATUSES
 from facenet_server.rpc import converters
 
@@ -36,13 +35,6 @@ server does at its limits. [services.md](services.md) and [command-line.md](comm
 REASONS_TEXT = """The code is a `google.rpc.Code`. The error sits on its item's result.
 [images.md](images.md) says which file gets which reason.
 """
-_UNITS = {"_mb": "MB", "_px": "px", "_s": "s"} | {
-    f"{unit}{end}": name
-    for unit, name in (("_mib", "MiB"), ("_megapixels", "million px"))
-    for end in ("", "_in_flight")
-}
-_MANY = 2**31 - 1  # a bound of so much is none to tell
-
 Cells = Sequence[str]
 
 
@@ -85,49 +77,25 @@ def plain(docstring: str) -> str:
 # ---- flags ----
 
 
-def flags(settings: Iterable[Field[Any]]) -> Iterator[str]:
-    """The server's flags, a table for each group that the settings name."""
+def flags(of: Iterable[Field[Any]]) -> Iterator[str]:
+    """The server's flags, a table for each group; the advanced ones stand behind the others."""
     groups: dict[str, list[Field[Any]]] = {}
-    for each in settings:
-        groups.setdefault(str(each.metadata.get("group") or ""), []).append(each)
+    for each in of:
+        groups.setdefault(each.metadata["group"], []).append(each)
     for group, members in groups.items():
-        if group:
-            yield f"### {group.capitalize()}\n"
-        members = sorted(members, key=lambda each: bool(each.metadata.get("advanced")))
+        yield f"### {group.capitalize()}\n"
+        members = sorted(members, key=lambda each: bool(each.metadata["advanced"]))
         yield table(("flag", "variable", "default", "range", "what"), map(_flag, members))
 
 
 def _flag(each: Field[Any]) -> Cells:
-    name = each.name.replace("_", "-")
-    flag = f"`--{name}`, `--no-{name}`" if each.type is bool else f"`--{name}`"
-    advanced = "Advanced. " if each.metadata.get("advanced") else ""
+    flag = code(flag_of(each))
+    if each.type is bool:
+        flag += f", {code(flag_of(each).replace('--', '--no-'))}"
+    advanced = "Advanced. " if each.metadata["advanced"] else ""
     variable, text = code(VARIABLE_PREFIX + each.name.upper()), advanced + plain(each.metadata["help"])
-    return flag, variable, _default(each), _range(each), text
-
-
-def unit(name: str) -> str:
-    """The unit that a setting's name ends in."""
-    return next((f" {its}" for end, its in _UNITS.items() if name.endswith(end)), "")
-
-
-def _default(each: Any) -> str:
-    if each.type is bool:
-        return "on" if each.default else "off"
-    if each.type in (int, float):
-        return f"{each.default:,g}{unit(each.name)}" if each.default < 1000 else f"{each.default:,}{unit(each.name)}"
-    return code(str(each.default))
-
-
-def _range(each: Any) -> str:
-    if each.type is bool:
-        return ""
-    if choices := each.metadata.get("choices"):
-        return ", ".join(map(code, choices))
-    if each.type not in (int, float):
-        return ""
-    least, most = bounds(each.name, each.type)
-    least = min(least, each.default)  # 0 for what the machine decides
-    return f"≥ {least:g}" if most in (_MANY, math.inf) else f"{least:g}…{most:,}"
+    choices = ", ".join(map(code, each.metadata.get("choices", ())))
+    return flag, variable, default_of(each), choices or range_of(each), text
 
 
 # ---- statuses, reasons, limits ----
@@ -157,12 +125,13 @@ def reasons() -> str:
 
 def limits() -> str:
     """The limits that GetServerInfo tells."""
-    config, rows = Config().with_streams_for(None), list[Cells]()
+    config, rows, by_name = Config().with_streams_for(None), list[Cells](), {each.name: each for each in settings()}
     told = converters.server_info(converters.About("", (), (), ""), config).limits
     for name, text in messages_fields("Limits"):
-        setting = name if hasattr(config, name) else name.replace("bytes", "mib").replace("pixels", "megapixels")
-        fewer = ", or fewer" if getattr(Config(), setting) != getattr(config, setting) else ""
-        rows.append((code(name), code(f"--{setting.replace('_', '-')}"), f"{getattr(told, name):,}{fewer}", text))
+        setting = by_name.get(name) or by_name.get(name.replace("bytes", "mib").replace("pixels", "megapixels"))
+        flag = code(flag_of(setting)) if setting else "the server's choice"
+        fewer = ", or fewer" if name == "max_streams" else ""
+        rows.append((code(name), flag, f"{getattr(told, name):,}{fewer}", text))
     return table(("field", "flag", "default", "what"), rows)
 
 
@@ -263,7 +232,7 @@ def page() -> str:
     parts += [
         "## Server flags\n",
         "`facenet-server --help` has them, too. A flag wins over its variable.\n",
-        *flags(fields(Config)),
+        *flags(settings()),
     ]
     parts += [
         "## Statuses of calls\n",

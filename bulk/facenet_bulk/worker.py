@@ -173,7 +173,7 @@ class Worker:
                 at_once = AT_ONCE * max(1, config.threads)
                 suspected, refused = frozenset(job["suspected"]), frozenset(job["refused"])
                 embed = self.embed(opened, record, self._tell, at_once, suspected, refused)
-                shard, most = listed.shard(job["shard"]), config.max_image_mib * MIB
+                shard, most = listed.shard(job["shard"]), config.image_mib * MIB
                 rows = await rows_of(shard, record.source, embed, record.model.dimension, most)
                 await asyncio.to_thread(output.write, job["shard"], rows, record)
                 self._tell({"done": job["shard"], "tally": asdict(rows.tally)})

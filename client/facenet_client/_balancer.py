@@ -96,8 +96,10 @@ class Balancer:
             return least
         endpoint, channel = min(free, key=lambda each: each[0].full_until)
         self._unused.remove((endpoint, channel))
-        self._streams.append(ExchangeStream(endpoint, channel, self._exchange, self._on_answer, self._on_end))
-        return self._streams[-1]
+        stream = ExchangeStream(endpoint, channel, self._exchange, self._on_answer, self._on_end)
+        stream.open()
+        self._streams.append(stream)
+        return stream
 
     def _on_answer(self, stream: ExchangeStream, message: Message, response: Any) -> None:
         if response.retry_after_ms and all(result.error.reason == "OVERLOADED" for result in response.results):
@@ -113,20 +115,18 @@ class Balancer:
         self._unused.append((stream.endpoint, stream.channel))
         if isinstance(error, ServerOverloaded):
             self._refused(stream, unanswered, error)
-            return
-        if isinstance(error, ServerUnavailable | AnswerTimeout):
-            stream.endpoint.lost(error)
-        told = error or ServerUnavailable(f"{stream.endpoint.address}: the call ended without an answer")
-        self._resend(unanswered, told)
+        elif error is not None:
+            if isinstance(error, ServerUnavailable | AnswerTimeout):
+                stream.endpoint.lost(error)
+            self._resend(unanswered, error)
 
     def _refused(self, stream: ExchangeStream, messages: Sequence[Message], error: ServerOverloaded) -> None:
         """Send messages that a server has no room for to another server, at once, or as soon as a server has room.
 
         Asking again costs a token, unless the session has had an answer already. Such a session is worth waiting for,
-        and does not add much load: a message that waits delays those after it. A server in cooldown is not asked, so
-        the number of attempts is limited.
+        and adds little load: its window is full of messages that wait.
         """
-        if self._retry.is_on:  # without retries, a refusal of one call delays no other
+        if self._retry.is_on and error.retry_after_s is not None:  # without retries, a refusal delays no other call
             stream.endpoint.refused(error)
         self._resend(messages, error, is_free=self._has_answered or self._endpoints.room_in_s() == 0)
 

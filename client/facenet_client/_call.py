@@ -20,13 +20,12 @@ class Call:
     """A stream of messages to and from one server, as bytes. All methods raise CallError if they fail.
 
     One task may write, and one may read. An operation that is not in time ends the call. So does a cancelled read,
-    since grpc.aio would lose its message. So before a read that may be cancelled, ask ``is_there``.
+    since grpc.aio would lose its message.
     """
 
     def __init__(self, address: str, call: Any) -> None:
         self._address = address
         self._call = call
-        self._reading: asyncio.Future[Any] | None = None  # the read of the next message, if ``is_there`` has begun it
         self._is_connected = False
         self._late_s: float | None = None  # the time limit of the operation that was late and ended the call
         # The call's first status. If a write fails because of this status, grpc.aio replaces it with a status of its
@@ -50,36 +49,18 @@ class Call:
 
     async def read(self, timeout_s: float | None) -> bytes | None:
         """The next message; None where the server has ended the call in order."""
-        data = await self._in_time(self._next(), timeout_s)
+        data = await self._in_time(self._call.read(), timeout_s)
         return None if data is grpc.aio.EOF else bytes(data)
-
-    async def is_there(self, timeout_s: float) -> bool:
-        """Whether the next message, or the end of the call, comes in time. ``read`` then returns it, now or later."""
-        if self._reading is None:
-            self._reading = asyncio.ensure_future(self._next())
-            self._reading.add_done_callback(look_at_error)
-        done, _ = await asyncio.wait({self._reading}, timeout=timeout_s)
-        return bool(done)
 
     def cancel(self) -> None:
         """End the call and its running operations, if it has not ended."""
         self._call.cancel()
 
-    async def close(self) -> None:
-        """End the call, and the read that ``is_there`` may have begun."""
-        self.cancel()
-        if self._reading is not None:
-            await asyncio.wait({self._reading})
-
-    def _next(self) -> Awaitable[Any]:
-        reading, self._reading = self._reading, None
-        return reading or self._call.read()
-
     async def _connected(self, first: Coroutine[Any, Any, None]) -> None:
         """Do the first write, which waits for the connection. If the call ends meanwhile, grpc.aio never tells the
         write."""
         writing = asyncio.ensure_future(first)
-        writing.add_done_callback(look_at_error)
+        writing.add_done_callback(retrieve_exception)
         try:
             await asyncio.wait({writing, self._status}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -131,7 +112,7 @@ def _at_once(ready: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("the call has not ended")
 
 
-def look_at_error(done: asyncio.Future[Any]) -> None:
+def retrieve_exception(done: asyncio.Future[Any]) -> None:
     """Retrieve an error for which perhaps nobody waits any more, so that asyncio does not log it."""
     if not done.cancelled():
         done.exception()

@@ -50,19 +50,20 @@ class Endpoint:
         self.info: pb.GetServerInfoResponse | None = None
         self.error: CallError | None = None  # why the server is not ready; None: it is, or was not asked yet
         self.attempts = 0  # finished attempts to connect
-        self.checked_at = -math.inf
         self._learn = learn
         self._on_change = on_change
         self._connecting: asyncio.Task[None] | None = None
         self._failures = 0  # in a row
         self._backoff_until = self._full_until = self._closed_until = -math.inf
         self._watching: asyncio.Task[None] | None = None
+        self._watch_end: asyncio.TimerHandle | None = None
         self._can_watch = True
-        self._used_at = -math.inf
-        self._turns = 0  # how often the Watch said "not ready"
+        self._losses = 0  # calls of ``lost``
 
     async def close(self) -> None:
         """Close the channels, and end the running tasks."""
+        if self._watch_end is not None:
+            self._watch_end.cancel()
         tasks = [task for task in (self._connecting, self._watching) if task is not None]
         for task in tasks:
             task.cancel()
@@ -86,77 +87,80 @@ class Endpoint:
 
     def lost(self, error: CallError) -> None:
         """Note that the server did not serve, or said that it is not ready."""
+        self._losses += 1  # a running attempt to connect does not count any more
         if self.is_ready:
             self._failed(error)
         self.connect()
 
     def forget(self) -> None:
-        """Forget what the server runs, since another server may have its address by now. Whoever needs the server asks
-        again, at once if the server had refused."""
+        """Forget what the server runs, since another server may have its address by now. If the server had refused, ask
+        it again at once."""
         self.info = None
         if self.has_refused and self._connecting is not None:
             self._connecting.cancel()
             self._connecting, self.error, self._failures, self._backoff_until = None, None, 0, -math.inf
+            self.connect()
 
     async def _connect(self) -> None:
         while True:
             await asyncio.sleep(self._backoff_until - _now())
-            turns = self._turns
+            losses = self._losses
             try:
-                await self._learn(self)
+                if not self.is_ready or self.info is None:
+                    await self._learn(self)
                 await _health.check(self.channels[0])
-                if self._turns != turns:  # meanwhile the Watch has said "not ready"
+                if self._losses != losses:  # meanwhile a call or the Watch has found the server not ready
                     raise _health.not_ready(self.address)
             except CallError as error:
                 self._failed(error)
+            except Exception as error:  # noqa: BLE001 (nobody may wait for ever, whatever went wrong)
+                self._failed(CallError(f"{self.address}: {error!r}"))
             else:
                 self._admit()
                 return
 
     def _failed(self, error: CallError) -> None:
         longest_s = backoff_s(self._failures)
-        pushback_s = error.retry_after_s or 0.0 if isinstance(error, ServerOverloaded) else 0.0
-        self._backoff_until = _now() + pushback_s + random.uniform(longest_s / 2, longest_s)
+        told_s = error.retry_after_s or 0.0 if isinstance(error, ServerOverloaded) else 0.0
+        self._backoff_until = _now() + min(told_s, _LONGEST_COOLDOWN_S) + random.uniform(longest_s / 2, longest_s)
         self._failures += 1
-        self._turn(error)
+        self._set_state(error)
 
     def _admit(self) -> None:
         if not self.is_ready:
             self._failures, self._can_watch = 0, True
             self._backoff_until = self._full_until = self._closed_until = -math.inf
-        self.checked_at = _now()
-        self._turn(None)
+        self._set_state(None)
 
-    def _turn(self, error: CallError | None) -> None:
+    def _set_state(self, error: CallError | None) -> None:
         self.is_ready, self.error = error is None, error
         self.attempts += 1
         self._on_change()
 
     def used(self) -> None:
         """Note that the server gets a message, and watch whether it stays ready."""
-        self._used_at = _now()
         if self._can_watch and (self._watching is None or self._watching.done()):
             self._watching = asyncio.create_task(self._watch())
+        if self._watching is not None:
+            if self._watch_end is not None:
+                self._watch_end.cancel()
+            self._watch_end = asyncio.get_running_loop().call_later(self.watch_idle_s, self._watching.cancel)
 
     async def _watch(self) -> None:
         try:
-            await _health.watch(self.channels[0], self._unready, lambda: self._used_at + self.watch_idle_s - _now())
+            await _health.watch(self.channels[0], self.lost)
         except RequestRefused:  # the server has no Watch: the calls will show whether it works
             self._can_watch = False
         except CallError:
             await asyncio.sleep(random.uniform(_WATCH_PAUSE_S / 2, _WATCH_PAUSE_S))
 
-    def _unready(self) -> None:
-        self._turns += 1
-        self.lost(_health.not_ready(self.address))
-
     # ---- has it room? ----
 
     def refused(self, error: ServerOverloaded) -> None:
-        """Note that the server has no room, for as long as it says; its last word counts. Other servers are preferred
-        for that time. New streams wait for a second at most, because the server only guesses."""
-        told_s = min(error.retry_after_s or 0.0, _LONGEST_COOLDOWN_S)
-        self._full_until, self._closed_until = _now() + told_s, _now() + min(told_s, _LONGEST_CLOSED_S)
+        """Note that the server has no room. Its cooldown is as long as it said last. Other servers are preferred for
+        that time. New streams wait for a second of it at most, because the server only guesses."""
+        cooldown_s = min(max(error.retry_after_s or 0.0, backoff_s(0)), _LONGEST_COOLDOWN_S)
+        self._full_until, self._closed_until = _now() + cooldown_s, _now() + min(cooldown_s, _LONGEST_CLOSED_S)
 
     @property
     def full_until(self) -> float:

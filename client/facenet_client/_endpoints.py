@@ -17,9 +17,9 @@ from facenet_client._call import Channel
 from facenet_client._endpoint import Endpoint
 from facenet_client._images import shown
 from facenet_client._requests import check_timeout
-from facenet_client._retry import backoff_s
+from facenet_client._retry import Retry, backoff_s
 from facenet_client._targets import addresses
-from facenet_client.errors import CallError, ServerOverloaded, ServerUnavailable
+from facenet_client.errors import AnswerTimeout, CallError, ServerOverloaded, ServerUnavailable
 
 LONGEST_WAIT_S = 60.0  # how long calls without a time limit wait for servers that are away
 
@@ -27,16 +27,16 @@ _INFO_S = 10.0  # for a server to say what it runs
 
 
 class Endpoints:
-    """``per_address`` channels to each address, from ``open`` to ``close``. Without ``retry``, a call asks each server
-    once, and waits no longer."""
+    """``per_address`` channels to each address, from ``open`` to ``close``. If ``retry`` is off, a call asks each
+    server once, and waits no longer."""
 
     def __init__(
         self,
         target: str | Sequence[str],
         per_address: int,
         timeout_s: float | None,
+        retry: Retry,
         *,
-        retry: bool = True,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         if not isinstance(per_address, int) or isinstance(per_address, bool) or per_address < 1:
@@ -70,9 +70,10 @@ class Endpoints:
             self._opened()
             return
         self._loop = asyncio.get_running_loop()
+        self._changed, self._info, self._models = asyncio.Event(), None, None
         for address in self.addresses:
             channels = [Channel(address, self._connection(address)) for _ in range(self._per_address)]
-            self._all.append(Endpoint(channels, self._learn, self._tell))
+            self._all.append(Endpoint(channels, self._learn, self._notify))
 
     def _connection(self, address: str) -> grpc.aio.Channel:
         options = _wire.channel_options(address)
@@ -87,7 +88,7 @@ class Endpoints:
         endpoints, self._all = self._all, []
         if is_ours:
             self._info = self._models = None
-            self._tell()
+            self._notify()
             await asyncio.gather(*self._closing, return_exceptions=True)
             await asyncio.gather(*(each.close() for each in endpoints))
 
@@ -119,26 +120,31 @@ class Endpoints:
     # ---- waiting for servers ----
 
     @asynccontextmanager
-    async def within(self, timeout_s: float | None, failure: str = "no server") -> AsyncIterator[None]:
+    async def within(
+        self, timeout_s: float | None, failure: str = "no server", silent: type[CallError] = AnswerTimeout
+    ) -> AsyncIterator[None]:
         """A time limit for the body of ``async with``. Raises ServerUnavailable if it is over, with the servers'
-        errors."""
+        errors. If no server has answered it raises ``silent``, and if all are overloaded the first server's error."""
         try:
             async with asyncio.timeout(timeout_s):
                 yield
         except CallError:  # first: an AnswerTimeout is a TimeoutError too
             raise
         except TimeoutError:
-            trouble = "; ".join(str(each.error) for each in self._all if each.error is not None) or "none has answered"
-            raise ServerUnavailable(f"{failure} within {timeout_s:.2g} s: {trouble}") from None
+            errors = [each.error for each in self._all if each.error is not None]
+            if errors and all(isinstance(error, ServerOverloaded) for error in errors):
+                raise errors[0] from None
+            kind, trouble = ServerUnavailable if errors else silent, "; ".join(map(str, errors))
+            raise kind(f"{failure} within {timeout_s:.2g} s: {trouble or 'none has answered'}") from None
 
     async def wait_until_ready(self, timeout_s: float | None) -> None:
         """Wait until one of the servers says that it is ready. Raises ServerUnavailable if none does in time, and
         another CallError if waiting does not help."""
         if any(each.has_refused for each in self._opened()):
             self.forget_info()
-        asked_at = asyncio.get_running_loop().time()
-        async with self.within(timeout_s, "no server was ready"):
-            await self._until(lambda each: each.is_ready and each.checked_at > asked_at)
+        asked = {each: each.attempts for each in self._opened()}
+        async with self.within(timeout_s, "no server was ready", silent=ServerUnavailable):
+            await self._until(lambda each: each.is_ready and each.attempts > asked[each], retry=True)
 
     async def wait_for_room(self, remaining_s: float | None) -> None:
         """Wait until a new stream may find a server. Raises CallError if no server will have room in the time that
@@ -152,32 +158,35 @@ class Endpoints:
             raise ServerOverloaded(f"{first.address}: the server has no room now", retry_after_s=first.room_in_s)
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                await self._changed.wait()  # another server may be ready sooner
+                await self._wait_for_change()  # another server may be ready sooner
 
     def room_in_s(self) -> float:
         """Seconds until one of the ready servers has room, by their own words; infinite if no server is ready."""
         return min((each.room_in_s for each in self._all if each.is_ready), default=math.inf)
 
-    async def _until(self, is_found: Callable[[Endpoint], bool]) -> None:
+    async def _until(self, is_found: Callable[[Endpoint], bool], *, retry: bool = False) -> None:
         """Wait until ``is_found`` is true for one of the servers. Raises CallError if waiting does not help: all
-        servers have refused, or the client does not retry and all were asked in vain."""
+        servers have refused, or all were asked in vain and neither the client nor this call retries."""
         asked = [(each, each.attempts) for each in self._opened()]
         while not any(map(is_found, self._all)):
-            if not self._all:
-                raise CallError("the client was closed")
             in_vain = [
                 each.error
                 for each, attempts in asked
-                if each.has_refused or (not self._retry and each.attempts > attempts)
+                if each.has_refused or (not (retry or self._retry.is_on) and each.attempts > attempts)
             ]
             if len(in_vain) == len(asked) and in_vain[0] is not None:
                 raise in_vain[0]
             for each in self._all:
                 if not is_found(each):
                     each.connect()
-            await self._changed.wait()
+            await self._wait_for_change()
 
-    def _tell(self) -> None:
+    async def _wait_for_change(self) -> None:
+        await self._changed.wait()
+        if not self._all:
+            raise CallError("the client was closed")
+
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -192,20 +201,26 @@ class Endpoints:
         self._opened()
         if self._info is not None:
             return self._info
-        async with self.within(LONGEST_WAIT_S if timeout_s is None else timeout_s):
-            return await self._gather_info()
+        try:
+            async with self.within(LONGEST_WAIT_S if timeout_s is None else timeout_s):
+                while self._info is None:  # another call's error may have it forgotten meanwhile
+                    await self._gather_info()
+        except CallError:
+            self.forget_info()
+            raise
+        return self._info
 
-    async def _gather_info(self) -> pb.GetServerInfoResponse:
+    async def _gather_info(self) -> None:
         await self._until(lambda each: each.info is not None)
         with suppress(TimeoutError):  # the other servers get this much time more
             async with asyncio.timeout(self._grace_s):
                 while any(each.error is None and not (each.is_ready and each.info) for each in self._all):
-                    await self._changed.wait()
-        for each in self._opened():
+                    await self._wait_for_change()
+        for each in self._all:
             if each.has_refused and each.error is not None:
                 raise each.error
-        self._info = _answers.together([each.info for each in self._all if each.info is not None])
-        return self._info
+        if infos := [each.info for each in self._all if each.info is not None]:
+            self._info = _answers.together(infos)
 
     async def _learn(self, endpoint: Endpoint) -> None:
         """Ask a server what it runs. Raises CallError, also if another server runs other models: answers of different
@@ -218,8 +233,11 @@ class Endpoints:
         endpoint.info = info
 
     def forget_info(self) -> None:
-        """Forget the servers' limits and models: a server may have been restarted with others."""
-        self._info = self._models = None
+        """Forget the servers' limits: a server may have been restarted with others. If no server is ready, forget the
+        models too."""
+        self._info = None
+        if not any(each.is_ready for each in self._all):
+            self._models = None
         for each in self._all:
             each.forget()
 

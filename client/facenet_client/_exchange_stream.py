@@ -27,6 +27,7 @@ class Message:
         self.deadline = None if timeout_s is None else loop.time() + timeout_s
         self.attempts = 0
         self.answer: asyncio.Future[Any] = loop.create_future()
+        self.was_fresh = True  # when it was sent last: with nearly all of its time
         self.alarm: asyncio.TimerHandle | None = None  # for its deadline, while it is under way
 
     @property
@@ -73,19 +74,22 @@ class ExchangeStream:
         self._unsent: asyncio.Queue[bytes | None] = asyncio.Queue()  # bounded by the session's window
         self._error: CallError | None = None  # why the SDK ended the call
         self._ending: asyncio.TimerHandle | None = None  # no message follows: time for the server to end the call
-        self._writing = asyncio.create_task(self._write())
-        self._reading = asyncio.create_task(self._read())
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def open(self) -> None:
+        """Begin to write and to read."""
+        self._tasks = [asyncio.create_task(work) for work in (self._write(), self._read())]
 
     async def close(self) -> None:
         """End the call, without calling ``on_end``."""
-        self._reading.cancel()
+        for task in self._tasks:
+            task.cancel()
         self._stop()
         await self.ended()
 
     async def ended(self) -> None:
         """Wait until the call has ended."""
-        await asyncio.gather(self._writing, self._reading, return_exceptions=True)
-        await self._call.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
     def n_under_way(self) -> int:
@@ -95,7 +99,7 @@ class ExchangeStream:
     @property
     def ends_in_order(self) -> bool:
         """Whether all messages are answered and none follows: then the call soon ends by itself."""
-        return self._ending is not None and not self._under_way
+        return self._ending is not None
 
     def send(self, message: Message) -> None:
         """Send a message, after those before it."""
@@ -105,7 +109,8 @@ class ExchangeStream:
         self._under_way.append(message)
         if message.deadline is not None and message.remaining_s is not None:
             message.alarm = asyncio.get_running_loop().call_at(message.deadline, self._too_late, message)
-            if not message.has_left(_STILL_FRESH):
+            message.was_fresh = message.has_left(_STILL_FRESH)
+            if not message.was_fresh:
                 request = _wire.with_time_left(request, message.remaining_s)
         self._unsent.put_nowait(request)
 
@@ -130,8 +135,10 @@ class ExchangeStream:
             while (data := await self._call.read(None)) is not None:
                 response = self._parsed(data)
                 message = self._under_way.popleft()
-                _hush(message)
+                _cancel_alarm(message)
                 self._on_answer(self, message, response)
+            if self._under_way:
+                end = ServerFault(f"{self.channel.address}: the server ended the call with messages unanswered")
         except CallError as error:
             end = None if self.ends_in_order else self._error or error
         except Exception as error:  # noqa: BLE001 (nobody may wait for ever)
@@ -149,30 +156,32 @@ class ExchangeStream:
     def _stop(self) -> list[Message]:
         """End the call, and return the messages without an answer."""
         self._call.cancel()
-        self._writing.cancel()
+        self._tasks[0].cancel()  # the writer: there is nobody to write to
         if self._ending is not None:
             self._ending.cancel()
         unanswered = list(self._under_way)
         self._under_way.clear()
         for message in unanswered:
-            _hush(message)
+            _cancel_alarm(message)
         return unanswered
 
     def _too_late(self, message: Message) -> None:
-        """Handle a message whose time is over. If the message spent all of its time on this call, the call ends,
-        because the server may hang. If it was sent again, it fails alone, as long as other messages wait: it may have
-        had less time than the others."""
+        """Handle a message whose time is over. If the message had all of its time on this call, the call ends, because
+        the server may hang. If it had waited before, it fails alone, as long as other messages wait: the server had
+        less time for it."""
         error = AnswerTimeout(f"{self.channel.address}: no answer within {message.timeout_s:.2g} s")
         message.fail(error)
-        if message.attempts == 1 or all(each.answer.done() for each in self._under_way):
+        if message.was_fresh:
             self.endpoint.lost(error)
             self._give_up(error)
+        elif all(each.answer.done() for each in self._under_way):
+            self._give_up(CallError(str(error)))
 
     def _give_up(self, error: CallError) -> None:
         self._error = error
         self._call.cancel()
 
 
-def _hush(message: Message) -> None:
+def _cancel_alarm(message: Message) -> None:
     if message.alarm is not None:
         message.alarm.cancel()

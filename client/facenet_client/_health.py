@@ -28,19 +28,16 @@ async def check(channel: Channel) -> None:
         raise not_ready(channel.address)
 
 
-async def watch(channel: Channel, on_unready: Callable[[], None], idle_left_s: Callable[[], float]) -> None:
-    """Call ``on_unready`` each time that the server says that it is not ready, until no idle time is left. Raises
+async def watch(channel: Channel, on_unready: Callable[[ServerUnavailable], None]) -> None:
+    """Call ``on_unready`` each time that the server says that it is not ready, until this is cancelled. Raises
     CallError."""
     call = channel.call(_WATCH)
     try:
         await call.write(_THE_SERVER)
         await call.done_writing()
-        while (left_s := idle_left_s()) > 0:
-            if not await call.is_there(left_s):
-                continue
-            if (status := await call.read(None)) is None:
-                raise ServerUnavailable(f"{channel.address}: the server has ended its Watch")
+        while (status := await call.read(None)) is not None:
             if status not in (_SERVING, _SERVICE_UNKNOWN):
-                on_unready()
+                on_unready(not_ready(channel.address))
+        raise ServerUnavailable(f"{channel.address}: the server has ended its Watch")
     finally:
-        await call.close()
+        call.cancel()

@@ -31,7 +31,7 @@ InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
 
 _WINDOW_AHEAD = 2  # messages on their way, in addition to those that the server reads ahead
-_FIRST_ITEMS = 64  # items under way before the first answer shows how fast the server is
+_FIRST_ITEMS = 64  # items under way on a channel before the first answer shows how fast the server is
 _QUICK, _LATE = 0.25, 0.5  # shares of a message's time: quick up to the first, late after the second
 _ITEM_OVERHEAD_BYTES = 16  # an item's tag and length in its message
 _REQUEST_OVERHEAD_BYTES = 1024  # a request's id and options
@@ -47,12 +47,12 @@ class _Window:
     """How many items may be under way: additive increase, multiplicative decrease (Chiu and Jain 1989), as TCP's.
 
     Messages that wait at a slow server behind others would run out of time. So a message that is answered late halves
-    the window, but only once for all messages that were under way at that time. A message that is answered quickly
-    widens a full window by its number of items.
+    the window, but only once for all messages that were under way at that time. Quick answers widen a full window by
+    its first size in each round trip.
     """
 
     def __init__(self, items: float) -> None:
-        self._limit = items
+        self._limit = self._step = items
         self._under_way = 0
         self._shrunk_at = -math.inf  # on the loop's clock
         self._answered = asyncio.Event()
@@ -74,7 +74,7 @@ class _Window:
                     self._limit = max(1.0, self._limit / 2)
                     self._shrunk_at = asyncio.get_running_loop().time()
             elif self._under_way >= self._limit and message.has_left(1 - _QUICK):
-                self._limit += n_items
+                self._limit += self._step * n_items / self._limit
             self._under_way -= n_items
             self._answered.set()
 
@@ -110,7 +110,7 @@ class Session(Generic[InputT, ResultT]):
         self._room: threading.Semaphore | asyncio.Semaphore = self._thread_room  # room for the feeder that is in use
         self._held: list[Any] = []  # taken from the queue, but did not fit: for the next message
         self._untaken = asyncio.Semaphore((limits.max_messages_in_flight + _WINDOW_AHEAD) * len(channels))
-        self._window = _Window(math.inf if timeout_s is None else _FIRST_ITEMS)
+        self._window = _Window(math.inf if timeout_s is None else _FIRST_ITEMS * len(channels))
         self._sent: asyncio.Queue[Message | _End] = asyncio.Queue()  # bounded by _untaken
         self._end: _End | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -188,7 +188,7 @@ class Session(Generic[InputT, ResultT]):
                 if self._closed:
                     return
                 self._hand_over(prepared, loop)
-        except BaseException as error:  # noqa: BLE001 (the caller's own error: given back by next_results)
+        except BaseException as error:  # noqa: BLE001 (not passed on: next_results gives it back)
             end = error
         if not loop.is_closed():
             self._hand_over(_End(end), loop)

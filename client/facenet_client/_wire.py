@@ -147,7 +147,7 @@ def too_large(size: int, limit: int) -> ItemError:
     """The error for an item that does not fit into a message."""
     return errors.ImageError(
         f"the item takes {size:,} bytes, a message at most {limit:,}: shrink the image, send pixels as a "
-        "file, or raise the server's --max-message-mib and --max-image-mib",
+        "file, or raise the server's --max-message-mib",
         code=grpc.StatusCode.INVALID_ARGUMENT.value[0],
         reason="IMAGE_TOO_LARGE",
     )

@@ -59,8 +59,8 @@ class AsyncClient:
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self.timeout_s = timeout_s
-        self._endpoints = Endpoints(target, connections, timeout_s, retry=retry, credentials=credentials)
         self._retry = Retry(is_on=retry)
+        self._endpoints = Endpoints(target, connections, timeout_s, self._retry, credentials=credentials)
         self._sessions: weakref.WeakSet[Session[Any, Any]] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
@@ -87,10 +87,11 @@ class AsyncClient:
     async def aclose(self) -> None:
         """Close the client, as the end of ``async with`` does: running calls end with a CallError. No effect on a
         closed client."""
-        sessions = list(self._sessions) if self._endpoints.is_ours() else []
-        self._sessions.clear()
-        for session in sessions:
+        while self._endpoints.is_ours() and self._sessions:
+            session = next(iter(self._sessions))
             await session.__aexit__(None, None, None)  # tasks that wait for the session's results get an error
+            self._sessions.discard(session)
+        self._sessions.clear()
         await self._endpoints.close()
 
     async def wait_until_ready(self, timeout_s: float | None = None) -> None:

@@ -183,7 +183,9 @@ class Client:
 
     def _end(self, session: Session[Any, Any]) -> None:
         if threading.current_thread() is self._thread:  # an abandoned generator, garbage-collected on the loop's thread
-            self._leaving.add(asyncio.ensure_future(session.__aexit__(None, None, None)))
+            leaving = asyncio.ensure_future(session.__aexit__(None, None, None))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
             return
         with suppress(CallError):  # the client was closed, which ended the session
             self._wait(session.__aexit__(None, None, None))

@@ -60,9 +60,9 @@ class LoopLag:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Counts of accepted and refused items and streams. ``streams``, ``items_in_flight`` and ``bytes_in_flight`` are
-    values of now. The others are counts since the start: accepted = answered + abandoned (their stream ended first) +
-    in flight."""
+    """Counts of accepted and refused items and streams. ``streams``, ``items_in_flight``, ``bytes_in_flight`` and
+    ``stalled_streams`` (whose callers read no answers) are values of now. The others are counts since the start:
+    accepted = answered + abandoned (their stream ended first) + in flight."""
 
     streams: int = 0
     items_in_flight: int = 0
@@ -72,6 +72,7 @@ class Admission:
     abandoned_items: int = 0
     refused_items: int = 0
     refused_streams: int = 0
+    stalled_streams: int = 0
 
     def since(self, earlier: Admission) -> Admission:
         """The work after ``earlier``. Values of now stay as they are."""

@@ -185,15 +185,15 @@ def _estimators(opened: Opened, config: Config, parts: Parts) -> dict[str, WaitE
     threads = config.threads or usable_cores()
     images, crops = (config.max_images_in_flight, config.max_batch_rows) if opened.on_cuda else (threads, threads)
     estimator = partial(parts.wait_estimator, clock=parts.clock)
-    of_images = estimator(images, most_of_stream=config.max_images_per_stream, one_takes_all=True)
+    of_images = estimator(images, most_of_stream=config.images_per_stream, one_takes_all=True)
     return {IMAGES: of_images, RAW_CROPS: estimator(crops), EMBEDDINGS: estimator()}
 
 
 def admission_limits(config: Config) -> AdmissionLimits:
     """What the configuration lets be in flight."""
     return AdmissionLimits(
-        items_per_stream=config.max_items_per_stream,
-        items_per_caller=config.max_items_per_caller,
+        items_per_stream=config.items_per_stream,
+        items_per_caller=config.items_per_caller,
         items=config.max_items_in_flight,
         n_bytes=config.max_mib_in_flight * MIB,
         streams=config.max_streams,

@@ -1,10 +1,10 @@
 """The server's one configuration: read once in ``__main__``, frozen, passed down by value."""
 
 import importlib.util
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,153 +13,255 @@ from facenet_server.errors import StartError
 
 MIB = 1 << 20
 VARIABLE_PREFIX = "FACENET_"
+GROUPS = ("listening and callers", "models and device", "limits", "scheduling", "lifecycle")
 _CLIENTS = ("SERVER", "TIMEOUT_S", "TLS", "CA", "CERTIFICATE", "KEY", "TOKEN")  # of the command ``facenet``
 _TESTS = ("TEST_DATA",)
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "BMP", "TIFF", "GIF")
-_MOST, _MOST_MIB = 2**31 - 1, 2**11 - 1  # what gRPC can count
-_LEAST_STALL_S = 0.01
+_MANY = 1_000_000
+_MOST_MIB = 2**11 - 1  # what gRPC and protobuf can count
+_MOST_MEGAPIXELS = 1000  # of an image: more are too many for one scan of a JPEG
+_MOST_THREADS = 1024
+_MOST_ROWS = 4096
+_DAY_S = 86_400
 _MOST_STREAMS = 1024  # where memory allows
 _A_STREAM_BYTES = 5 * MIB // 4  # of a stream beside its largest message, by HTTP/2
+_CANDIDATES = 800  # of a megapixel of the pyramid
 
 
-def _option(default: Any, text: str, **details: Any) -> Any:
-    return field(default=default, metadata={"help": text, **details})
+def _option(group: str, default: Any, text: str, *, advanced: bool = True, flag: bool = True, **details: Any) -> Any:
+    """A field. ``least`` and ``most`` are its range, ``word`` a value beside it, ``unit`` that of a number, ``shown``
+    the default in words."""
+    return field(
+        default=default, metadata={"help": text, "group": group, "advanced": advanced, "flag": flag, **details}
+    )
 
 
-def bounds(name: str, kind: Any) -> tuple[float, float]:
-    """The least and the greatest value of a setting that is a number."""
-    if kind is float:
-        return (_LEAST_STALL_S if name.endswith("stall_s") else 0, math.inf)
-    if name.startswith("max_"):
-        return (1, _MOST_MIB if name == "max_message_mib" else _MOST)
-    return (0, math.inf)
+_listening, _models, _limit, _scheduling, _lifecycle = (partial(_option, group) for group in GROUPS)
+_count = partial(_limit, least=1, most=_MANY)
+_seconds: dict[str, Any] = {"least": 0, "most": _DAY_S, "unit": "s"}
+_stall: dict[str, Any] = _seconds | {"least": 0.01}
+# What tests, chaos and benchmarks set by argument, and operators do not.
+_fixed = partial(_limit, flag=False, least=1, most=2**31 - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Each field is a flag (``max_batch_rows``: ``--max-batch-rows``) and an environment variable
-    (``FACENET_MAX_BATCH_ROWS``), documented by its text here."""
+    """A field is a flag (``max_batch_rows``: ``--max-batch-rows``) and an environment variable
+    (``FACENET_MAX_BATCH_ROWS``), documented by its text here. Those with ``flag=False`` are set by argument alone."""
 
-    models: Path = _option(Path("models"), "Folder with the ONNX files and manifest.json.")
-    listen: str = _option(
+    listen: str = _listening(
         "127.0.0.1:50051",
         "HOST:PORT, [IPV6]:PORT or unix:PATH. Port 0 takes a free one, which is logged; 0.0.0.0 and [::] are all "
         "addresses of IPv4 and IPv6.",
+        advanced=False,
     )
-    health_listen: str = _option(
+    health_listen: str = _listening(
         "",
-        "A second address, in the forms of --listen, for health alone, in plain text: for probes that speak no TLS. "
-        "Empty: none.",
+        "A second address, in the forms of --listen, for health alone, in plain text: for probes that speak no TLS.",
+        advanced=False,
     )
-    tls_certificate: str = _option("", "PEM file with the server's certificate chain. With tls_key it speaks TLS.")
-    tls_key: str = _option("", "PEM file with the key of tls_certificate: RSA, P-256 or P-384.")
-    tls_client_ca: str = _option(
-        "", "PEM file with authorities: who has no certificate of one of them is kept out. With TLS only."
+    tls_certificate: str = _listening(
+        "", "PEM file with the server's certificate chain. With --tls-key the server speaks TLS.", advanced=False
     )
-    tokens: str = _option(
+    tls_key: str = _listening(
+        "", "PEM file with the key of --tls-certificate: RSA, P-256 or P-384, unencrypted.", advanced=False
+    )
+    tls_client_ca: str = _listening(
+        "",
+        "PEM file with authorities: who has no certificate of one of them is kept out. With TLS only.",
+        advanced=False,
+    )
+    tokens: str = _listening(
         "",
         "File with a line for each token that is let in: SUBJECT and the token's SHA-256 in hex. Callers send "
         "'authorization: Bearer TOKEN'. With TLS only, or on loopback or a Unix socket.",
+        advanced=False,
     )
-    device: str = _option(
+    reflection: bool = _listening(False, "Serve gRPC reflection, so that tools can read the contract.")
+
+    models: Path = _models(Path("models"), "Folder with the ONNX files and manifest.json.", advanced=False)
+    device: str = _models(
         "auto",
         "Where the networks run. auto: CUDA if it can be had, else the CPU; cuda: refuse to start without.",
+        advanced=False,
         choices=("auto", "cuda", "cpu"),
     )
-    gpu_mem_limit_mb: int = _option(
-        0,
-        "Memory that each session may take on the GPU, MB; a network has several, for batches of 1 row, 4, 16 … "
-        "0: what they need.",
+    default_embedder: str = _models(
+        "", "Embedder for requests that name none.", advanced=False, shown="that of the models folder"
     )
-    tf32: bool = _option(
-        False, "Let the GPU multiply in TF32: faster, but three digits fewer agree with the original networks."
-    )
-    default_embedder: str = _option("", "Embedder for requests that name none. Empty: the models folder's.")
-    reflection: bool = _option(False, "Serve gRPC reflection, so that tools can read the contract.")
-    image_formats: str = _option(
+    image_formats: str = _models(
         "JPEG,PNG,WEBP",
         "Encoded formats to accept; AVIF, HEIF (as phones' HEIC; extra: heif), BMP, TIFF and GIF (first frame) can be "
         "added.",
+        advanced=False,
     )
-    workers: str = _option(
-        "auto",
-        "Processes that decode, detect and embed; one more stands by. auto: one per usable core, with a GPU three for "
-        "four cores, as far as memory goes. 0: all in one process, for debugging.",
-    )
-    threads: int = _option(0, "Threads for computing, per network and for images. 0: one per usable core.")
-    max_batch_rows: int = _option(64, "Crops of one run of an embedder.")
-    max_window_rows: int = _option(1024, "Windows of one batch of R-Net or O-Net, where images share them.")
-    runs_per_embedder: int = _option(
+    gpu_mem_limit_mb: int = _models(
         0,
-        "Batches of one embedder that run at once, each on its share of the threads. 0: on the CPU one per thread, "
-        "which does most and is steady beside other programs; on CUDA one. 1: all threads on one batch, which answers "
-        "a lone crop sooner.",
+        "Memory that each session may take on the GPU, MB; a network has several, for batches of 1 row, 4, 16 …",
+        least=0,
+        most=_MANY,
+        shown="0, as much as they need",
     )
-    share_levels: str = _option(
-        "auto",
-        "Let pyramid levels of many images share P-Net's batches, on canvases of one size. auto: on CUDA; the CPU "
-        "takes twice as long that way.",
-        choices=("auto", "on", "off"),
+    tf32: bool = _models(
+        False, "Let the GPU multiply in TF32: faster, but three digits fewer agree with the original networks."
     )
-    share_windows: str = _option(
-        "auto",
-        "Let windows of many images share R-Net's and O-Net's batches. auto: on CUDA; the CPU does less that way. "
-        "Where levels are shared, windows are, too.",
-        choices=("auto", "on", "off"),
+
+    max_image_megapixels: int = _limit(
+        51,
+        "Pixels (height × width) of one image, in millions.",
+        advanced=False,
+        least=1,
+        most=_MOST_MEGAPIXELS,
+        unit="megapixels",
     )
-    max_wait_s: float = _option(
-        0.01,
-        "How long an idle embedder waits for as many crops as there were lately; half as long where none comes. A lone "
-        "caller is not waited for.",
+    max_message_mib: int = _limit(
+        26,
+        "Size of one request message, MiB. An image's file may have 1 MiB less.",
+        least=1,
+        most=_MOST_MIB,
+        unit="MiB",
     )
-    max_queued_rows: int = _option(4096, "Crops that may wait for one embedder; an item beyond is refused.")
-    images_per_group: int = _option(
-        8, "Images of one message that go through the networks side by side: their crops share batches."
+    max_items_per_message: int = _count(
+        64, "Images, crops or pairs of one message. A stream has four messages under way."
     )
-    max_images_per_stream: int = _option(16, "Images of one stream worked on at once.")
-    max_images_in_flight: int = _option(32, "Images worked on at once, over all callers; others wait.")
-    max_megapixels_in_flight: int = _option(
+    max_pyramid_megapixels: int = _limit(
+        25,
+        "Pixels of one image's pyramid over all levels, in millions. For each of them 800 windows may go on to R-Net.",
+        least=1,
+        most=10_000,
+        unit="megapixels",
+    )
+    max_images_in_flight: int = _count(
+        32, "Images worked on at once, over all callers, and half as many of one stream; others wait."
+    )
+    max_megapixels_in_flight: int = _count(
         204,
         "Pixels of all images worked on at once, in millions: seven bytes of memory each, up to 16 while a file is "
         "decoded. Others wait; one caller has half of them.",
+        unit="megapixels",
     )
-    max_messages_in_flight: int = _option(4, "Messages of one stream read and not yet answered.")
-    max_items_per_stream: int = _option(256, "Items (images, crops, pairs) of one stream under way.")
-    max_items_per_caller: int = _option(
-        1024, "Items of one caller under way: a token's or certificate's subject, or a host."
+    max_items_in_flight: int = _count(
+        2048,
+        "Items (images, crops, pairs) of all callers under way, and half as many of one caller: a token's or "
+        "certificate's subject, or a host.",
     )
-    max_items_in_flight: int = _option(2048, "Items of all callers under way.")
-    max_mib_in_flight: int = _option(
-        256, "Request messages of all callers under way, MiB; as much again of the crops that they ask for."
+    max_mib_in_flight: int = _count(
+        256,
+        "Request messages of all callers under way, MiB; as much again of the crops that they ask for.",
+        unit="MiB",
     )
-    max_streams: int = _option(
+    max_streams: int = _limit(
         0,
-        "Streams open at once, over all callers. 0: 1024, or as many as could each bring their largest message within "
-        "half of the memory that there is.",
+        "Streams open at once, over all callers.",
+        least=0,
+        most=_MANY,
+        shown="0, up to 1024: as many as could each bring their largest message within half of the memory",
     )
-    max_connections: int = _option(
+    max_streams_per_connection: int = _count(
+        100, "Streams that one connection may hold open. A proxy carries the streams of many callers on one."
+    )
+    max_connections: int = _count(
         512,
         "Connections with streams open at once. gRPC itself closes those beyond 2048 more, which are idle, of "
         "health's callers, or refused.",
     )
-    max_write_stall_s: float = _option(30.0, "How long an answer may lie unread until its stream's work is given up.")
-    max_streams_per_connection: int = _option(100, "Streams that one connection may hold open.")
-    max_items_per_message: int = _option(64, "Images, crops or pairs of one message.")
-    max_message_mib: int = _option(26, "Size of one request message, MiB.")
-    max_image_mib: int = _option(25, "Size of one encoded image, MiB.")
-    max_image_megapixels: int = _option(51, "Height × width of one image, in millions.")
-    max_image_side_px: int = _option(32_768, "Longer side of one image, px.")
-    max_image_aspect: int = _option(200, "How many times as long as the other one side of an image may be.")
-    max_image_scans: int = _option(100, "Scans of one JPEG: each is decoded over all of its pixels.")
-    max_header_parts: int = _option(16_384, "Segments, chunks or boxes of one image file's header.")
-    max_pyramid_megapixels: int = _option(25, "Pixels of one image's pyramid over all levels, in millions.")
-    max_candidates: int = _option(
-        20_000, "Windows of one image that P-Net and its suppression may leave: the work of R-Net."
+    max_write_stall_s: float = _limit(
+        30.0,
+        "How long an answer may lie unread until its stream's work is given up.",
+        **_stall,
     )
-    max_crop_mib: int = _option(64, "Crops of one response message, MiB.")
-    grace_s: float = _option(30.0, "Seconds that SIGTERM leaves for what is in flight.")
-    stall_s: float = _option(30.0, "Health says NOT_SERVING where work is under way and none has ended for so long.")
-    log_level: str = _option("info", "What is logged.", choices=("debug", "info", "warning", "error"))
+
+    workers: str = _scheduling(
+        "auto",
+        "Processes that decode, detect and embed; one more stands by. auto: one per usable core, with a GPU three for "
+        "four cores, as far as memory goes. 0: all in one process, for debugging.",
+        advanced=False,
+        word="auto",
+        least=0,
+        most=_MOST_THREADS,
+    )
+    threads: int = _scheduling(
+        0,
+        "Threads for computing, per network and for images.",
+        least=0,
+        most=_MOST_THREADS,
+        shown="0, one per usable core",
+    )
+    max_batch_rows: int = _scheduling(64, "Crops of one run of an embedder.", least=1, most=_MOST_ROWS)
+    runs_per_embedder: int = _scheduling(
+        0,
+        "Batches of one embedder that run at once. 1 puts all threads on one batch, which answers a lone crop sooner; "
+        "more share the threads.",
+        least=0,
+        most=_MOST_THREADS,
+        shown="0, one per worker process; with --workers 0 one per thread, on CUDA one",
+    )
+    share_levels: str = _scheduling(
+        "auto",
+        "Let pyramid levels of many images share P-Net's batches, on canvases of one size. Windows then share R-Net's "
+        "and O-Net's. auto: on CUDA; the CPU takes twice as long that way.",
+        choices=("auto", "on", "off"),
+    )
+    max_wait_s: float = _scheduling(
+        0.01,
+        "How long an idle embedder waits for as many crops as there were lately; half as long where none comes. A lone "
+        "caller is not waited for.",
+        **_seconds | {"most": 60},
+    )
+
+    grace_s: float = _lifecycle(30.0, "What SIGTERM leaves for what is in flight.", advanced=False, **_seconds)
+    log_level: str = _lifecycle(
+        "info", "What is logged.", advanced=False, choices=("debug", "info", "warning", "error")
+    )
+    stall_s: float = _lifecycle(
+        30.0,
+        "Health says NOT_SERVING where work is under way and none has ended for so long.",
+        **_stall,
+    )
+
+    # None: by the property of that name without ``max_``.
+    max_image_mib: int | None = _fixed(None, "Size of one encoded image, MiB.")
+    max_images_per_stream: int | None = _fixed(None, "Images of one stream worked on at once.")
+    max_items_per_stream: int | None = _fixed(None, "Items of one stream under way.")
+    max_items_per_caller: int | None = _fixed(None, "Items of one caller under way.")
+    max_candidates: int | None = _fixed(None, "Windows of one image that P-Net and its suppression may leave.")
+    max_messages_in_flight: int = _fixed(4, "Messages of one stream read and not yet answered.")
+    images_per_group: int = _fixed(8, "Images of one message that go through the networks side by side.")
+    max_window_rows: int = _fixed(1024, "Windows of one batch of R-Net or O-Net, where images share them.")
+    max_queued_rows: int = _fixed(4096, "Crops that may wait for one embedder; an item beyond is refused.")
+    max_crop_mib: int = _fixed(64, "Crops of one response message, MiB.")
+    max_image_side_px: int = _fixed(32_768, "Longer side of one image, px.")
+    max_image_aspect: int = _fixed(200, "How many times as long as the other one side of an image may be.")
+    max_image_scans: int = _fixed(100, "Scans of one JPEG: each is decoded over all of its pixels.")
+    max_header_parts: int = _fixed(16_384, "Segments, chunks or boxes of one image file's header.")
+    share_windows: str = _option(
+        "scheduling", "auto", "Whether windows of many images share batches. auto: on CUDA.", flag=False
+    )
+
+    @property
+    def image_mib(self) -> int:
+        """Size of one encoded image, MiB: a message's, less some for what is beside it."""
+        return self.max_image_mib or max(1, self.max_message_mib - 1)
+
+    @property
+    def images_per_stream(self) -> int:
+        """Images of one stream worked on at once: half of all, so that another stream has room."""
+        return self.max_images_per_stream or max(1, self.max_images_in_flight // 2)
+
+    @property
+    def items_per_stream(self) -> int:
+        """Items of one stream under way: those of its messages, were each as large as may be."""
+        return self.max_items_per_stream or self.max_messages_in_flight * self.max_items_per_message
+
+    @property
+    def items_per_caller(self) -> int:
+        """Items of one caller under way: half of all, so that another caller has room."""
+        return self.max_items_per_caller or max(1, self.max_items_in_flight // 2)
+
+    @property
+    def candidates(self) -> int:
+        """Windows of one image that P-Net and its suppression may leave: the larger its pyramid may be, the more."""
+        return self.max_candidates or _CANDIDATES * self.max_pyramid_megapixels
 
     def with_streams_for(self, memory_bytes: int | None) -> "Config":
         """``max_streams`` as a number, on a machine of so much memory."""
@@ -176,17 +278,8 @@ class Config:
         if "HEIF" in self.formats and importlib.util.find_spec("pillow_heif") is None:
             raise StartError('the image format HEIF needs its extra package: pip install "facenet-serve[heif]"')
         for each in fields(self):
-            value = getattr(self, each.name)
-            if each.type is float and not 0 <= value < math.inf:
-                raise StartError(f"{each.name} must be a number of seconds from 0, not {value}")
-            if each.name.endswith("stall_s") and value < bounds(each.name, float)[0]:
-                raise StartError(f"{each.name} must be at least {_LEAST_STALL_S} s, not {value}")
-            if each.type is int and each.name.startswith("max_"):
-                least, most = bounds(each.name, each.type)
-                if not least <= value <= most:
-                    raise StartError(f"{each.name} must be at least {least} and at most {most}")
-        if self.workers != "auto" and not self.workers.isdecimal():
-            raise StartError(f"workers must be auto or a number of processes, not {self.workers!r}")
+            if fault := fault_of(each, getattr(self, each.name)):
+                raise StartError(f"{flag_of(each)} {fault}")
         addresses.parse(self.listen)
         if self.health_listen:
             addresses.parse(self.health_listen)
@@ -208,6 +301,43 @@ class Config:
         return tuple(name.strip().upper() for name in self.image_formats.split(","))
 
 
+def settings() -> list[Field[Any]]:
+    """The fields that operators set: by flag, or by environment variable."""
+    return [each for each in fields(Config) if each.metadata["flag"]]
+
+
+def flag_of(setting: Field[Any]) -> str:
+    """A setting as it is typed; of a field that is no flag, its name."""
+    return f"--{setting.name.replace('_', '-')}" if setting.metadata["flag"] else setting.name
+
+
+def default_of(setting: Field[Any]) -> str:
+    """A setting's default for people, with its unit; empty where there is none."""
+    about, default = setting.metadata, setting.default
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    number = f"{default:g}" if isinstance(default, float) else str(default)
+    return str(about.get("shown", f"{number} {about.get('unit', '')}".strip()))
+
+
+def range_of(setting: Field[Any]) -> str:
+    """What values a setting may have, for people; empty where that is no question of numbers."""
+    about = setting.metadata
+    word = f"{about['word']}, or " if "word" in about else ""
+    return f"{word}{about['least']} to {about['most']}" if "least" in about else ""
+
+
+def fault_of(setting: Field[Any], value: Any) -> str:
+    """What a setting's value must be, where it is not that; else empty."""
+    about = setting.metadata
+    if "least" not in about or value in (None, about.get("word")):
+        return ""
+    is_number = not isinstance(value, str) or value.isdecimal()
+    if is_number and about["least"] <= float(value) <= about["most"]:
+        return ""
+    return f"must be {range_of(setting)}{' ' * ('unit' in about)}{about.get('unit', '')}, not {value}"
+
+
 def unknown_variables(environment: Iterable[str]) -> list[str]:
     """What to tell of each variable that is named like a setting and is none. Values are not looked at: they may be
     secrets. Those that Kubernetes sets for a Service named ``facenet…`` are not told."""
@@ -215,7 +345,7 @@ def unknown_variables(environment: Iterable[str]) -> list[str]:
     # For a Service, Kubernetes sets NAME_SERVICE_HOST, NAME_SERVICE_PORT…, NAME_PORT and NAME_PORT_….
     services = [name.removesuffix("_SERVICE_HOST") for name in names if name.endswith("_SERVICE_HOST")]
     of_services = tuple(f"{service}_{kind}" for service in services for kind in ("SERVICE_", "PORT"))
-    ours, others = [each.name.upper() for each in fields(Config)], [*_CLIENTS, *_TESTS]
+    ours, others = [each.name.upper() for each in settings()], [*_CLIENTS, *_TESTS]
     unknown = {name.removeprefix(VARIABLE_PREFIX) for name in names if not name.startswith(of_services)}
     return [_unknown(name, ours, others) for name in sorted(unknown.difference(ours, others))]
 
@@ -223,4 +353,6 @@ def unknown_variables(environment: Iterable[str]) -> list[str]:
 def _unknown(name: str, *known: list[str]) -> str:
     near = next(filter(None, (get_close_matches(name, names, 1) for names in known)), None)
     hint = f": is {VARIABLE_PREFIX}{near[0]} meant?" if near else "; see --help"
+    if name.lower() in Config.__dataclass_fields__:
+        hint = ": the server chooses it"
     return f"the environment variable {VARIABLE_PREFIX}{name} is no setting{hint}"

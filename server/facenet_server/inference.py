@@ -154,13 +154,13 @@ def providers_of(networks: Networks) -> list[str]:
 
 def work_limits(config: Config) -> WorkLimits:
     """What the configuration lets one image cost."""
-    return WorkLimits(DecodeLimits.of(config), config.max_pyramid_megapixels * 1_000_000, config.max_candidates)
+    return WorkLimits(DecodeLimits.of(config), config.max_pyramid_megapixels * 1_000_000, config.candidates)
 
 
 def _shares_levels(by_kind: Networks, config: Config) -> bool:
     canvases = by_kind.get("pnet_canvas")
     if config.share_levels == "on" and canvases is None:
-        raise StartError(f"share_levels needs pnet-canvas.onnx: `facenet-convert mtcnn --out {config.models}`")
+        raise StartError(f"--share-levels needs pnet-canvas.onnx: `facenet-convert mtcnn --out {config.models}`")
     return canvases is not None and _is_on(config.share_levels, canvases)
 
 

@@ -146,6 +146,10 @@ def server_info(info: ServerInfo) -> Table:
             rates = f"false accepts {point.false_accept_rate:.1e}, true accepts {point.true_accept_rate:.3f}"
             table.add_row(f"  {point.name}", f"{point.threshold:.4f}: {rates}")
     table.add_section()
+    if info.workers:
+        table.add_row("workers", f"{info.workers:,}, each with {info.worker_bytes / MIB:,.0f} MiB for itself")
+    else:
+        table.add_row("workers", "none: the server's own process does the work")
     table.add_row("image formats", ", ".join(info.image_formats))
     for name, value in info.limits.items():
         table.add_row(name, f"{value:,}")
@@ -164,6 +168,8 @@ def server_info_record(info: ServerInfo) -> dict[str, Any]:
         "providers": list(info.providers),
         "default_embedder": info.default_embedder,
         "models": [asdict(model) for model in info.models],
+        "workers": info.workers,
+        "worker_bytes": info.worker_bytes,
         "image_formats": list(info.image_formats),
         "limits": info.limits,
     }
@@ -194,7 +200,8 @@ def server_state(stats: ServerStats) -> str:
     return (
         f"{stats.uptime_s:,.0f} s: {now.accepted_items:,} items accepted, {now.answered_items:,} answered, "
         f"{now.abandoned_items:,} abandoned, {now.refused_items:,} refused; {now.refused_streams:,} streams refused\n"
-        f"now: {now.streams:,} streams, {now.items_in_flight:,} items, {now.bytes_in_flight / MIB:,.1f} MiB in flight; "
+        f"now: {now.streams:,} streams ({now.stalled_streams:,} stalled), {now.items_in_flight:,} items, "
+        f"{now.bytes_in_flight / MIB:,.1f} MiB in flight; "
         f"event loop late by p99 {milliseconds(stats.loop_lag.p99_s)}, memory {stats.resident_bytes / MIB:,.0f} MiB"
     ) + (of_workers if workers.working or workers.ended else "")
 

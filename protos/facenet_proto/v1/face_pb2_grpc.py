@@ -79,7 +79,7 @@ class FaceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Compare(self, request_iterator, context):
-        """Says how far apart two faces are, and whether that is near enough to be the same person.
+        """Gives the distance between two faces, and whether it is small enough for the same person.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,8 +93,8 @@ class FaceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetServerStats(self, request, context):
-        """What this server has done since its start, as counts that only grow: the difference of two answers describes the
-        time between them.
+        """What this server has done since its start, as counts that only grow. The difference of two answers is the work
+        between them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,7 +57,7 @@ class DecodeLimits:
         """What the configuration lets an image be."""
         return cls(
             formats=config.formats,
-            max_bytes=config.max_image_mib * MIB,
+            max_bytes=config.image_mib * MIB,
             max_pixels=config.max_image_megapixels * 1_000_000,
             max_side_px=config.max_image_side_px,
             max_aspect=config.max_image_aspect,
@@ -101,7 +101,7 @@ def checked_header(data: bytes, limits: DecodeLimits, max_parts: int | None = No
     if len(data) > limits.max_bytes:
         raise InvalidInput(
             "IMAGE_TOO_LARGE",
-            f"the image has {len(data):,} bytes; the limit is {limits.max_bytes:,} (--max-image-mib)",
+            f"the image has {len(data):,} bytes; the limit is {limits.max_bytes:,} (--max-message-mib)",
         )
     kind = headers.format_of(data)
     if kind not in limits.formats:
@@ -112,7 +112,7 @@ def checked_header(data: bytes, limits: DecodeLimits, max_parts: int | None = No
     header = headers.parse(data, max_parts or limits.max_header_parts, limits.max_scans)
     _check_size(header.height, header.width, limits)
     if header.scans > limits.max_scans:
-        raise InvalidInput("TOO_COMPLEX", f"the JPEG file has over {limits.max_scans} scans (--max-image-scans)")
+        raise InvalidInput("TOO_COMPLEX", f"the JPEG file has over {limits.max_scans} scans")
     if header.scans * header.height * header.width > _MOST_SCANNED_PIXELS:
         raise InvalidInput("TOO_COMPLEX", f"the JPEG file is large and has {header.scans} scans: save it as baseline")
     return header
