@@ -1,6 +1,7 @@
 """docs/reference.md is what the code says, and the code says all that it does: reasons, statuses, limits, ranges."""
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ from conftest import ROOT
 from facenet_client import _answers
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_server import errors
-from facenet_server.config import flag_of, settings
+from facenet_server.config import Config, flag_of, settings
 from facenet_server.errors import REASONS, STATUSES
 from facenet_server.rpc import converters
 
@@ -36,9 +37,9 @@ def test_every_reason_that_the_server_gives_is_described() -> None:
     for node in nodes(SERVER):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "InvalidInput":
             raised |= {str(each.value) for each in node.args[:1] if isinstance(each, ast.Constant)}
-    of_kinds = {reason for reason, (kind, _) in REASONS.items() if kind is not errors.InvalidInput}
+    of_kinds = {reason for reason, (kind, *_) in REASONS.items() if kind is not errors.InvalidInput}
     assert raised | of_kinds == set(REASONS)
-    assert {kind for kind, _ in REASONS.values()} == set(converters.CODES)
+    assert {each.kind for each in REASONS.values()} == set(converters.CODES)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_every_reason_that_the_server_gives_is_described() -> None:
     ids=lambda error: type(error).__name__,
 )
 def test_an_error_of_its_own_kind_is_described_as_such(error: errors.ItemError) -> None:
-    assert REASONS[error.reason][0] is type(error)
+    assert REASONS[error.reason].kind is type(error)
 
 
 def test_the_sdk_has_an_error_for_every_reason_and_for_no_other() -> None:
@@ -75,10 +76,26 @@ def test_every_limit_of_the_contract_has_its_flag_and_its_comment() -> None:
     found = dict(reference.messages_fields("Limits"))
     assert list(found) == [each.name for each in pb.Limits.DESCRIPTOR.fields]
     assert all(found.values())
-    flags = set(map(flag_of, settings()))
-    told = [line.split(" | ")[1].strip("`") for line in reference.limits().splitlines()[2:]]
-    assert set(told) - {"the server's choice"} <= flags
+    told = [line.split(" | ")[1] for line in reference.limits().splitlines()[2:]]
+    flags = {flag for text in told for flag in re.findall(r"--[a-z-]+", text)}
+    assert flags <= set(map(flag_of, settings()))
     assert "`--max-streams`" in reference.limits()
+
+
+def test_a_limit_that_follows_from_a_flag_is_what_the_page_says() -> None:
+    config = Config(
+        max_message_mib=11, max_pyramid_megapixels=7, max_images_in_flight=40, max_items_in_flight=90,
+        max_items_per_message=5,
+    )  # fmt: skip
+    told = converters.server_info(converters.About("", (), (), ""), config.with_streams_for(None)).limits
+    found = {name: getattr(told, name) for name in reference.FOLLOWS}
+    assert found == {
+        "max_image_bytes": 10 << 20,
+        "max_candidates": 5600,
+        "max_images_per_stream": 20,
+        "max_items_per_caller": 45,
+        "max_items_per_stream": 20,
+    }
 
 
 @dataclass

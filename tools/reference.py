@@ -35,6 +35,14 @@ server does at its limits. [services.md](services.md) and [command-line.md](comm
 REASONS_TEXT = """The code is a `google.rpc.Code`. The error sits on its item's result.
 [images.md](images.md) says which file gets which reason.
 """
+FOLLOWS = {
+    "max_image_bytes": "`--max-message-mib` less 1 MiB",
+    "max_candidates": "800 × `--max-pyramid-megapixels`",
+    "max_images_per_stream": "half of `--max-images-in-flight`",
+    "max_items_per_caller": "half of `--max-items-in-flight`",
+    "max_items_per_stream": "4 × `--max-items-per-message`",
+}
+"""Limits that follow from a flag, by Config's properties."""
 Cells = Sequence[str]
 
 
@@ -103,8 +111,8 @@ def _flag(each: Field[Any]) -> Cells:
 
 def statuses() -> str:
     """What calls end with."""
-    rows = ((code(name), _call_error(name, when), caller, when) for name, when, caller in STATUSES)
-    return table(("status", "in the SDK", "the caller", "when"), rows)
+    rows = ((code(name), _call_error(name, when), caller, operator, when) for name, when, caller, operator in STATUSES)
+    return table(("status", "in the SDK", "the caller", "the operator", "when"), rows)
 
 
 def _call_error(status: str, when: str) -> str:
@@ -115,12 +123,12 @@ def _call_error(status: str, when: str) -> str:
 def reasons() -> str:
     """What items end with: reasons of the server, and of the SDK."""
     rows = [
-        (code(reason), str(converters.CODES[kind]), code(_answers.ITEM_ERRORS[reason].__name__), text)
-        for reason, (kind, text) in REASONS.items()
+        (code(reason), str(converters.CODES[kind]), code(_answers.ITEM_ERRORS[reason].__name__), operator, text)
+        for reason, (kind, text, operator) in REASONS.items()
     ]
     own = _images.unusable("")
-    rows.append((code(own.reason), str(own.code), code(type(own).__name__), plain(_images.unusable.__doc__ or "")))
-    return table(("reason", "code", "in the SDK", "what"), rows)
+    rows.append((code(own.reason), str(own.code), code(type(own).__name__), "", plain(_images.unusable.__doc__ or "")))
+    return table(("reason", "code", "in the SDK", "the operator", "what"), rows)
 
 
 def limits() -> str:
@@ -129,7 +137,7 @@ def limits() -> str:
     told = converters.server_info(converters.About("", (), (), ""), config).limits
     for name, text in messages_fields("Limits"):
         setting = by_name.get(name) or by_name.get(name.replace("bytes", "mib").replace("pixels", "megapixels"))
-        flag = code(flag_of(setting)) if setting else "the server's choice"
+        flag = code(flag_of(setting)) if setting else FOLLOWS.get(name, "fixed")
         fewer = ", or fewer" if name == "max_streams" else ""
         rows.append((code(name), flag, f"{getattr(told, name):,}{fewer}", text))
     return table(("field", "flag", "default", "what"), rows)
@@ -240,7 +248,11 @@ def page() -> str:
         statuses(),
     ]
     parts += ["## Reasons of items\n", REASONS_TEXT, reasons()]
-    parts += ["## Limits\n", "`GetServerInfo` and `facenet info` tell them.\n", limits()]
+    parts += [
+        "## Limits\n",
+        "`GetServerInfo` and `facenet info` give them. A limit that is fixed has no flag.\n",
+        limits(),
+    ]
     parts += ["## Request options\n", "What is left out takes the default, in round brackets.\n", *options()]
     parts += ["## Commands\n", "Options of `facenet` may stand behind its commands, too.\n"]
     parts += [*commands(facenet, "facenet"), *commands(_convert(), "facenet-convert")]

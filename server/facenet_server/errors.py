@@ -17,6 +17,8 @@ An ItemError spoils its own item and nothing else; ``rpc`` turns it into the wir
 a ProtocolError ends its stream. A StartError or a FatalError ends the process with one line and exit code 1.
 """
 
+from typing import NamedTuple
+
 OVERLOADED = "OVERLOADED"
 
 
@@ -107,71 +109,134 @@ class StartError(Exception):
     """The server cannot start; the message says why and what to do."""
 
 
-REASONS: dict[str, tuple[type[ItemError], str]] = {
-    "EMPTY": (InvalidInput, "The item holds no image, or one without bytes or pixels; or a side holds nothing."),
-    "UNSUPPORTED_FORMAT": (InvalidInput, "The bytes are no image, or one of a format or form that is not read."),
-    "TRUNCATED": (InvalidInput, "The file ends before its image does."),
-    "CORRUPT": (InvalidInput, "The header contradicts itself, or the pixels cannot be unpacked."),
-    "DAMAGED": (InvalidInput, "Pixels may be damaged, and refuse_damaged is set."),
-    "IMAGE_TOO_LARGE": (InvalidInput, "The bytes, the pixels, a side or the ratio of the sides are beyond a limit."),
-    "TOO_COMPLEX": (InvalidInput, "The header has too many parts, or the JPEG too many scans."),
-    "WRONG_SIZE": (InvalidInput, "A ready crop is not 160×160 px, or a raw image's bytes do not fit its size."),
-    "OPTION_OUT_OF_RANGE": (InvalidInput, "An option of the message is outside its range; all its items get this."),
-    "TOO_MUCH_WORK": (InvalidInput, "The pyramid or the windows are beyond a limit: give a larger min_face_px."),
-    "RESPONSE_TOO_LARGE": (
+class Reason(NamedTuple):
+    """What a reason of an ItemError means, and what the operator does."""
+
+    kind: type[ItemError]
+    text: str
+    operator: str = ""
+
+
+REASONS: dict[str, Reason] = {
+    "EMPTY": Reason(InvalidInput, "The item holds no image, or one without bytes or pixels; or a side holds nothing."),
+    "UNSUPPORTED_FORMAT": Reason(
+        InvalidInput,
+        "The bytes are no image, or one of a format or form that is not read.",
+        "Adds formats with --image-formats.",
+    ),
+    "TRUNCATED": Reason(InvalidInput, "The file ends before its image does."),
+    "CORRUPT": Reason(InvalidInput, "The header contradicts itself, or the pixels cannot be unpacked."),
+    "DAMAGED": Reason(InvalidInput, "Pixels may be damaged, and refuse_damaged is set."),
+    "IMAGE_TOO_LARGE": Reason(
+        InvalidInput,
+        "The bytes, the pixels, a side or the ratio of the sides are beyond a limit.",
+        "Raises --max-image-megapixels or --max-message-mib.",
+    ),
+    "TOO_COMPLEX": Reason(InvalidInput, "The header has too many parts, or the JPEG too many scans."),
+    "WRONG_SIZE": Reason(InvalidInput, "A ready crop is not 160×160 px, or a raw image's bytes do not fit its size."),
+    "OPTION_OUT_OF_RANGE": Reason(
+        InvalidInput, "An option of the message is outside its range; all its items get this."
+    ),
+    "TOO_MUCH_WORK": Reason(
+        InvalidInput,
+        "The pyramid or the windows are beyond a limit: give a larger min_face_px.",
+        "Raises --max-pyramid-megapixels.",
+    ),
+    "RESPONSE_TOO_LARGE": Reason(
         InvalidInput,
         "The message's crops are beyond a limit: fewer faces or images, smaller crops.",
     ),
-    "MODEL_MISMATCH": (InvalidInput, "The embedding is of a model that the comparison's is not interchangeable with."),
-    "BAD_EMBEDDING": (InvalidInput, "The embedding has a wrong dimension, or an L2 norm that is not 1."),
-    "UNKNOWN_MODEL": (UnknownModel, "No embedder of that name is served; GetServerInfo has the names."),
-    "UNKNOWN_OPERATING_POINT": (UnknownOperatingPoint, "The model's calibration has no point of that name."),
-    "NO_FACE": (NoFace, "A comparison needs a face, and a side's image has none."),
-    OVERLOADED: (Overloaded, "There is no room for the item now. Come back after the response's retry_after_ms."),
-    "TIMED_OUT": (TimedOut, "There was no answer within the request's timeout_ms, or the stream's deadline."),
-    "DEVICE_LOST": (DeviceLost, "The device of the networks failed for good, and the server ends. Send it elsewhere."),
-    "INTERNAL": (
+    "MODEL_MISMATCH": Reason(
+        InvalidInput, "The embedding is of a model that the comparison's is not interchangeable with."
+    ),
+    "BAD_EMBEDDING": Reason(InvalidInput, "The embedding has a wrong dimension, or an L2 norm that is not 1."),
+    "UNKNOWN_MODEL": Reason(
+        UnknownModel,
+        "No embedder of that name is served; GetServerInfo has the names.",
+        "Adds the model in a new folder.",
+    ),
+    "UNKNOWN_OPERATING_POINT": Reason(UnknownOperatingPoint, "The model's calibration has no point of that name."),
+    "NO_FACE": Reason(NoFace, "A comparison needs a face, and a side's image has none."),
+    OVERLOADED: Reason(
+        Overloaded,
+        "There is no room for the item now. Come back after the response's retry_after_ms.",
+        "Looks up the text of the message in operations.md.",
+    ),
+    "TIMED_OUT": Reason(
+        TimedOut,
+        "There was no answer within the request's timeout_ms, or the stream's deadline.",
+        "Adds cores or servers if it happens often.",
+    ),
+    "DEVICE_LOST": Reason(
+        DeviceLost,
+        "The device of the networks failed for good, and the server ends. Send it elsewhere.",
+        "Looks at nvidia-smi; the supervisor starts the process again.",
+    ),
+    "INTERNAL": Reason(
         InternalError,
-        "A fault of the server, or an item that ended workers. The log tells more, under the message's id.",
+        "A fault of the server, or an item that ended workers. Its bytes are refused for ten minutes: do not send it "
+        "again in that time. The message has an error id.",
+        "Looks for the error id in the log.",
     ),
 }
-"""Each reason of an ItemError: its kind, and what it means. docs/reference.md shows them."""
+"""Each reason of an ItemError: its kind, what it means, and what the operator does. docs/reference.md shows them."""
 
-STATUSES: tuple[tuple[str, str, str], ...] = (
+STATUSES: tuple[tuple[str, str, str, str], ...] = (
     (
         "RESOURCE_EXHAUSTED",
         "There is no room for the stream or unary call. The trailer grpc-retry-pushback-ms says when to come back.",
         "Comes back then, or goes to another server.",
+        "Finds the limit in operations.md.",
     ),
     (
         "RESOURCE_EXHAUSTED",
         "A message is over --max-message-mib, or gRPC takes no more calls. There is no trailer.",
         "Sends smaller messages; backs off.",
+        "Raises --max-message-mib, or --max-streams and --max-connections.",
     ),
-    ("UNAVAILABLE", "The server drains: what it accepted is answered.", "Sends the rest again, elsewhere."),
+    (
+        "UNAVAILABLE",
+        "The server drains: what it accepted is answered.",
+        "Sends the rest again, elsewhere.",
+        "Nothing: a drain ends by itself.",
+    ),
     (
         "CANCELLED",
         "Answers lay unread for --max-write-stall-s, or the call met the server's stop.",
         "Reads its answers; sends again.",
+        "Nothing.",
     ),
     (
         "DEADLINE_EXCEEDED",
         "A stream's first message did not come within 10 s, a unary call's within 1 s; or the call's deadline passed.",
         "Sends as soon as it has opened a call; gives more time.",
+        "Adds cores or servers if it happens often.",
     ),
     (
         "INVALID_ARGUMENT",
         "The bytes are no message of the contract, the message has too many items, or a unary one has over 4 KiB.",
         "Mends its code.",
+        "Compares the versions; raises --max-items-per-message.",
     ),
-    ("NOT_FOUND", "Health is asked for a service that is not here.", "Mends its code."),
-    ("UNIMPLEMENTED", "There is no such service or method.", "Mends its code."),
-    ("UNAUTHENTICATED", "The call has no token that the server knows, or two tokens.", "Mends its token."),
-    ("INTERNAL", "A fault of the server: `internal error ID`; its log has the id.", "Sends it again once at most."),
+    ("NOT_FOUND", "Health is asked for a service that is not here.", "Mends its code.", "Corrects the probe."),
+    ("UNIMPLEMENTED", "There is no such service or method.", "Mends its code.", "Compares the versions."),
+    (
+        "UNAUTHENTICATED",
+        "The call has no token that the server knows, or two tokens.",
+        "Mends its token.",
+        "Adds the token to the file and restarts the server: it reads tokens at its start.",
+    ),
+    (
+        "INTERNAL",
+        "A fault of the server: `internal error ID`. The log has this error id.",
+        "Sends it again once at most.",
+        "Looks for the error id in the log.",
+    ),
     (
         "INTERNAL",
         "gRPC's `Internal error from Core`: a refusal overtook the caller's writing.",
         "Takes it as a refusal, as the SDK does.",
+        "As for RESOURCE_EXHAUSTED.",
     ),
 )
-"""What calls end with, when, and what the caller does. docs/reference.md shows them."""
+"""What calls end with, when, and what the caller and the operator do. docs/reference.md shows them."""
