@@ -60,7 +60,7 @@ lint: install-light  ## style, types, architecture, sentences
 	$(BIN)/lint-imports
 	$(BIN)/python tools/sentences.py
 
-proto: install  ## the generated code, anew from face.proto
+proto: install-light  ## the generated code, anew from face.proto
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos \
 		--grpc_python_out=protos facenet_proto/v1/face.proto
 

@@ -1,8 +1,10 @@
 import math
+import re
 from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from facenet_client import _requests, types
 from facenet_proto.v1 import face_pb2 as pb
 from facenet_server.errors import InvalidInput
@@ -78,3 +80,20 @@ def test_every_detect_option_of_the_contract_is_read_by_the_server_and_sent_by_t
     assert contract <= set(types.DetectOptions.__optional_keys__)
     read = asdict(converters.read_detect_options(_requests.detect_options(given)))
     assert {name: pytest.approx(value) for name, value in given.items()} == read
+
+
+def test_every_option_in_pixels_of_the_image_shrinks_with_it() -> None:
+    """A crop's side is none of the image's pixels."""
+    options = DetectOptions(min_face_px=80, margin_px=40)
+    reduced = options.reduced(4)
+    names = [field.name for field in fields(DetectOptions) if field.name.endswith("_px")]
+    same = [name for name in names if getattr(reduced, name) != getattr(options, name) / 4]
+    assert same == ["crop_size_px"]
+
+
+def test_the_table_of_options_has_every_option_of_the_sdk() -> None:
+    page = (ROOT / "docs" / "services.md").read_text("utf-8").partition("\n## Options\n")[2].partition("\n## ")[0]
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    told = {name for row in rows for name in re.findall(r"`(\w+)`", row.split(" | ")[0])}
+    options = (types.CropOptions, types.DetectOptions, types.EmbedOptions, types.CompareOptions)
+    assert told == set[str]().union(*(each.__optional_keys__ for each in options))
