@@ -76,7 +76,8 @@ class Balancer:
             stream.send(message)
 
     async def _wait_for_stream(self, message: Message) -> ExchangeStream:
-        async with self._endpoints.within(LONGEST_WAIT_S if message.remaining_s is None else message.remaining_s):
+        left_s = LONGEST_WAIT_S if message.remaining_s is None else message.remaining_s
+        async with self._endpoints.within(left_s, message.timeout_s or LONGEST_WAIT_S):
             while (stream := self._choose()) is None:
                 await self._endpoints.wait_for_room(message.remaining_s)
             return stream

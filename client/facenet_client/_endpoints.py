@@ -121,12 +121,17 @@ class Endpoints:
 
     @asynccontextmanager
     async def within(
-        self, timeout_s: float | None, failure: str = "no server", silent: type[CallError] = AnswerTimeout
+        self,
+        left_s: float | None,
+        of_s: float | None,
+        failure: str = "no server",
+        silent: type[CallError] = AnswerTimeout,
     ) -> AsyncIterator[None]:
-        """A time limit for the body of ``async with``. Raises ServerUnavailable if it is over, with the servers'
-        errors. If no server has answered it raises ``silent``, and if all are overloaded the first server's error."""
+        """A time limit for the body of ``async with``: what is left of the caller's time. Raises ServerUnavailable when
+        it is over, with the servers' errors. If no server has answered it raises ``silent``, and if all are overloaded
+        the first server's error."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(left_s):
                 yield
         except CallError:  # first: an AnswerTimeout is a TimeoutError too
             raise
@@ -135,7 +140,7 @@ class Endpoints:
             if errors and all(isinstance(error, ServerOverloaded) for error in errors):
                 raise errors[0] from None
             kind, trouble = ServerUnavailable if errors else silent, "; ".join(map(str, errors))
-            raise kind(f"{failure} within {timeout_s:.2g} s: {trouble or 'none has answered'}") from None
+            raise kind(f"{failure} within {of_s:.2g} s: {trouble or 'none has answered'}") from None
 
     async def wait_until_ready(self, timeout_s: float | None) -> None:
         """Wait until one of the servers says that it is ready. Raises ServerUnavailable if none does in time, and
@@ -143,7 +148,7 @@ class Endpoints:
         if any(each.has_refused for each in self._opened()):
             self.forget_info()
         asked = {each: each.attempts for each in self._opened()}
-        async with self.within(timeout_s, "no server was ready", silent=ServerUnavailable):
+        async with self.within(timeout_s, timeout_s, "no server was ready", ServerUnavailable):
             await self._until(lambda each: each.is_ready and each.attempts > asked[each], retry=True)
 
     async def wait_for_room(self, remaining_s: float | None) -> None:
@@ -202,7 +207,8 @@ class Endpoints:
         if self._info is not None:
             return self._info
         try:
-            async with self.within(LONGEST_WAIT_S if timeout_s is None else timeout_s):
+            wait_s = LONGEST_WAIT_S if timeout_s is None else timeout_s
+            async with self.within(wait_s, wait_s):
                 while self._info is None:  # another call's error may have it forgotten meanwhile
                     await self._gather_info()
         except CallError:
