@@ -47,6 +47,10 @@ class Check:
     real: bool = False
     in_suite: bool = False
 
+    def is_broken(self, control: Report) -> bool:
+        """Whether the control broke a figure that it must break."""
+        return not all(figure.holds for figure in control.named(self.bites))
+
     def how(self, *, short: bool, models: Path, control: bool = False) -> dict[str, Any]:
         """What its run is given."""
         how = self.short if short else self.long

@@ -29,7 +29,7 @@ def rows(name: str, check: Check, report: Report, control: Report | None) -> lis
     """A check's rows: its promise, then each figure of its long form, beside those that its control must break."""
     broken = {} if control is None else {figure.name: number(figure.value) for figure in control.named(check.bites)}
     without = "" if control is None else given(check.long_control or check.control or {})
-    if control is not None and all(figure.holds for figure in control.named(check.bites)):
+    if control is not None and not check.is_broken(control):
         without += f"; **FAILS**: the control breaks no bound {control.error}"
     first = Row(
         check.promise, name, "", given(check.long) + (f"; **FAILS**: {report.error}" * bool(report.error)), without
@@ -66,11 +66,13 @@ def _line(row: Row) -> str:
 
 
 def replaced(text: str, measured: Mapping[str, Iterable[Row]]) -> str:
-    """The page with the rows of the checks that were measured, all others as they were, in the checks' order."""
+    """The page with the rows of the checks that were measured, all others as they were, in the checks' order. A check
+    that ended without a figure keeps those that it had."""
     before, old, after = parse(text)
     table = list(HEAD)
     for name in CHECKS:
-        table += measured.get(name) or [row for row in old if row.check == name]
+        known, found = [row for row in old if row.check == name], [*measured.get(name, ())]
+        table += [*found, *known[len(found) :]] if len(found) <= 1 else found
     return before + "".join(map(_line, table)) + after
 
 

@@ -57,6 +57,15 @@ def test_rows_are_in_the_order_of_the_checks() -> None:
     assert [row.check for row in parse(backwards)[1]] == names
 
 
+def test_a_check_that_ended_without_figures_keeps_those_that_it_had() -> None:
+    old = page(Row("old", "T1"), Row("calls", "T1", "≥ 5", "7"))
+    new = replaced(old, {"T1": rows("T1", CHECKS["T1"], report(error="OSError: away"), None)})
+    assert [(row.figure.partition("; ")[2] or row.figure, row.bound) for row in parse(new)[1]] == [
+        ("**FAILS**: OSError: away", ""),
+        ("7", "≥ 5"),
+    ]
+
+
 def test_a_row_of_a_check_that_is_no_more_goes() -> None:
     assert parse(replaced(page(Row("old", "T999")), {}))[1] == []
 

@@ -88,14 +88,23 @@ def test_a_limit_that_follows_from_a_flag_is_what_the_page_says() -> None:
         max_items_per_message=5,
     )  # fmt: skip
     told = converters.server_info(converters.About("", (), (), ""), config.with_streams_for(None)).limits
-    found = {name: getattr(told, name) for name in reference.FOLLOWS}
-    assert found == {
-        "max_image_bytes": 10 << 20,
-        "max_candidates": 5600,
-        "max_images_per_stream": 20,
-        "max_items_per_caller": 45,
-        "max_items_per_stream": 20,
+    expected = {
+        "max_image_mib": ("--max-message-mib, less 1 MiB", told.max_image_bytes >> 20, 10),
+        "max_candidates": ("800 × --max-pyramid-megapixels", told.max_candidates, 5600),
+        "max_images_per_stream": ("half of --max-images-in-flight", told.max_images_per_stream, 20),
+        "max_items_per_caller": ("half of --max-items-in-flight", told.max_items_per_caller, 45),
+        "max_items_per_stream": ("4 × --max-items-per-message", told.max_items_per_stream, 20),
     }
+    assert {each.name: each.metadata["follows"] for each in fields(Config) if "follows" in each.metadata} == {
+        name: text for name, (text, *_) in expected.items()
+    }
+    assert [it for _, it, _ in expected.values()] == [value for *_, value in expected.values()]
+
+
+def test_texts_of_statuses_and_reasons_name_flags_that_are_there() -> None:
+    texts = [text for row in (*STATUSES, *REASONS.values()) for text in row if isinstance(text, str)]
+    named = {flag for text in texts for flag in re.findall(r"--[a-z][a-z-]+", text)}
+    assert named <= set(map(flag_of, settings()))
 
 
 @dataclass

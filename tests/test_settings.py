@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from conftest import ROOT
+from facenet_server.__main__ import main
 from facenet_server.config import (
     GROUPS,
     Config,
@@ -158,7 +160,7 @@ def test_workers_are_a_number_or_chosen_by_the_server(workers: str) -> None:
 
 @pytest.mark.parametrize("workers", ["many", "", "1.5", "-1", "1e2"])
 def test_workers_that_are_no_number_are_refused(workers: str) -> None:
-    with pytest.raises(StartError, match="--workers must be auto, or 0 to 1024, not"):
+    with pytest.raises(StartError, match="--workers must be auto, or 0 to 1,024, not"):
         Config(workers=workers).check()
 
 
@@ -167,7 +169,19 @@ def test_workers_that_are_no_number_are_refused(workers: str) -> None:
 )
 def test_what_is_set_by_argument_alone_is_no_variable(name: str) -> None:
     (line,) = unknown_variables([f"FACENET_{name.upper()}"])
-    assert line.endswith("is no setting: the server chooses it")
+    follows = Config.__dataclass_fields__[name].metadata.get("follows")
+    assert line.endswith(f"is no setting: it follows {follows}" if follows else "is no setting: the server chooses it")
+
+
+@pytest.mark.parametrize("name", ["device", "share_levels", "share_windows", "log_level"])
+def test_what_is_none_of_the_choices_is_refused(name: str) -> None:
+    with pytest.raises(StartError, match="must be one of"):
+        Config(**{name: "bogus"}).check()  # type: ignore[arg-type]
+
+
+def test_the_error_of_a_wrong_variable_names_it() -> None:
+    told = CliRunner().invoke(main, [], env={"FACENET_MAX_BATCH_ROWS": "abc"})
+    assert (told.exit_code, "FACENET_MAX_BATCH_ROWS" in told.output) == (2, True)
 
 
 def test_by_default_the_derived_limits_are_those_of_the_documents() -> None:

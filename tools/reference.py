@@ -9,7 +9,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import Field
+from dataclasses import Field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -35,14 +35,7 @@ server does at its limits. [services.md](services.md) and [command-line.md](comm
 REASONS_TEXT = """The code is a `google.rpc.Code`. The error sits on its item's result.
 [images.md](images.md) says which file gets which reason.
 """
-FOLLOWS = {
-    "max_image_bytes": "`--max-message-mib` less 1 MiB",
-    "max_candidates": "800 × `--max-pyramid-megapixels`",
-    "max_images_per_stream": "half of `--max-images-in-flight`",
-    "max_items_per_caller": "half of `--max-items-in-flight`",
-    "max_items_per_stream": "4 × `--max-items-per-message`",
-}
-"""Limits that follow from a flag, by Config's properties."""
+
 Cells = Sequence[str]
 
 
@@ -133,11 +126,12 @@ def reasons() -> str:
 
 def limits() -> str:
     """The limits that GetServerInfo tells."""
-    config, rows, by_name = Config().with_streams_for(None), list[Cells](), {each.name: each for each in settings()}
+    config, rows, by_name = Config().with_streams_for(None), list[Cells](), {each.name: each for each in fields(Config)}
     told = converters.server_info(converters.About("", (), (), ""), config).limits
     for name, text in messages_fields("Limits"):
-        setting = by_name.get(name) or by_name.get(name.replace("bytes", "mib").replace("pixels", "megapixels"))
-        flag = code(flag_of(setting)) if setting else FOLLOWS.get(name, "fixed")
+        setting = by_name.get(name) or by_name[name.replace("bytes", "mib").replace("pixels", "megapixels")]
+        follows = re.sub(r"--[a-z-]+", r"`\g<0>`", setting.metadata.get("follows", "fixed"))
+        flag = code(flag_of(setting)) if setting.metadata["flag"] else follows
         fewer = ", or fewer" if name == "max_streams" else ""
         rows.append((code(name), flag, f"{getattr(told, name):,}{fewer}", text))
     return table(("field", "flag", "default", "what"), rows)

@@ -79,12 +79,20 @@ def _heading(group: str, is_advanced: bool) -> str:
     return f"Advanced: {group}" if is_advanced else group.capitalize()
 
 
+class _Option(click.Option):
+    """An option whose errors name the environment variable, too: the value may come from there."""
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """The flag and the variable."""
+        return f"{super().get_error_hint(ctx)} ({self.envvar})"
+
+
 def _option(setting: Field[Any]) -> click.Option:
     """A setting as a flag and an environment variable."""
     flag, choices = flag_of(setting), setting.metadata.get("choices")
     default = f"default: {default_of(setting)}" if default_of(setting) else ""
     told = "; ".join(filter(None, (default, range_of(setting))))
-    return click.Option(
+    return _Option(
         [f"{flag}/--no-{flag[2:]}" if setting.type is bool else flag],
         type=click.Choice(choices) if choices else setting.type,
         default=setting.default,

@@ -21,7 +21,7 @@ _MANY = 1_000_000
 _MOST_MIB = 2**11 - 1  # what gRPC and protobuf can count
 _MOST_MEGAPIXELS = 1000  # of an image: more are too many for one scan of a JPEG
 _MOST_THREADS = 1024
-_MOST_ROWS = 4096
+_MOST_ROWS = 2048  # twice as many wait for an embedder at most
 _DAY_S = 86_400
 _MOST_STREAMS = 1024  # where memory allows
 _A_STREAM_BYTES = 5 * MIB // 4  # of a stream beside its largest message, by HTTP/2
@@ -220,11 +220,19 @@ class Config:
     )
 
     # None: by the property of that name without ``max_``.
-    max_image_mib: int | None = _fixed(None, "Size of one encoded image, MiB.")
-    max_images_per_stream: int | None = _fixed(None, "Images of one stream worked on at once.")
-    max_items_per_stream: int | None = _fixed(None, "Items of one stream under way.")
-    max_items_per_caller: int | None = _fixed(None, "Items of one caller under way.")
-    max_candidates: int | None = _fixed(None, "Windows of one image that P-Net and its suppression may leave.")
+    max_image_mib: int | None = _fixed(None, "Size of one encoded image, MiB.", follows="--max-message-mib, less 1 MiB")
+    max_images_per_stream: int | None = _fixed(
+        None, "Images of one stream worked on at once.", follows="half of --max-images-in-flight"
+    )
+    max_items_per_stream: int | None = _fixed(
+        None, "Items of one stream under way.", follows="4 × --max-items-per-message"
+    )
+    max_items_per_caller: int | None = _fixed(
+        None, "Items of one caller under way.", follows="half of --max-items-in-flight"
+    )
+    max_candidates: int | None = _fixed(
+        None, "Windows of one image that P-Net and its suppression may leave.", follows="800 × --max-pyramid-megapixels"
+    )
     max_messages_in_flight: int = _fixed(4, "Messages of one stream read and not yet answered.")
     images_per_group: int = _fixed(8, "Images of one message that go through the networks side by side.")
     max_window_rows: int = _fixed(1024, "Windows of one batch of R-Net or O-Net, where images share them.")
@@ -235,7 +243,11 @@ class Config:
     max_image_scans: int = _fixed(100, "Scans of one JPEG: each is decoded over all of its pixels.")
     max_header_parts: int = _fixed(16_384, "Segments, chunks or boxes of one image file's header.")
     share_windows: str = _option(
-        "scheduling", "auto", "Whether windows of many images share batches. auto: on CUDA.", flag=False
+        "scheduling",
+        "auto",
+        "Whether windows of many images share batches. auto: on CUDA.",
+        flag=False,
+        choices=("auto", "on", "off"),
     )
 
     @property
@@ -324,12 +336,14 @@ def range_of(setting: Field[Any]) -> str:
     """What values a setting may have, for people; empty where that is no question of numbers."""
     about = setting.metadata
     word = f"{about['word']}, or " if "word" in about else ""
-    return f"{word}{about['least']} to {about['most']}" if "least" in about else ""
+    return f"{word}{about['least']:,} to {about['most']:,}" if "least" in about else ""
 
 
 def fault_of(setting: Field[Any], value: Any) -> str:
     """What a setting's value must be, where it is not that; else empty."""
     about = setting.metadata
+    if "choices" in about and value not in about["choices"]:
+        return f"must be one of {', '.join(about['choices'])}, not {value}"
     if "least" not in about or value in (None, about.get("word")):
         return ""
     is_number = not isinstance(value, str) or value.isdecimal()
@@ -354,5 +368,6 @@ def _unknown(name: str, *known: list[str]) -> str:
     near = next(filter(None, (get_close_matches(name, names, 1) for names in known)), None)
     hint = f": is {VARIABLE_PREFIX}{near[0]} meant?" if near else "; see --help"
     if name.lower() in Config.__dataclass_fields__:
-        hint = ": the server chooses it"
+        follows = Config.__dataclass_fields__[name.lower()].metadata.get("follows")
+        hint = f": it follows {follows}" if follows else ": the server chooses it"
     return f"the environment variable {VARIABLE_PREFIX}{name} is no setting{hint}"
