@@ -238,7 +238,6 @@ def page() -> str:
     ]
     parts += [
         "## Statuses of calls\n",
-        "gRPC itself says `UNAVAILABLE` where there is no connection, or no TLS handshake.\n",
         statuses(),
     ]
     parts += ["## Reasons of items\n", REASONS_TEXT, reasons()]

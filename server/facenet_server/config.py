@@ -51,8 +51,8 @@ class Config:
 
     listen: str = _listening(
         "127.0.0.1:50051",
-        "HOST:PORT, [IPV6]:PORT or unix:PATH. Port 0 takes a free one, which is logged; 0.0.0.0 and [::] are all "
-        "addresses of IPv4 and IPv6.",
+        "HOST:PORT, [IPV6]:PORT, unix:PATH or unix-abstract:NAME. Port 0 takes a free one, which is logged; 0.0.0.0 "
+        "and [::] are all addresses of IPv4 and IPv6.",
         advanced=False,
     )
     health_listen: str = _listening(
@@ -174,7 +174,8 @@ class Config:
     workers: str = _scheduling(
         "auto",
         "Processes that decode, detect and embed; one more stands by. auto: one per usable core, with a GPU three for "
-        "four cores, as far as memory goes. 0: all in one process, for debugging.",
+        "four cores, as far as memory goes. 0: all in one process, as on Windows, to debug, or for several servers on "
+        "one GPU.",
         advanced=False,
         word="auto",
         least=0,

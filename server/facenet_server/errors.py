@@ -169,13 +169,14 @@ REASONS: dict[str, Reason] = {
     ),
     "DEVICE_LOST": Reason(
         DeviceLost,
-        "The device of the networks failed for good, and the server ends. Send it elsewhere.",
+        "The device of the networks failed for good, and the server ends. Send it elsewhere; the SDK sends the whole "
+        "message again by itself.",
         "Looks at nvidia-smi; the supervisor starts the process again.",
     ),
     "INTERNAL": Reason(
         InternalError,
-        "A fault of the server, or an item that ended workers. Its bytes are refused for ten minutes: do not send it "
-        "again in that time. The message has an error id.",
+        "A fault of the server, or an item that ended workers: its bytes are then refused for ten minutes. In either "
+        "case do not send it again in that time. The message has an error id.",
         "Looks for the error id in the log.",
     ),
 }
@@ -196,9 +197,15 @@ STATUSES: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "UNAVAILABLE",
-        "The server drains: what it accepted is answered.",
-        "Sends the rest again, elsewhere.",
+        "The server drains: it answers what it accepted, for at most --grace-s. The rest is cut off.",
+        "Sends again, elsewhere, what has no answer.",
         "Nothing: a drain ends by itself.",
+    ),
+    (
+        "UNAVAILABLE",
+        "There is no connection, or no TLS handshake. This status is gRPC's own.",
+        "Waits, and sends again, elsewhere.",
+        "Checks that the server runs, its address, the network, and the certificate's names and dates.",
     ),
     (
         "CANCELLED",
@@ -228,13 +235,13 @@ STATUSES: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "INTERNAL",
-        "A fault of the server: `internal error ID`. The log has this error id.",
-        "Sends it again once at most.",
+        "A fault of the server that ended a whole call: `internal error ID`. The log has this error id.",
+        "Sends again, once at most, what has no answer.",
         "Looks for the error id in the log.",
     ),
     (
         "INTERNAL",
-        "gRPC's `Internal error from Core`: a refusal overtook the caller's writing.",
+        "gRPC's `Internal error from Core`: a refusal overtook the caller's writing. It has no error id.",
         "Takes it as a refusal, as the SDK does.",
         "As for RESOURCE_EXHAUSTED.",
     ),
