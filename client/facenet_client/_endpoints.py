@@ -235,7 +235,8 @@ class Endpoints:
         info = _answers.parsed_info(endpoint.address, answer)
         first, models = self._models = self._models or (endpoint.address, _answers.models(info))
         if _answers.models(info) != models:
-            raise CallError(f"{first} and {endpoint.address} run different models, or another one by default")
+            other = "before" if first == endpoint.address else first
+            raise CallError(f"{endpoint.address} runs different models than {other}, or another one by default")
         endpoint.info = info
 
     def forget_info(self) -> None:
