@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from calls import until
 from conftest import Call
 from facenet_client import AsyncClient, CallError, Client, RequestRefused
 from facenet_client._targets import addresses
@@ -93,11 +94,9 @@ async def test_a_stream_keeps_its_models_while_a_service_asks_whether_servers_ar
     )
     async with old.serve() as target, AsyncClient([target, address], timeout_s=10) as client:
         running = asyncio.create_task(client.embed_crops(images(100)))
-        while not old.read_ids:  # noqa: ASYNC110 (of what the server does)
-            await asyncio.sleep(0.01)
+        await until(lambda: bool(old.read_ids))
         async with new.serve(address):
-            while not new.infos:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until(lambda: new.infos > 0)
             while not running.done():
                 assert await client.is_ready(5)
                 await asyncio.sleep(0.1)
@@ -124,11 +123,9 @@ async def test_a_refused_server_is_asked_again_after_another_calls_error() -> No
     old, new, address = Scripted(slowly, bad, slowly, model="old"), Scripted(slowly, model="new"), free_address()
     async with old.serve() as target, AsyncClient([target, address], timeout_s=20) as client:
         running = asyncio.create_task(client.embed_crops(images(200)))
-        while not old.read_ids:  # noqa: ASYNC110 (of what the server does)
-            await asyncio.sleep(0.01)
+        await until(lambda: bool(old.read_ids))
         async with new.serve(address):
-            while not new.infos:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until(lambda: new.infos > 0)
             with pytest.raises(RequestRefused, match="bad"):
                 await client.embed_crops(images(1))
             new.model = "old"

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from calls import until
 from conftest import Call
 from facenet_client import (
     AnswerTimeout,
@@ -171,8 +172,7 @@ async def test_a_call_that_begins_while_its_client_is_closed_leaves_nothing_behi
         client = AsyncClient(target)
         await client.open()
         calls = [asyncio.create_task(client.embed_crops(images(2))) for _ in range(3)]
-        while server.calls < 3:  # noqa: ASYNC110 (of what the server does)
-            await asyncio.sleep(0.01)
+        await until(lambda: server.calls == 3)
         closing = asyncio.create_task(client.aclose())
         await asyncio.sleep(0)
         calls.append(asyncio.create_task(client.embed_crops(images(1))))
