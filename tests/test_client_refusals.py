@@ -8,7 +8,14 @@ from typing import Any
 
 import grpc
 import pytest
-from facenet_client import AsyncClient, RequestRefused, ServerItemError, ServerOverloaded, ServerUnavailable
+from facenet_client import (
+    AnswerTimeout,
+    AsyncClient,
+    RequestRefused,
+    ServerItemError,
+    ServerOverloaded,
+    ServerUnavailable,
+)
 from facenet_client._call import Channel
 from facenet_client._endpoint import Endpoint
 from facenet_proto.v1 import face_pb2 as pb
@@ -135,7 +142,7 @@ async def test_servers_that_refuse_for_a_moment_each_are_not_stormed(
     async with contextlib.AsyncExitStack() as life:
         targets = [await life.enter_async_context(each.serve()) for each in refuse]
         client = await life.enter_async_context(AsyncClient(targets, timeout_s=3))
-        with pytest.raises(ServerOverloaded):
+        with pytest.raises((ServerOverloaded, AnswerTimeout)):  # the budget or the time is spent first
             await client.embed_crops(images(1))
     assert sum(each.calls for each in refuse) < 20
 
