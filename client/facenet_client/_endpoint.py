@@ -49,7 +49,7 @@ class Endpoint:
         self.is_ready = False
         self.info: pb.GetServerInfoResponse | None = None
         self.error: CallError | None = None  # why the server is not ready; None: it is, or was not asked yet
-        self.attempts = 0  # finished attempts to connect
+        self.attempts = 0  # finished attempts to connect, and losses
         self._learn = learn
         self._on_change = on_change
         self._connecting: asyncio.Task[None] | None = None

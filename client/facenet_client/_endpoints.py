@@ -87,7 +87,6 @@ class Endpoints:
         is_ours = self.is_ours()
         endpoints, self._all = self._all, []
         if is_ours:
-            self._info = self._models = None
             self._notify()
             await asyncio.gather(*self._closing, return_exceptions=True)
             await asyncio.gather(*(each.close() for each in endpoints))

@@ -107,11 +107,11 @@ class ExchangeStream:
         assert request is not None
         message.attempts += 1
         self._under_way.append(message)
-        if message.deadline is not None and message.remaining_s is not None:
-            message.alarm = asyncio.get_running_loop().call_at(message.deadline, self._too_late, message)
+        if (remaining_s := message.remaining_s) is not None:
+            message.alarm = asyncio.get_running_loop().call_later(remaining_s, self._too_late, message)
             message.was_fresh = message.has_left(_STILL_FRESH)
             if not message.was_fresh:
-                request = _wire.with_time_left(request, message.remaining_s)
+                request = _wire.with_time_left(request, remaining_s)
         self._unsent.put_nowait(request)
 
     def finish(self) -> None:
