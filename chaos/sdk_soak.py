@@ -22,7 +22,8 @@ from chaos.stub import Behaviour
 
 _ROUND_S = 5.0
 _CALLS, _STREAM_ITEMS = 20, 100  # of a client's life
-_LEFT_OPEN = 3
+_LEFT_OPEN = 10  # a round: three rounds show them, whatever else opens and closes
+_LEAST_ROUNDS = 3
 _SIDE = 8  # px: what images take and leave behind would hide what clients do
 
 
@@ -55,14 +56,14 @@ class _Uses:
 
 
 async def sdk_soak(*, seconds: float, left_open: bool = False, bytes_a_client: float = 2000) -> Report:
-    """T27 of the SDK: clients of both kinds are opened, used and closed; ``left_open``: three a round are not closed.
+    """T27 of the SDK: clients of both kinds are opened, used and closed; ``left_open``: ten a round are not closed.
 
     They make calls, streams, streams that are left, calls with too little time and calls with a broken crop.
     """
     uses, samples, lives, length_s = _Uses(), list[tuple[float, ...]](), list[int](), min(_ROUND_S, seconds / 10)
     async with Server(Behaviour({"max_batch_rows": 64}, batch_s=0.002, side=_SIDE)) as server:
         start = time.monotonic()
-        while (began := time.monotonic()) - start < seconds:
+        while (began := time.monotonic()) - start < seconds or len(samples) < _LEAST_ROUNDS:
             while time.monotonic() - began < length_s:
                 one, other = (_live(server.address, uses) for _ in range(2))
                 await asyncio.gather(one, other, asyncio.to_thread(_live_without_a_loop, server.address, uses))
