@@ -62,6 +62,13 @@ async def test_of_several_servers_the_smallest_limits_hold(call: Call) -> None:
     assert [result.error for result in results] == [None] * 100
 
 
+async def test_a_limit_that_one_server_does_not_tell_is_the_other_ones(call: Call) -> None:
+    older, newer = Scripted(answer), Scripted(answer, limits={"max_image_side_px": 9000})
+    async with older.serve() as first, newer.serve() as second:
+        info = await call([first, second], "server_info")
+    assert info.limits["max_image_side_px"] == 9000
+
+
 @pytest.mark.parametrize(
     "status", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN]
 )

@@ -38,11 +38,13 @@ def models(info: pb.GetServerInfoResponse) -> tuple[str, list[tuple[str, str]]]:
 
 
 def together(infos: Sequence[pb.GetServerInfoResponse]) -> pb.GetServerInfoResponse:
-    """Several servers as one: the first server's answer, with the smallest value of each limit."""
+    """Several servers as one: the first server's answer, with the smallest value of each limit. A limit that a server
+    does not tell, as an older one may, is 0 in its answer."""
     one = pb.GetServerInfoResponse()
     one.CopyFrom(infos[0])
     for name in (field.name for field in pb.Limits.DESCRIPTOR.fields):
-        setattr(one.limits, name, min(getattr(info.limits, name) for info in infos))
+        told = [value for info in infos if (value := getattr(info.limits, name))]
+        setattr(one.limits, name, min(told, default=0))
     return one
 
 
