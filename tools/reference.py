@@ -246,7 +246,7 @@ def page() -> str:
         "`GetServerInfo` and `facenet info` give them. A limit that is fixed has no flag.\n",
         limits(),
     ]
-    parts += ["## Request options\n", "What is left out takes the default, in round brackets.\n", *options()]
+    parts += ["## Request options\n", "An option that is not given takes the default, in round brackets.\n", *options()]
     parts += ["## Commands\n", "Options of `facenet` may stand behind its commands, too.\n"]
     parts += [*commands(facenet, "facenet"), *commands(_convert(), "facenet-convert")]
     return "\n".join(parts)

@@ -35,9 +35,12 @@ _OF_PLANS = ("model", "precision", "shard_images", "as_listed", "verify", "redo_
 @click.option("--workers", type=click.IntRange(min=1),
               help="Worker processes; server: shards at once.  [default: one a core; two a server]")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True,
-              help="local, ray: where the networks run.")  # fmt: skip
+              help="local, ray: where the networks run; ray without --gpus-per-worker: on the CPU.")  # fmt: skip
 @click.option(
-    "--gpus-per-worker", type=click.FloatRange(min=0), default=0.0, help="ray: GPUs of each; 0.25 shares one."
+    "--gpus-per-worker",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="ray: GPUs of each worker; with 0.25, four workers share a GPU.",
 )
 @click.option("--model", help="The embedder.  [default: that of the models folder, or the server's]")
 @click.option("--precision", type=click.Choice(["fp32", "int8", "fp16"]), help="The model's form of this precision.")

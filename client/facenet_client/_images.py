@@ -61,7 +61,7 @@ def shown(text: object) -> str:
 
 
 def unusable(message: str) -> ImageError:
-    """What the SDK cannot send: nothing can be read there, or it is no image of a type and shape that are taken."""
+    """The SDK cannot send the input: it cannot be read, or it is no image of a type and shape that the SDK accepts."""
     return ImageError(message, code=grpc.StatusCode.INVALID_ARGUMENT.value[0], reason="UNUSABLE_INPUT")
 
 

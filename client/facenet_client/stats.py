@@ -92,7 +92,7 @@ class WorkerStats:
     that ended since the start although the server did not end them.
 
     ``jobs_run_again``: jobs that ran once more because their worker ended. ``jobs_given_up``: jobs that failed because
-    two workers ended with them or because they took too long.
+    two workers crashed with them, three were killed, or they took too long.
     """
 
     working: int = 0

@@ -34,7 +34,7 @@ FaceSelection: TypeAlias = Literal["all", "largest", "best_score", "most_central
 
 
 class CallOptions(TypedDict, total=False):
-    """How a call waits. What is left out is the client's."""
+    """How a call waits. An option that is not given takes the client's value."""
 
     timeout_s: float | None
     """Seconds for each message's answer; None: for ever."""
@@ -52,7 +52,7 @@ class CropOptions(CallOptions, total=False):
 
 
 class DetectOptions(CallOptions, total=False):
-    """How faces are found. What is left out takes the server's default."""
+    """How faces are found. An option that is not given takes the server's default."""
 
     min_face_px: int
     """Side of the smallest face looked for, 12…1000 px (20)."""

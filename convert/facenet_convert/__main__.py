@@ -135,7 +135,10 @@ def convert_mtcnn(out: Path, cache: Path | None, force: bool, source: Path | Non
 @click.option(
     "--form", type=click.Choice(FORMS), help="Which of a release's forms to read.  [default: pb if it is there]"
 )
-@click.option("--name", help="The model's name, where the files' names do not say it, or of those in the index.")
+@click.option(
+    "--name",
+    help="The model's name, if the files' names do not say it; without --source and --download, which model to make.",
+)
 @click.option("--preprocess", type=click.Choice(PREPROCESSINGS), help="For a model that is no known release.")
 def convert_facenet(
     out: Path,

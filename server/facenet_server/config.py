@@ -82,7 +82,8 @@ class Config:
     models: Path = _models(Path("models"), "Folder with the ONNX files and manifest.json.", advanced=False)
     device: str = _models(
         "auto",
-        "Where the networks run. auto: CUDA if it can be had, else the CPU; cuda: refuse to start without.",
+        "Where the networks run. auto: CUDA if it can be had, else the CPU; cuda: without CUDA the server does not "
+        "start.",
         advanced=False,
         choices=("auto", "cuda", "cpu"),
     )
@@ -103,7 +104,8 @@ class Config:
         shown="0, as much as they need",
     )
     tf32: bool = _models(
-        False, "Let the GPU multiply in TF32: faster, but three digits fewer agree with the original networks."
+        False,
+        "Let the GPU multiply in TF32: faster, but outputs agree with the original networks in three digits fewer.",
     )
 
     max_image_megapixels: int = _limit(
@@ -142,12 +144,12 @@ class Config:
     )
     max_items_in_flight: int = _count(
         2048,
-        "Items (images, crops, pairs) of all callers under way, and half as many of one caller: a token's or "
-        "certificate's subject, or a host.",
+        "Items (images, crops, pairs) under way, over all callers. Each of n callers may have 1 / (n + 1) of them. A "
+        "caller is a token's or certificate's subject, or a host.",
     )
     max_mib_in_flight: int = _count(
         256,
-        "Request messages of all callers under way, MiB; as much again of the crops that they ask for.",
+        "MiB of request messages under way, over all callers. The crops that these ask for may take as much again.",
         unit="MiB",
     )
     max_streams: int = _limit(
@@ -155,15 +157,15 @@ class Config:
         "Streams open at once, over all callers.",
         least=0,
         most=_MANY,
-        shown="0, up to 1024: as many as could each bring their largest message within half of the memory",
+        shown="0, as many as fit into half of the memory, each with its largest message; at most 1024",
     )
     max_streams_per_connection: int = _count(
         100, "Streams that one connection may hold open. A proxy carries the streams of many callers on one."
     )
     max_connections: int = _count(
         512,
-        "Connections with streams open at once. gRPC itself closes those beyond 2048 more, which are idle, of "
-        "health's callers, or refused.",
+        "Connections with streams open at once. Besides these, 2048 connections may be idle, refused, or of health's "
+        "callers. gRPC closes all further ones.",
     )
     max_write_stall_s: float = _limit(
         30.0,
@@ -199,18 +201,20 @@ class Config:
     )
     share_levels: str = _scheduling(
         "auto",
-        "Let pyramid levels of many images share P-Net's batches, on canvases of one size. Windows then share R-Net's "
-        "and O-Net's. auto: on CUDA; the CPU takes twice as long that way.",
+        "Let pyramid levels of many images share P-Net's batches, on canvases of one size. Windows then share batches "
+        "of R-Net and O-Net, too. auto: on with CUDA, off on the CPU, where a level takes twice as long on a canvas.",
         choices=("auto", "on", "off"),
     )
     max_wait_s: float = _scheduling(
         0.01,
-        "How long an idle embedder waits for as many crops as there were lately; half as long where none comes. A lone "
-        "caller is not waited for.",
+        "How long an idle embedder waits, at most, for as many crops as there usually are. After the last crop it "
+        "waits half as long. With one caller it does not wait.",
         **_seconds | {"most": 60},
     )
 
-    grace_s: float = _lifecycle(30.0, "What SIGTERM leaves for what is in flight.", advanced=False, **_seconds)
+    grace_s: float = _lifecycle(
+        30.0, "How long work in flight may go on after SIGTERM; then the rest is cut off.", advanced=False, **_seconds
+    )
     log_level: str = _lifecycle(
         "info", "What is logged.", advanced=False, choices=("debug", "info", "warning", "error")
     )
@@ -240,7 +244,7 @@ class Config:
     max_queued_rows: int = _fixed(4096, "Crops that may wait for one embedder; an item beyond is refused.")
     max_crop_mib: int = _fixed(64, "Crops of one response message, MiB.")
     max_image_side_px: int = _fixed(32_768, "Longer side of one image, px.")
-    max_image_aspect: int = _fixed(200, "How many times as long as the other one side of an image may be.")
+    max_image_aspect: int = _fixed(200, "The longer side of one image as a multiple of its shorter side.")
     max_image_scans: int = _fixed(100, "Scans of one JPEG: each is decoded over all of its pixels.")
     max_header_parts: int = _fixed(16_384, "Segments, chunks or boxes of one image file's header.")
     share_windows: str = _option(

@@ -121,7 +121,7 @@ REASONS: dict[str, Reason] = {
     "EMPTY": Reason(InvalidInput, "The item holds no image, or one without bytes or pixels; or a side holds nothing."),
     "UNSUPPORTED_FORMAT": Reason(
         InvalidInput,
-        "The bytes are no image, or one of a format or form that is not read.",
+        "The bytes are no image, or an image of a format or variant that the server does not read.",
         "Adds formats with --image-formats.",
     ),
     "TRUNCATED": Reason(InvalidInput, "The file ends before its image does."),
@@ -147,7 +147,7 @@ REASONS: dict[str, Reason] = {
         "The message's crops are beyond a limit: fewer faces or images, smaller crops.",
     ),
     "MODEL_MISMATCH": Reason(
-        InvalidInput, "The embedding is of a model that the comparison's is not interchangeable with."
+        InvalidInput, "The embedding's model is neither the comparison's model nor interchangeable with it."
     ),
     "BAD_EMBEDDING": Reason(InvalidInput, "The embedding has a wrong dimension, or an L2 norm that is not 1."),
     "UNKNOWN_MODEL": Reason(
@@ -175,8 +175,8 @@ REASONS: dict[str, Reason] = {
     ),
     "INTERNAL": Reason(
         InternalError,
-        "A fault of the server, or an item that ended workers: its bytes are then refused for ten minutes. In either "
-        "case do not send it again in that time. The message has an error id.",
+        "A fault of the server; or each worker that had this item crashed, was killed or took too long, and its bytes "
+        "are refused for ten minutes. In either case do not send it again in that time. The message has an error id.",
         "Looks for the error id in the log.",
     ),
 }
@@ -186,7 +186,7 @@ STATUSES: tuple[tuple[str, str, str, str], ...] = (
     (
         "RESOURCE_EXHAUSTED",
         "There is no room for the stream or unary call. The trailer grpc-retry-pushback-ms says when to come back.",
-        "Comes back then, or goes to another server.",
+        "Comes back after the time that the trailer gives, or goes to another server.",
         "Finds the limit in operations.md.",
     ),
     (

@@ -35,14 +35,20 @@ _COUNT, _POSITIVE = click.IntRange(min=1), click.FloatRange(min=0, min_open=True
 @click.option("--method", type=click.Choice(_METHODS), help="[default: detect; embed-crops without PATHs]")
 @click.option("--crops", is_flag=True, help="The images are ready crops of 160×160 pixels: --method embed-crops.")
 @click.option("--raw", is_flag=True, help="Send pixels, not files.")
-@click.option("--max-images", type=_COUNT, default=256, show_default=True, help="Use the first so many; they repeat.")
+@click.option(
+    "--max-images",
+    type=_COUNT,
+    default=256,
+    show_default=True,
+    help="Use only the first images, this many, and repeat them.",
+)
 @click.option("--batch", type=_COUNT, default=1, show_default=True, help="Images of a message.")
 @click.option("--concurrency", type=_COUNT, default=8, show_default=True, help="Callers, each with its stream.")
 @click.option("--window", type=_COUNT, default=1, show_default=True, help="Messages that each caller has under way.")
 @click.option("--connections", type=_COUNT, help="To each address.  [default: as many as the callers need]")
-@click.option("--duration-s", type=_POSITIVE, help="Send for so long.  [default: 10, without --count]")
-@click.option("--count", type=_COUNT, help="Send so many images, in whole messages.")
-@click.option("--rate", type=_POSITIVE, help="Open loop: so many messages a second, however late the answers are.")
+@click.option("--duration-s", type=_POSITIVE, help="Seconds to send for.  [default: 10, without --count]")
+@click.option("--count", type=_COUNT, help="Images to send, in whole messages.")
+@click.option("--rate", type=_POSITIVE, help="Open loop: messages per second, however late the answers are.")
 @click.option(
     "--arrivals",
     type=click.Choice(("poisson", "constant")),
@@ -50,7 +56,13 @@ _COUNT, _POSITIVE = click.IntRange(min=1), click.FloatRange(min=0, min_open=True
     show_default=True,
     help="When the messages of --rate are due: at random, or evenly.",
 )
-@click.option("--warm-up-s", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Before the clock.")
+@click.option(
+    "--warm-up-s",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="Seconds of load before the measurement begins.",
+)
 @click.option("--min-face-px", type=_COUNT, help="Smallest face looked for, px.  [default: 20]")
 @options.MODEL
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")

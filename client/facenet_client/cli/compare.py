@@ -24,7 +24,10 @@ _MODEL_SUFFIXES = (".pb", ".h5", ".onnx", ".meta")
 @options.looking
 @options.reference(margin_px=44)
 @click.option("--threshold", type=float, help="Same under this distance.  [default: the operating point's]")
-@click.option("--operating-point", help="A calibrated one that `facenet info` shows.  [default: best_accuracy]")
+@click.option(
+    "--operating-point",
+    help="The operating point whose threshold counts; `facenet info` shows them.  [default: best_accuracy]",
+)
 @options.faces(options.ONE_FACE, "best_score")
 @options.MODEL
 @options.DRAW

@@ -43,7 +43,11 @@ def evaluate() -> None:
     help="LFW's pairs.txt, or own pairs as CSV or JSON: two images below DIR, same (1 or 0), fold if there is one.",
 )
 @click.option("--flip/--no-flip", default=False, help="Concatenate each embedding with its mirror image's.")
-@click.option("--subtract-mean/--no-subtract-mean", default=False, help="Take the other folds' mean from all.")
+@click.option(
+    "--subtract-mean/--no-subtract-mean",
+    default=False,
+    help="Subtract the mean of the other folds from all embeddings.",
+)
 @click.option("--metric", type=click.IntRange(0, 1), default=0, show_default=True, help="0: squared L2; 1: angle/π.")
 @click.option("--model", default="", help="The embedder.  [default: the server's]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write figures and calibration here.")

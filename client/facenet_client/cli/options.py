@@ -76,7 +76,8 @@ def faces(choices: Sequence[str], default: str | None = None) -> Callable[[Comma
 
 def operating_point(default: str) -> Callable[[Command], Command]:
     """``--operating-point``."""
-    text = f"Whose threshold counts: one that `facenet info` shows.  [default: {default}, or the strictest there is]"
+    told = "The operating point whose threshold counts; `facenet info` shows them."
+    text = f"{told}  [default: {default}, or the strictest there is]"
     return click.option("--operating-point", help=text)
 
 
@@ -135,7 +136,7 @@ def looking(command: Command) -> Command:
 
 def max_faces(command: Command) -> Command:
     """``--max-faces``."""
-    return click.option("--max-faces", type=_COUNT, help="At most so many faces an image.  [default: all]")(command)
+    return click.option("--max-faces", type=_COUNT, help="At most this many faces per image.  [default: all]")(command)
 
 
 def reference(margin_px: int) -> Callable[[Command], Command]:

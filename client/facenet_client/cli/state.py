@@ -13,7 +13,11 @@ from facenet_client.cli.access import Access
 
 @click.command()
 @click.option(
-    "--wait-s", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="Wait so long for it."
+    "--wait-s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Seconds to wait for the server.",
 )
 @click.pass_obj
 def health(access: Access, /, wait_s: float) -> None:
@@ -40,7 +44,9 @@ def info(connect: Callable[[], Client], /, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--over-s", type=click.FloatRange(min=0, min_open=True), help="The work of so many seconds from now.")
+@click.option(
+    "--over-s", type=click.FloatRange(min=0, min_open=True), help="Only the work of this many seconds from now."
+)
 @options.AS_JSON
 @click.pass_obj
 def stats(connect: Callable[[], Client], /, over_s: float | None, as_json: bool) -> None:
