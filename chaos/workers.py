@@ -1,6 +1,7 @@
 """Worker processes that are killed, crash and hang, while callers are answered."""
 
 import asyncio
+import itertools
 import os
 import random
 import signal
@@ -33,7 +34,7 @@ _GIVEN_UP = 0.01  # of the kills: innocent items that two of them hit by chance
 async def killed(
     *, seconds: float, every_s: float, attempts: int = 2, models: str = "", crops: Marked | None = None
 ) -> Report:
-    """T38: a worker process is killed, crashed or stopped at random, again and again, under load."""
+    """T38: a worker process is killed, crashed or stopped in turn, at random moments, under load."""
     behaviour = Behaviour({"max_batch_rows": _BATCH_ROWS}, models, _BATCH_S, workers=_WORKERS, core=-1)
     behaviour.worker_attempts = attempts
     ledger, photos, stop, report = Ledger(crops=crops or Marked()), Ledger(), asyncio.Event(), Report()
@@ -44,10 +45,10 @@ async def killed(
         callers = [asyncio.create_task(_photos(opened[4], photos, alone, n, stop)) for n in range(_PHOTO_CALLERS)]
         await asyncio.sleep(1)
         before = server.usage.files
-        kills, end = Counter[str](), time.monotonic() + seconds
+        kills, signals, end = Counter[str](), itertools.cycle(_SIGNALS), time.monotonic() + seconds
         while time.monotonic() < end:
             await asyncio.sleep(random.uniform(0.5, 1.5) * every_s)
-            kills[kill_one(server)] += 1
+            kills[kill_one(server, next(signals))] += 1
         stop.set()
         ends = Counter(await asyncio.gather(*streams))
         await asyncio.gather(*(callers if models else ()))
@@ -102,13 +103,13 @@ async def poison(*, others: int, attempts: int = 2) -> Report:
 async def restarts(*, servers: int, kills: int) -> Report:
     """T40: workers and servers that end, by every signal, leave nothing behind."""
     report, left = Report(), Counter[str]()
-    before, ended = _places(), Counter[str]()
+    before, ended, signals = _places(), Counter[str](), itertools.cycle(_SIGNALS)
     for number in range(servers):
         async with Server(Behaviour({}, "", _BATCH_S, workers=_WORKERS, core=-1)) as server:
             await whole(server)
             opened = server.usage.files
             for count in range(1, kills + 1):
-                ended[kill_one(server)] += 1
+                ended[kill_one(server, next(signals))] += 1
                 await _noticed(server, count)
                 await whole(server)
             left["descriptors"] += max(0, server.usage.files - opened)
@@ -159,11 +160,10 @@ def workers_of(server: Server) -> list[int]:
     return [int(pid) for pid in told]
 
 
-def kill_one(server: Server) -> str:
-    """Send a random worker a random signal; which it was, and none where there is no worker now."""
+def kill_one(server: Server, number: signal.Signals) -> str:
+    """Send a random worker a signal. Its name; none where there is no worker now."""
     if not (pids := workers_of(server)):
         return "none"
-    number = random.choice(_SIGNALS)
     try:
         os.kill(random.choice(pids), number)  # the server's own children: it has not waited for them
     except ProcessLookupError:

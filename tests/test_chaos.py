@@ -96,8 +96,13 @@ def test_the_promise_holds_on_the_real_networks(name: str, models: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONTROLS)
 def test_without_its_protection_the_check_fails(name: str) -> None:
-    report = run(name, control=True)
-    assert not all(figure.holds for figure in report.named(CHECKS[name].bites)), list(map(str, report.figures))
+    """Of two runs at least one, since what a fault hits is chance."""
+    reports = []
+    for _ in range(2):
+        reports.append(run(name, control=True))
+        if CHECKS[name].is_broken(reports[-1]):
+            return
+    pytest.fail("; ".join(f"{each.note}: {', '.join(map(str, each.figures))}" for each in reports))
 
 
 @pytest.mark.slow
