@@ -274,7 +274,7 @@ CHECKS = {
         5.5,
         {"seconds": 12, "every_s": 2},
         {"seconds": 300, "every_s": 3},
-        {"seconds": 20, "every_s": 1, "attempts": 1},
+        {"seconds": 20, "every_s": 2, "attempts": 1},
         bites=("items given up",),
     ),
     "T38-real": Check(

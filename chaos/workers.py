@@ -161,11 +161,13 @@ def workers_of(server: Server) -> list[int]:
 
 
 def kill_one(server: Server, number: signal.Signals) -> str:
-    """Send a random worker a signal. Its name; none where there is no worker now."""
-    if not (pids := workers_of(server)):
+    """Send a random worker a signal. Its name; none where there is no worker now. A crash hits one that has work: those
+    that were started last stand by or start."""
+    if not (pids := sorted(workers_of(server))):
         return "none"
+    among = pids[:_WORKERS] if number is signal.SIGSEGV else pids
     try:
-        os.kill(random.choice(pids), number)  # the server's own children: it has not waited for them
+        os.kill(random.choice(among), number)  # the server's own children: it has not waited for them
     except ProcessLookupError:
         return "gone"
     return number.name
