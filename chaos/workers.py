@@ -161,11 +161,11 @@ def workers_of(server: Server) -> list[int]:
 
 
 def kill_one(server: Server, number: signal.Signals) -> str:
-    """Send a random worker a signal. Its name; none where there is no worker now. A crash hits one that has work: those
-    that were started last stand by or start."""
+    """Send a random worker a signal. Its name; none where there is no worker now. SIGKILL hits any; a crash or a stop
+    hits one that has work, as those that were started first."""
     if not (pids := sorted(workers_of(server))):
         return "none"
-    among = pids[:_WORKERS] if number is signal.SIGSEGV else pids
+    among = pids if number is signal.SIGKILL else pids[:_WORKERS]
     try:
         os.kill(random.choice(among), number)  # the server's own children: it has not waited for them
     except ProcessLookupError:
