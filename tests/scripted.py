@@ -31,6 +31,7 @@ def free_address() -> str:
         return f"127.0.0.1:{found.getsockname()[1]}"
 
 
+HEARD_S = 2.0  # in which a server is heard from, on a machine that stalls for a second too
 LIMITS = {"max_message_bytes": 1 << 20, "max_items_per_message": 1, "max_messages_in_flight": 4}
 
 

@@ -10,7 +10,7 @@ import pytest
 from facenet_client import AsyncClient, Client, Embedding, ServerUnavailable
 from facenet_client._call import Channel
 from facenet_client._endpoint import Endpoint
-from scripted import Scripted, answer, answered, assert_answers, images, tell_changes
+from scripted import HEARD_S, Scripted, answer, answered, assert_answers, images, tell_changes
 
 SERVICE_UNKNOWN = b"\x08\x03"
 
@@ -146,7 +146,7 @@ async def test_a_stream_whose_only_server_turns_unready_goes_on_where_it_was_onc
 
 async def test_no_call_waits_longer_than_its_time_for_a_server_that_is_not_ready() -> None:
     server = watched(answer)
-    async with server.serve() as target, AsyncClient(target, timeout_s=0.5) as client:
+    async with server.serve() as target, AsyncClient(target, timeout_s=HEARD_S) as client:
         assert_answers(await client.embed_crops(images(1)), images(1))
         await turn(server, target, client, ready=False)
         with pytest.raises(ServerUnavailable, match="not ready"):

@@ -19,7 +19,7 @@ from facenet_proto.v1 import face_pb2 as pb
 from facenet_server.config import Config
 from facenet_server.rpc import listener
 from nets import embed, fake_server
-from scripted import Scripted, answer, assert_answers, images, refusing
+from scripted import HEARD_S, Scripted, answer, assert_answers, images, refusing
 
 
 async def test_a_silent_address_fails_no_stream_that_another_can_serve(silent: str) -> None:
@@ -117,7 +117,7 @@ async def test_a_server_that_gave_no_answer_in_time_is_not_used_while_it_is_not_
         await asyncio.Event().wait()
 
     good, hung = Scripted(answer), Scripted(hang, ready=True)
-    async with good.serve() as first, hung.serve() as second, AsyncClient([first, second], timeout_s=1) as client:
+    async with good.serve() as first, hung.serve() as second, AsyncClient([first, second], timeout_s=HEARD_S) as client:
         ends = [await _end(client) for _ in range(8)]
     assert ends.count("AnswerTimeout") == hung.calls == 1
     assert ends.count("answered") == good.calls == 7
@@ -162,7 +162,7 @@ async def test_a_refusing_address_holds_up_no_stream_that_another_serves() -> No
 
 async def test_a_server_that_rests_for_its_refusal_is_preferred_to_one_that_never_answers(silent: str) -> None:
     refusing_once = Scripted(refusing(0.5), answer)
-    async with refusing_once.serve() as other, AsyncClient([silent, other], timeout_s=1.5) as client:
+    async with refusing_once.serve() as other, AsyncClient([silent, other], timeout_s=2 * HEARD_S) as client:
         await client.server_info()
         assert await asyncio.gather(*(_outcome(client, 0.05 * number) for number in range(9))) == [None] * 9
 

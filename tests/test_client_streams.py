@@ -18,7 +18,7 @@ from facenet_client import (
     ServerUnavailable,
 )
 from nets import crop, embed, fake_server, square
-from scripted import Scripted, answer_all, assert_answers, images
+from scripted import HEARD_S, Scripted, answer_all, assert_answers, images
 
 
 async def test_what_the_callers_own_iterator_raises_reaches_the_caller(call: Call) -> None:
@@ -171,7 +171,7 @@ async def test_a_server_that_stops_leaves_the_answers_before_and_a_typed_error()
             if count == 20:
                 await server.__aexit__(None, None, None)
 
-    async with AsyncClient(await server.__aenter__(), timeout_s=1) as client:
+    async with AsyncClient(await server.__aenter__(), timeout_s=HEARD_S) as client:
         with pytest.raises(ServerUnavailable):
             await consume(client)
     assert count >= 20

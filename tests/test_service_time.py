@@ -28,22 +28,32 @@ def slow(rows: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 async def test_a_message_that_would_wait_for_most_of_its_time_is_refused_and_another_kind_is_not() -> None:
-    async with fake_server({"colour": embed, "slow": slow}, max_batch_rows=16) as target:
+    begun, goes_on = list[int](), threading.Event()
+
+    def net(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        begun.append(len(rows))
+        assert len(begun) < 3 or goes_on.wait(20)
+        return slow(rows)
+
+    async with fake_server({"colour": embed, "slow": net}, max_batch_rows=16) as target:
         async with (
             stream(target, "Embed", pb.EmbedResponse) as first,
             stream(target, "Embed", pb.EmbedResponse) as second,
         ):
             await ask(first, slow_crops(4))
-            await first.write(slow_crops(48))  # more than two seconds of work
+            await first.write(slow_crops(48))
             late = asyncio.ensure_future(first.read())
-            await asyncio.sleep(0.9)  # the first batch is done
-            refused = await ask(second, slow_crops(1, timeout_ms=2000))
-            assert not late.done()  # it did not wait
-            photo = pb.EmbedRequest(items=[pb.EmbedItem(image=raw(square()))], timeout_ms=2000)
-            found, patient = await ask(second, photo), await ask(second, slow_crops(1, timeout_ms=20_000))
+            await until(lambda: len(begun) == 3)  # two batches are left, 1.6 seconds of work
+            refused = await ask(second, slow_crops(1, timeout_ms=1000))
+            photo = pb.EmbedRequest(items=[pb.EmbedItem(image=raw(square()))], timeout_ms=5000)
+            found = await ask(second, photo)
+            await second.write(slow_crops(1, timeout_ms=50_000))
+            assert not late.done()  # nothing waited for it
+            goes_on.set()
+            patient = await second.read()
             assert len((await late).results) == 48
     assert [result.error.reason for result in refused.results] == ["OVERLOADED"]
-    assert 100 < refused.retry_after_ms < 2000
+    assert refused.retry_after_ms > 100
     assert found.results[0].HasField("detection")
     assert patient.results[0].HasField("embedding")
 
@@ -54,7 +64,8 @@ async def test_a_caller_of_little_is_let_in_beside_one_that_fills_every_seat() -
         time.sleep(0.0075 * len(rows))  # all seats are a second
         return embed(rows)
 
-    async with fake_server({"colour": embed, "slow": net}) as target:
+    async with fake_service({"colour": embed, "slow": net}) as (target, service):
+        throughput = service.admission.estimators[RAW_CROPS]._throughput
         async with (
             stream(target, "Embed", pb.EmbedResponse) as bulk,
             stream(target, "Embed", pb.EmbedResponse) as modest,
@@ -71,7 +82,11 @@ async def test_a_caller_of_little_is_let_in_beside_one_that_fills_every_seat() -
 
             flooding = [asyncio.create_task(work) for work in (flood(), take())]
             await asyncio.sleep(1.5)
-            answers = [await ask(modest, slow_crops(1, timeout_ms=2200)) for _ in range(2)]
+            answers = []
+            for _ in range(2):
+                seats_s = throughput.known_seconds_for(128)
+                assert seats_s is not None
+                answers.append(await ask(modest, slow_crops(1, timeout_ms=int(2200 * seats_s))))
             for work in flooding:
                 work.cancel()
     assert "OVERLOADED" not in {answer.results[0].error.reason for answer in answers}

@@ -249,7 +249,7 @@ async def test_a_caller_who_leaves_frees_its_room_and_its_waiting_rows_are_not_r
 
 async def test_the_stream_s_own_deadline_frees_its_room() -> None:
     async with held_server() as (net, service, stub, _):
-        call = stub.Embed(timeout=0.3)
+        call = stub.Embed(timeout=2)
         await call.write(crops(1))
         await net.entered()
         assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
