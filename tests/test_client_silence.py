@@ -178,9 +178,9 @@ async def _outcome(client: AsyncClient, after_s: float) -> CallError | None:
 
 async def test_a_stream_sends_a_slow_server_no_more_than_it_answers_in_time() -> None:
     def net(rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        time.sleep(0.01 * len(rows))  # six messages would take 3.8 seconds
+        time.sleep(0.02 * len(rows))  # six messages would take 7.7 seconds
         return embed(rows)
 
-    sent = images(500)
-    async with fake_server({"slow": net}) as target, AsyncClient(target, timeout_s=3) as client:
+    sent = images(450)
+    async with fake_server({"slow": net}) as target, AsyncClient(target, timeout_s=6) as client:
         assert_answers(await client.embed_crops(sent), sent)
