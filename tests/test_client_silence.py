@@ -181,6 +181,6 @@ async def test_a_stream_sends_a_slow_server_no_more_than_it_answers_in_time() ->
         time.sleep(0.02 * len(rows))  # six messages would take 7.7 seconds
         return embed(rows)
 
-    sent = images(450)
+    sent = images(500)
     async with fake_server({"slow": net}) as target, AsyncClient(target, timeout_s=6) as client:
         assert_answers(await client.embed_crops(sent), sent)

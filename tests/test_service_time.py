@@ -35,7 +35,7 @@ async def test_a_message_that_would_wait_for_most_of_its_time_is_refused_and_ano
         assert len(begun) < 3 or goes_on.wait(20)
         return slow(rows)
 
-    async with fake_server({"colour": embed, "slow": net}, max_batch_rows=16) as target:
+    async with fake_service({"colour": embed, "slow": net}, max_batch_rows=16) as (target, service):
         async with (
             stream(target, "Embed", pb.EmbedResponse) as first,
             stream(target, "Embed", pb.EmbedResponse) as second,
@@ -44,16 +44,18 @@ async def test_a_message_that_would_wait_for_most_of_its_time_is_refused_and_ano
             await first.write(slow_crops(48))
             late = asyncio.ensure_future(first.read())
             await until(lambda: len(begun) == 3)  # two batches are left, 1.6 seconds of work
-            refused = await ask(second, slow_crops(1, timeout_ms=1000))
-            photo = pb.EmbedRequest(items=[pb.EmbedItem(image=raw(square()))], timeout_ms=5000)
+            work_s = service.admission.estimators[RAW_CROPS]._throughput.known_seconds_for(2 * 16)
+            assert work_s is not None
+            refused = await ask(second, slow_crops(1, timeout_ms=int(1150 * work_s)))
+            photo = pb.EmbedRequest(items=[pb.EmbedItem(image=raw(square()))], timeout_ms=2000)
             found = await ask(second, photo)
-            await second.write(slow_crops(1, timeout_ms=50_000))
+            await second.write(slow_crops(1, timeout_ms=20_000))
             assert not late.done()  # nothing waited for it
             goes_on.set()
             patient = await second.read()
             assert len((await late).results) == 48
     assert [result.error.reason for result in refused.results] == ["OVERLOADED"]
-    assert refused.retry_after_ms > 100
+    assert 100 < refused.retry_after_ms < 2000
     assert found.results[0].HasField("detection")
     assert patient.results[0].HasField("embedding")
 
