@@ -106,18 +106,29 @@ async def test_no_caller_has_so_many_questions_that_a_newcomer_could_not_have_as
         assert [await task for task in asking if task.done() is False or not task.exception()] == [b"\x08\x01"] * 6
 
 
-async def test_questions_that_never_come_hold_up_no_other_caller_and_end(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(unary, "_ACQUIRE_S", 1.5)
+async def silent_calls(channel: grpc.aio.Channel) -> list[Any]:
+    """Forty questions that are not said."""
+    calls = [begun(channel) for _ in range(40)]
+    await asyncio.gather(*(call.wait_for_connection() for call in calls))
+    return calls
+
+
+async def test_questions_that_never_come_hold_up_no_other_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit in ("_ACQUIRE_S", "_READ_S"):
+        monkeypatch.setattr(unary, limit, 30.0)
     async with asked(most=100) as (target, question), AsyncExitStack() as stack:
         question.open.set()
         hog, other = [await stack.enter_async_context(caller(target)) for _ in range(2)]
-        silent = [begun(hog) for _ in range(40)]
-        await asyncio.gather(*(call.wait_for_connection() for call in silent))
+        silent = await silent_calls(hog)
         for _ in range(20):
-            async with asyncio.timeout(0.5):
-                assert await answer_to(other) == b"\x08\x01"
+            assert await answer_to(other) == b"\x08\x01"
+        assert not any(call.done() for call in silent)
+
+
+async def test_questions_that_never_come_end(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(unary, "_ACQUIRE_S", 1.5)
+    async with asked(most=100) as (target, _), caller(target) as hog:
+        silent = await silent_calls(hog)
         codes = Counter(await asyncio.gather(*(call.code() for call in silent)))
         assert set(codes) == {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
         del silent
@@ -127,8 +138,10 @@ async def test_questions_that_never_come_hold_up_no_other_caller_and_end(
 
 @pytest.mark.parametrize(("callers", "most"), [(10, 8), (3, 6), (1, 4)])
 async def test_eight_questions_are_read_at_a_time_and_of_one_caller_as_many_as_leave_a_newcomer_as_much(
-    callers: int, most: int
+    callers: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for limit in ("_ACQUIRE_S", "_READ_S"):
+        monkeypatch.setattr(unary, limit, 30.0)
     question, reading = Question(), Reading()
     question.open.set()
     ask: Any = UnaryCalls(Callers(), 200).handler(health_pb2.HealthCheckRequest, question.answer)
