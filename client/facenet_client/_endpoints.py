@@ -127,8 +127,8 @@ class Endpoints:
         silent: type[CallError] = AnswerTimeout,
     ) -> AsyncIterator[None]:
         """A time limit for the body of ``async with``: what is left of the caller's time. Raises ServerUnavailable when
-        it is over, with the servers' errors. If no server has answered it raises ``silent``, and if all are overloaded
-        the first server's error."""
+        it is over, with the servers' errors. If no server has answered in time it raises ``silent``, and if all are
+        overloaded the first server's error."""
         try:
             async with asyncio.timeout(left_s):
                 yield
@@ -138,7 +138,8 @@ class Endpoints:
             errors = [each.error for each in self._all if each.error is not None]
             if errors and all(isinstance(error, ServerOverloaded) for error in errors):
                 raise errors[0] from None
-            kind, trouble = ServerUnavailable if errors else silent, "; ".join(map(str, errors))
+            kind = silent if all(isinstance(error, AnswerTimeout) for error in errors) else ServerUnavailable
+            trouble = "; ".join(map(str, errors))
             raise kind(f"{failure} within {of_s:.2g} s: {trouble or 'none has answered'}") from None
 
     async def wait_until_ready(self, timeout_s: float | None) -> None:
