@@ -111,10 +111,20 @@ async def test_asking_whether_a_server_is_ready_takes_no_busy_one_out_of_use() -
         assert server.infos == 1
 
 
-async def test_servers_that_refuse_to_say_what_they_run_are_overloaded() -> None:
-    server = Scripted(answer, info_fails=grpc.StatusCode.RESOURCE_EXHAUSTED)
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, ServerOverloaded),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, AnswerTimeout),
+        (grpc.StatusCode.UNAVAILABLE, ServerUnavailable),
+    ],
+)
+async def test_servers_that_never_say_what_they_run_are_told_by_why(
+    status: grpc.StatusCode, error: type[CallError]
+) -> None:
+    server = Scripted(answer, info_fails=status)
     async with server.serve() as target, AsyncClient(target, timeout_s=HEARD_S) as client:
-        with pytest.raises(ServerOverloaded):
+        with pytest.raises(error):
             await client.embed_crops(images(1))
 
 
