@@ -56,8 +56,9 @@ async def die_after_three(context: Any) -> None:
 
 
 async def end_early(context: Any) -> None:
-    """In good order, though answers are due."""
-    await answer_all(context, 1)
+    """In good order, though answers are due. All five messages are read, so that no write meets the end."""
+    messages = [await context.read() for _ in range(5)]
+    await context.write(answered(messages[0]).SerializeToString())
 
 
 async def never(context: Any) -> None:

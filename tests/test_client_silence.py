@@ -19,7 +19,7 @@ from facenet_proto.v1 import face_pb2 as pb
 from facenet_server.config import Config
 from facenet_server.rpc import listener
 from nets import embed, fake_server
-from scripted import HEARD_S, Scripted, answer, assert_answers, images, refusing
+from scripted import HEARD_S, Scripted, answer, answered, assert_answers, images, refusing
 
 
 async def test_a_silent_address_fails_no_stream_that_another_can_serve(silent: str) -> None:
@@ -87,17 +87,20 @@ async def test_calls_that_end_as_too_late_are_not_sent_again_without_a_pause() -
 async def test_a_message_that_is_sent_again_tells_the_time_that_is_left() -> None:
     told: list[int] = []
 
-    async def lose(context: Any) -> None:
-        told.append(pb.EmbedRequest.FromString(await context.read()).timeout_ms)
-        await asyncio.sleep(0.05)
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+    async def lose_thrice(context: Any) -> None:
+        data = await context.read()
+        told.append(pb.EmbedRequest.FromString(data).timeout_ms)
+        if len(told) > 3:
+            await context.write(answered(data).SerializeToString())
+        else:
+            await asyncio.sleep(0.1)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
 
-    async with Scripted(lose).serve() as target, AsyncClient(target, timeout_s=1) as client:
-        with pytest.raises((AnswerTimeout, ServerUnavailable)):
-            await client.embed_crops(images(1))
-    assert told[0] == 1000
+    async with Scripted(lose_thrice).serve() as target, AsyncClient(target, timeout_s=5) as client:
+        assert_answers(await client.embed_crops(images(1)), images(1))
+    assert told[0] == 5000
     assert told == sorted(told, reverse=True)
-    assert told[-1] < 950
+    assert told[-1] < 4750
 
 
 async def test_a_server_that_is_not_ready_gets_no_calls_until_it_is() -> None:
@@ -134,7 +137,7 @@ async def test_in_an_outage_calls_wait_side_by_side_and_no_longer_than_their_tim
     async with Scripted(answer).serve() as target:
         client = AsyncClient(target, timeout_s=1)
         await client.__aenter__()
-        assert_answers(await client.embed_crops(images(1)), images(1))
+        assert_answers(await client.embed_crops(images(1), timeout_s=2 * HEARD_S), images(1))
     with pytest.raises(CallError):
         await client.embed_crops(images(1))
     async with asyncio.timeout(5):

@@ -113,12 +113,29 @@ async def test_of_a_message_only_what_is_work_counts_as_work(monkeypatch: pytest
 
 
 async def test_what_waits_for_nothing_but_its_own_stream_is_not_refused() -> None:
-    async with fake_server({"colour": embed, "slow": slow}, max_batch_rows=16) as target:
+    begun, goes_on = list[int](), threading.Event()
+
+    def net(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        begun.append(len(rows))
+        if len(begun) == 1:
+            return slow(rows)
+        assert goes_on.wait(20)
+        return embed(rows)
+
+    async with fake_service({"colour": embed, "slow": net}, max_batch_rows=16) as (target, service):
         async with stream(target, "Embed", pb.EmbedResponse) as call:
             await ask(call, slow_crops(4))
-            await call.write(slow_crops(20))  # a second of work
-            await call.write(slow_crops(1, timeout_ms=1900))
-            assert len((await call.read()).results) == 20
+            await call.write(slow_crops(40))  # two seconds of work, by the first four
+            await until(lambda: len(begun) == 2)
+            work_s = service.admission.estimators[RAW_CROPS]._throughput.known_seconds_for(40)
+            assert work_s is not None
+            await call.write(slow_crops(1, timeout_ms=int(1200 * work_s)))
+            try:
+                async with asyncio.timeout(10):
+                    await until(lambda: service.admission.counts.items_in_flight == 41)
+            finally:
+                goes_on.set()
+            assert len((await call.read()).results) == 40
             assert (await call.read()).results[0].HasField("embedding")
 
 
