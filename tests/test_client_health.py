@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from facenet_client import AsyncClient, Client, Embedding, ServerUnavailable
+from facenet_client import AsyncClient, Client, Embedding, ServerUnavailable, _endpoint
 from facenet_client._call import Channel
 from facenet_client._endpoint import Endpoint
 from scripted import HEARD_S, Scripted, answer, answered, assert_answers, images, tell_changes
@@ -168,7 +168,8 @@ async def refused(_: Scripted, context: Any) -> None:
 
 
 @pytest.mark.parametrize("watch", [None, refused, unknown, broken])
-async def test_a_server_that_cannot_be_watched_is_used_as_it_is(watch: Any) -> None:
+async def test_a_server_that_cannot_be_watched_is_used_as_it_is(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_endpoint, "_WATCH_PAUSE_S", 60.0)  # longer than the test may take
     server = Scripted(answer, ready=True, watch=watch)
     async with server.serve() as target, AsyncClient(target, timeout_s=10) as client:
         for _ in range(50):
