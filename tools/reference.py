@@ -32,7 +32,8 @@ HEAD = """# Reference
 `make reference` writes this page from the code, and a test compares them. [operations.md](operations.md) says what the
 server does at its limits. [services.md](services.md) and [command-line.md](command-line.md) say how to call it.
 """
-REASONS_TEXT = """The code is a `google.rpc.Code`. The error sits on its item's result.
+REASONS_TEXT = """The code is a `google.rpc.Code`. The error sits on its item's result. With code 3 or 5 the same item
+fails again: the caller sends another one, or other options. With 4, 8 or 14 it may succeed later. For 13: `INTERNAL`.
 [images.md](images.md) says which file gets which reason.
 """
 

@@ -215,9 +215,15 @@ STATUSES: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "DEADLINE_EXCEEDED",
-        "A stream's first message did not come within 10 s, a unary call's within 1 s; or the call's deadline passed.",
-        "Sends as soon as it has opened a call; gives more time.",
+        "The call's deadline passed.",
+        "Gives more time.",
         "Adds cores or servers if it happens often.",
+    ),
+    (
+        "DEADLINE_EXCEEDED",
+        "A stream's first message did not come within 10 s, or a unary call's within 1 s.",
+        "Sends as soon as it has opened a call.",
+        "Nothing; if many callers see it, checks the network.",
     ),
     (
         "INVALID_ARGUMENT",
