@@ -27,6 +27,13 @@ def slow(rows: np.ndarray) -> tuple[np.ndarray, ...]:
     return embed(rows)
 
 
+def work_s(service: Any, n_crops: int) -> float:
+    """How long so many raw crops take, by the throughput that the server has measured."""
+    seconds = service.admission.estimators[RAW_CROPS]._throughput.known_seconds_for(n_crops)
+    assert seconds is not None
+    return float(seconds)
+
+
 async def test_a_message_that_would_wait_for_most_of_its_time_is_refused_and_another_kind_is_not() -> None:
     begun, goes_on = list[int](), threading.Event()
 
@@ -44,9 +51,7 @@ async def test_a_message_that_would_wait_for_most_of_its_time_is_refused_and_ano
             await first.write(slow_crops(48))
             late = asyncio.ensure_future(first.read())
             await until(lambda: len(begun) == 3)  # two batches are left, 1.6 seconds of work
-            work_s = service.admission.estimators[RAW_CROPS]._throughput.known_seconds_for(2 * 16)
-            assert work_s is not None
-            refused = await ask(second, slow_crops(1, timeout_ms=int(1150 * work_s)))
+            refused = await ask(second, slow_crops(1, timeout_ms=int(1150 * work_s(service, 2 * 16))))
             photo = pb.EmbedRequest(items=[pb.EmbedItem(image=raw(square()))], timeout_ms=2000)
             found = await ask(second, photo)
             await second.write(slow_crops(1, timeout_ms=20_000))
@@ -67,7 +72,6 @@ async def test_a_caller_of_little_is_let_in_beside_one_that_fills_every_seat() -
         return embed(rows)
 
     async with fake_service({"colour": embed, "slow": net}) as (target, service):
-        throughput = service.admission.estimators[RAW_CROPS]._throughput
         async with (
             stream(target, "Embed", pb.EmbedResponse) as bulk,
             stream(target, "Embed", pb.EmbedResponse) as modest,
@@ -86,9 +90,7 @@ async def test_a_caller_of_little_is_let_in_beside_one_that_fills_every_seat() -
             await asyncio.sleep(1.5)
             answers = []
             for _ in range(2):
-                seats_s = throughput.known_seconds_for(128)
-                assert seats_s is not None
-                answers.append(await ask(modest, slow_crops(1, timeout_ms=int(2200 * seats_s))))
+                answers.append(await ask(modest, slow_crops(1, timeout_ms=int(2200 * work_s(service, 128)))))
             for work in flooding:
                 work.cancel()
     assert "OVERLOADED" not in {answer.results[0].error.reason for answer in answers}
@@ -127,9 +129,7 @@ async def test_what_waits_for_nothing_but_its_own_stream_is_not_refused() -> Non
             await ask(call, slow_crops(4))
             await call.write(slow_crops(40))  # two seconds of work, by the first four
             await until(lambda: len(begun) == 2)
-            work_s = service.admission.estimators[RAW_CROPS]._throughput.known_seconds_for(40)
-            assert work_s is not None
-            await call.write(slow_crops(1, timeout_ms=int(1200 * work_s)))
+            await call.write(slow_crops(1, timeout_ms=int(1200 * work_s(service, 40))))
             try:
                 async with asyncio.timeout(10):
                     await until(lambda: service.admission.counts.items_in_flight == 41)

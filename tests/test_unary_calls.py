@@ -106,6 +106,13 @@ async def test_no_caller_has_so_many_questions_that_a_newcomer_could_not_have_as
         assert [await task for task in asking if task.done() is False or not task.exception()] == [b"\x08\x01"] * 6
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions have more time than a test takes."""
+    for limit in ("_ACQUIRE_S", "_READ_S"):
+        monkeypatch.setattr(unary, limit, 30.0)
+
+
 async def silent_calls(channel: grpc.aio.Channel) -> list[Any]:
     """Forty questions that are not said."""
     calls = [begun(channel) for _ in range(40)]
@@ -113,9 +120,8 @@ async def silent_calls(channel: grpc.aio.Channel) -> list[Any]:
     return calls
 
 
-async def test_questions_that_never_come_hold_up_no_other_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit in ("_ACQUIRE_S", "_READ_S"):
-        monkeypatch.setattr(unary, limit, 30.0)
+@pytest.mark.usefixtures("patient")
+async def test_questions_that_never_come_hold_up_no_other_caller() -> None:
     async with asked(most=100) as (target, question), AsyncExitStack() as stack:
         question.open.set()
         hog, other = [await stack.enter_async_context(caller(target)) for _ in range(2)]
@@ -136,12 +142,11 @@ async def test_questions_that_never_come_end(monkeypatch: pytest.MonkeyPatch, ca
     assert not caplog.records
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(("callers", "most"), [(10, 8), (3, 6), (1, 4)])
 async def test_eight_questions_are_read_at_a_time_and_of_one_caller_as_many_as_leave_a_newcomer_as_much(
-    callers: int, most: int, monkeypatch: pytest.MonkeyPatch
+    callers: int, most: int
 ) -> None:
-    for limit in ("_ACQUIRE_S", "_READ_S"):
-        monkeypatch.setattr(unary, limit, 30.0)
     question, reading = Question(), Reading()
     question.open.set()
     ask: Any = UnaryCalls(Callers(), 200).handler(health_pb2.HealthCheckRequest, question.answer)
